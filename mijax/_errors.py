@@ -1,0 +1,70 @@
+"""Errors that mijax raises on bad input.
+
+Every message is one line and says what was given, what was expected and what to do.
+The command line prints it without a traceback and exits with code 2.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MijaxError(Exception):
+    """Base of every error that mijax raises on purpose."""
+
+
+class SiteError(MijaxError):
+    """An unknown site, or a layer, head or feature that the site does not have."""
+
+
+class PositionError(MijaxError):
+    """A position, span or alignment that the prompts do not have."""
+
+
+class ShapeError(MijaxError):
+    """An array whose shape or rank does not fit its place."""
+
+
+class TokenError(MijaxError):
+    """A text that does not map to tokens as the caller needs."""
+
+
+class LoadError(MijaxError):
+    """A model, weight file or checkpoint that cannot be loaded as asked."""
+
+
+class ConfigError(MijaxError):
+    """A config key, value or experiment name that does not exist."""
+
+
+class OutputError(MijaxError):
+    """A folder or file that cannot be written."""
+
+
+class NetworkError(MijaxError):
+    """Something that would have to be downloaded and cannot be."""
+
+
+class FrameError(MijaxError):
+    """A weight frame that the requested analysis or processing cannot use."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Ends an error message with the closest valid names, or with all of them.
+
+    Args:
+        name: what was given.
+        options: every valid name.
+
+    Returns:
+        A sentence that begins with a space: `" Did you mean 'resid_pre'?"`, or the
+        list of valid names where none is close.
+
+    Example:
+        >>> nearest("resid_per", ["resid_pre", "attn_out"])
+        " Did you mean 'resid_pre'?"
+    """
+    names = list(options)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if close:
+        return f" Did you mean {' or '.join(repr(c) for c in close)}?"
+    return f" Valid names: {', '.join(names)}." if names else ""
