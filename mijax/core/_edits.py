@@ -1,0 +1,432 @@
+"""Edits: values that change an activation, and the places where they do it."""
+
+import abc
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from mijax._errors import PositionError, ShapeError, SiteError
+from mijax.core._rows import Place
+from mijax.core._sites import SITES, Site, Sites, empty, get, put
+
+Edits = Sites[Any] | Sequence[Sites[Any]] | None
+
+
+class AbstractEdit(eqx.Module):
+    """A change of an activation, `x -> x`, the same for every row.
+
+    To write one's own, subclass it and define `__call__`; where the edit needs to know
+    which layer, prompt or position a row stands for, `place` tells.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+        """Returns the changed rows."""
+
+    def at(
+        self,
+        site: str | Site,
+        *,
+        layer: Any = None,
+        position: Any = None,
+        head: Any = None,
+        feature: Any = None,
+    ) -> Sites[Any]:
+        """Places this edit.
+
+        Args:
+            site: name of a site, or a `Site` (then give no indices).
+            layer: index of the block; `None` for every block. Like the other indices
+                an integer or a traced integer: it is data, not structure.
+            position: token index, one per prompt (`[batch]`), or a slice of those.
+            head: query head.
+            feature: index on the last axis.
+
+        Returns:
+            Edits with this one in them, for `run`, `capture`, `sweep` and the model.
+
+        Raises:
+            SiteError: unknown site, or an index that it does not have.
+
+        Example:
+            >>> edits = Zero().at("z", layer=9, head=6)
+            >>> edits.blocks.z.edit
+            Zero()
+        """
+        if not isinstance(site, Site):
+            site = Site(site, layer, position, head, feature)
+        start, stop = site.position, None
+        if isinstance(start, slice):
+            start, stop = start.start or 0, start.stop
+            stop = jnp.iinfo(jnp.int32).max if stop is None else stop
+        as_index = lambda i: None if i is None else jnp.asarray(i, jnp.int32)  # noqa: E731
+        placed = Placed(
+            self.bind(site),
+            *map(as_index, (site.layer, start, stop, site.head, site.feature)),
+            site.name,
+        )
+        return put(empty(), site.name, placed)
+
+    def bind(self, site: Site) -> "AbstractEdit":
+        """Returns this edit with its operand for one site; most need nothing."""
+        return self
+
+
+class Placed(AbstractEdit):
+    """An edit and its place. Indices are scalars, or hold one entry per lane."""
+
+    edit: AbstractEdit
+    layer: Array | None
+    start: Array | None
+    stop: Array | None
+    head: Array | None
+    feature: Array | None
+    site: str = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+        """Returns the edited rows where the place says so and `x` elsewhere."""
+        new = self.edit(x, place)
+        where = self.where(x, place)
+        return new if where is None else jnp.where(where, new, x)
+
+    def where(
+        self, x: Float[Array, "rows ..."], place: Place
+    ) -> Bool[Array, "..."] | None:
+        """Returns the mask of what is edited, broadcastable to `x`; `None` is all."""
+        masks = []
+        if self.layer is not None:
+            masks.append(per_row(self.layer, place, x) == place.layer)
+        if self.start is not None:
+            position = place.rows.position.reshape((-1,) + (1,) * (x.ndim - 1))
+            start = per_row(self.start, place, x)
+            stop = start + 1 if self.stop is None else per_row(self.stop, place, x)
+            masks.append((position >= start) & (position < stop))
+        if self.head is not None:
+            heads = jnp.arange(x.shape[1])[:, None]
+            masks.append(per_row(self.head, place, x) == heads)
+        if self.feature is not None:
+            masks.append(per_row(self.feature, place, x) == jnp.arange(x.shape[-1]))
+        return None if not masks else jax.tree.reduce(jnp.logical_and, masks)
+
+
+class Compose(AbstractEdit):
+    """Several edits at one site, applied in order."""
+
+    edits: tuple[AbstractEdit, ...]
+
+    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+        """Applies the first edit first."""
+        for one in self.edits:
+            x = one(x, place)
+        return x
+
+
+class Zero(AbstractEdit):
+    """Zero ablation: `x -> 0`."""
+
+    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+        """Returns zeros."""
+        return jnp.zeros_like(x)
+
+
+class Set(AbstractEdit):
+    """Replaces the activation: `x -> value`.
+
+    Args:
+        value: broadcast against one row of the site, e.g. `[embed]` at `resid_pre`,
+            `[head_dim]` or `[heads, head_dim]` at `z`.
+    """
+
+    value: Float[Array, "..."]
+
+    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+        """Returns the value in every row."""
+        return jnp.broadcast_to(fits(self.value, x), x.shape).astype(x.dtype)
+
+
+class Add(AbstractEdit):
+    r"""Steering: $x \mapsto x + c \cdot v$.
+
+    Args:
+        value: the direction `v`, broadcast against one row of the site.
+        coefficient: `c`; a sweep can run over it.
+    """
+
+    value: Float[Array, "..."]
+    coefficient: Float[Array, "*lane"] | float = 1.0
+
+    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+        """Adds the scaled direction to every row."""
+        step = per_row(jnp.asarray(self.coefficient), place, x) * fits(self.value, x)
+        return x + step.astype(x.dtype)
+
+
+class Scale(AbstractEdit):
+    r"""Scales the activation: $x \mapsto c \cdot x$.
+
+    Args:
+        coefficient: `c`; a sweep can run over it. 0 ablates, 1 is the identity.
+    """
+
+    coefficient: Float[Array, "*lane"] | float
+
+    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+        """Returns the scaled rows."""
+        return x * per_row(jnp.asarray(self.coefficient, x.dtype), place, x)
+
+
+class Noise(AbstractEdit):
+    r"""Adds Gaussian noise: $x \mapsto x + c \cdot \epsilon$.
+
+    The noise of a row depends on the key and on the row's prompt, layer and position
+    only, so it is the same in a batch, alone, padded or in a sweep.
+
+    Args:
+        key: a `jax.random.key`.
+        coefficient: standard deviation, in units of the activation.
+    """
+
+    key: PRNGKeyArray
+    coefficient: Float[Array, "*lane"] | float = 1.0
+
+    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+        """Adds each row's own noise."""
+        rows = place.rows
+        key = jax.random.fold_in(self.key, 0 if place.layer is None else place.layer)
+        prompt = jnp.zeros((), jnp.int32) if rows.prompt is None else rows.prompt
+        prompt = jnp.broadcast_to(prompt, rows.position.shape)
+
+        def draw(prompt: Array, position: Array) -> Array:
+            own = jax.random.fold_in(jax.random.fold_in(key, prompt), position)
+            return jax.random.normal(own, x.shape[1:])
+
+        noise = jax.vmap(draw)(prompt, rows.position)
+        step = per_row(jnp.asarray(self.coefficient), place, x) * noise
+        return x + step.astype(x.dtype)
+
+
+class Project(AbstractEdit):
+    r"""Removes a subspace, $x \mapsto x - Q Q^\top x$, or keeps it alone.
+
+    Args:
+        directions: `[embed]` or `[k, embed]`, linearly independent; `Q` is an
+            orthonormal basis of their span.
+        keep: keep the span and remove the rest instead.
+    """
+
+    basis: Float[Array, "k embed"]
+    keep: bool = eqx.field(static=True)
+
+    def __init__(self, directions: Float[Array, "*k embed"], *, keep: bool = False):
+        q, _ = jnp.linalg.qr(jnp.atleast_2d(directions).T)
+        self.basis = q.T
+        self.keep = keep
+
+    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+        """Projects the last axis."""
+        basis = self.basis
+        if basis.shape[-1] != x.shape[-1]:
+            raise ShapeError(
+                f"Project has directions of size {basis.shape[-1]}, but the site's "
+                f"last axis has size {x.shape[-1]}."
+            )
+        inside = jnp.einsum("...d,kd,ke->...e", x, basis, basis).astype(x.dtype)
+        return inside if self.keep else x - inside
+
+
+class Patch(AbstractEdit):
+    """Activation patching: replaces the activation by that of another run.
+
+    Reads the source at the same prompt, layer and position. Positions beyond the
+    source's end (during generation) are left alone.
+
+    Args:
+        source: activations of the whole site as `capture(model, tokens, Site(name))`
+            returns them, `[*prompt, layer, seq, ...]`; or a mapping from site names to
+            such arrays, of which `.at(site)` picks one.
+
+    Example:
+        >>> edit = Patch(jnp.ones((12, 5, 64))).at("resid_pre", layer=3, position=4)
+        >>> edit.blocks.resid_pre.edit.source.shape
+        (12, 5, 64)
+    """
+
+    source: Any
+    layered: bool = eqx.field(static=True, default=True)
+    prompts: bool = eqx.field(static=True, default=False)
+
+    def bind(self, site: Site) -> "Patch":
+        """Picks the site's source and checks its rank."""
+        source = pick(self.source, site)
+        if source.ndim not in (site.rank, site.rank + 1):
+            raise ShapeError(
+                f"A source for site {site.name!r} has rank {site.rank}, or "
+                f"{site.rank + 1} with prompts; got shape {source.shape}. Capture the "
+                f"whole site: capture(model, tokens, Site({site.name!r}))."
+            )
+        return Patch(source, site.layered, source.ndim > site.rank)
+
+    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+        """Returns the source's rows."""
+        rows = place.rows
+        index: tuple[Any, ...] = (place.layer,) if self.layered else ()
+        if self.prompts:
+            if rows.prompt is None:
+                raise ShapeError(
+                    f"The source holds {self.source.shape[0]} prompts, but a single "
+                    "one is run: index the source, or run the whole batch."
+                )
+            index = (rows.prompt, *index)
+        seq = self.source.shape[len(index)]
+        new = self.source[(*index, jnp.minimum(rows.position, seq - 1))]
+        if new.shape != x.shape:
+            raise ShapeError(
+                f"The source has rows of shape {new.shape[1:]}, but the site has "
+                f"{x.shape[1:]}: both runs need the same model and prompt length."
+            )
+        inside = (rows.position < seq).reshape((-1,) + (1,) * (x.ndim - 1))
+        return jnp.where(inside, new.astype(x.dtype), x)
+
+
+class Mean(AbstractEdit):
+    """Mean ablation: replaces the activation by its mean over prompts.
+
+    Args:
+        acts: activations of the whole site over a batch, as `capture` returns them,
+            `[prompt, layer, seq, ...]`, or a mapping from site names to such arrays.
+        mask: `[prompt, seq]`, which tokens count (`prompts.mask`); all by default.
+        per_position: keep one mean per position instead of one over all of them.
+    """
+
+    acts: Any
+    mask: Bool[Array, "prompt seq"] | None = None
+    per_position: bool = eqx.field(static=True, default=False, kw_only=True)
+
+    def bind(self, site: Site) -> AbstractEdit:
+        """Averages the site's activations."""
+        acts = pick(self.acts, site)
+        if acts.ndim != site.rank + 1:
+            raise ShapeError(
+                f"Mean at site {site.name!r} needs acts of rank {site.rank + 1} "
+                f"(prompts first), got shape {acts.shape}."
+            )
+        seq = 1 + site.layered
+        weight = jnp.ones((1,) * acts.ndim, acts.dtype)
+        if self.mask is not None:
+            shape = [1] * acts.ndim
+            shape[0], shape[seq] = self.mask.shape
+            weight = jnp.asarray(self.mask, acts.dtype).reshape(shape)
+        weight = jnp.broadcast_to(weight, acts.shape)
+        axes = (0,) if self.per_position else (0, seq)
+        total = (acts * weight).sum(axes, keepdims=True)
+        mean = (total / jnp.maximum(weight.sum(axes, keepdims=True), 1))[0]
+        return MeanAt(mean, site.layered)
+
+    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+        """Refuses: the mean is known once the edit is placed."""
+        raise SiteError("Place the edit first: Mean(acts).at(site).")
+
+
+class MeanAt(AbstractEdit):
+    """A `Mean` placed at its site: one row per layer, or one per layer and position."""
+
+    value: Float[Array, "..."]
+    layered: bool = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+        """Returns the mean in every row."""
+        value = self.value[place.layer] if self.layered else self.value
+        row = jnp.minimum(place.rows.position, value.shape[0] - 1)
+        return jnp.broadcast_to(value[row], x.shape).astype(x.dtype)
+
+
+def compose(*edits: Edits) -> Sites[Any]:
+    """Joins edits into one record; at a common site the earlier one applies first.
+
+    Args:
+        *edits: records from `.at(...)`, sequences of them, or `None`.
+
+    Returns:
+        One record that holds them all.
+
+    Example:
+        >>> both = compose(Scale(2.0).at("z", layer=0), Zero().at("mlp_out"))
+        >>> both.blocks.z is not None and both.blocks.mlp_out is not None
+        True
+    """
+    joined = empty()
+    for given in edits:
+        if given is None:
+            continue
+        if not isinstance(given, Sites | Sequence):
+            raise SiteError(
+                f"Edits must be placed, got {type(given).__name__}: write "
+                "edit.at(site, ...)."
+            )
+        record = given if isinstance(given, Sites) else compose(*given)
+        for name in SITES:
+            new, old = get(record, name), get(joined, name)
+            if new is not None:
+                both = new if old is None else Compose((old, new))
+                joined = put(joined, name, both)
+    return joined
+
+
+def edit(edits: AbstractEdit | None, x: Array, place: Place) -> Array:
+    """Applies what is placed at a site; blocks call it once per site.
+
+    Args:
+        edits: what the record of edits holds there; `None` is no edit.
+        x: the activation, rows first.
+        place: which layer and rows it is.
+
+    Returns:
+        The activation that the model goes on with.
+    """
+    return x if edits is None else edits(x, place)
+
+
+def per_row(index: Array, place: Place, x: Array) -> Array:
+    """Looks up a scalar, or an array of one value per lane, for every row of `x`."""
+    if index.ndim == 0:
+        return index
+    if index.ndim > 1:
+        raise PositionError(
+            f"An index holds one entry per prompt, got shape {index.shape}."
+        )
+    if place.rows.lane is None:
+        raise PositionError(
+            f"An index of shape {index.shape} needs a batch of as many prompts, but a "
+            "single one is run."
+        )
+    value = index[place.rows.lane]
+    return value.reshape(value.shape + (1,) * (x.ndim - 1)) if value.ndim else value
+
+
+def fits(value: Array, x: Array) -> Array:
+    """Returns an operand that broadcasts to the rows of `x`, or refuses it."""
+    value = jnp.asarray(value)
+    row = x.shape[1:]
+    try:
+        fine = jnp.broadcast_shapes(value.shape, row) == row
+    except ValueError:
+        fine = False
+    if not fine:
+        raise ShapeError(f"A value of shape {value.shape} does not fit rows of {row}.")
+    return value
+
+
+def pick(operand: Any, site: Site) -> Array:
+    """Returns an edit's operand for one site, by name where it is a mapping."""
+    if not isinstance(operand, Mapping):
+        return jnp.asarray(operand)
+    if site.name not in operand:
+        raise SiteError(
+            f"The edit holds no activations of {site.name!r}, only of "
+            f"{', '.join(operand)}."
+        )
+    return jnp.asarray(operand[site.name])

@@ -1,0 +1,169 @@
+"""The model that every method speaks to, and its forward pass."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mijax._errors import ShapeError
+from mijax.core._edits import compose, edit
+from mijax.core._rows import AbstractRows, Past, Place, Sequence
+from mijax.core._sites import BlockSites, Sites
+
+
+class AbstractBlock(eqx.Module):
+    """A residual block: reads rows, applies edits, returns every activation."""
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        x: Float[Array, "rows embed"],
+        edits: BlockSites[Any],
+        place: Place,
+        past: Past | None = None,
+    ) -> tuple[Float[Array, "rows embed"], BlockSites[Any]]:
+        """Computes the block.
+
+        Args:
+            x: the residual stream at the rows.
+            edits: what to change at each site.
+            place: the layer and where the rows stand.
+            past: keys (before rotary) and values of tokens that are not among the
+                rows, `[prompt, key_seq, heads, head_dim]`; for packed rows only.
+
+        Returns:
+            The residual stream after the block, and the activation at each site.
+        """
+
+
+class AbstractModel(eqx.Module):
+    """What a method needs of a model.
+
+    A model embeds tokens, applies its stacked blocks, normalises, and unembeds.
+    Subclasses define these parts; the passes over them (this one, sweeps, generation)
+    are written once, here and in the verbs.
+
+    Attributes:
+        blocks: blocks of equal shape, stacked: every array has a leading layer axis.
+    """
+
+    blocks: eqx.AbstractVar[AbstractBlock]
+
+    @abc.abstractmethod
+    def embed(
+        self, tokens: Int[Array, " rows"], position: Int[Array, " rows"]
+    ) -> Float[Array, "rows embed"]:
+        """Returns the residual stream that enters the first block."""
+
+    @abc.abstractmethod
+    def normalise(self, x: Float[Array, "*rows embed"]) -> Float[Array, "*rows embed"]:
+        """Applies the final norm."""
+
+    @abc.abstractmethod
+    def unembed(
+        self,
+        x: Float[Array, "*rows embed"],
+        ids: Int[Array, "*rows k"] | None = None,
+    ) -> Float[Array, "*rows vocab"]:
+        """Returns logits of every token, or of the tokens `ids` of each row only."""
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return jax.tree.leaves(eqx.filter(self.blocks, eqx.is_array))[0].shape[0]
+
+    def __call__(
+        self,
+        tokens: Int[Array, " seq"],
+        edits: Any = None,
+        *,
+        prompt: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "seq vocab"], Sites[Any]]:
+        """Runs one example.
+
+        Under `jit`, activations that the caller drops cost nothing.
+
+        Args:
+            tokens: token ids of one prompt.
+            edits: placed edits, a list of them, or `None`.
+            prompt: index of this prompt in its batch, for edits that hold one place or
+                one source per prompt.
+
+        Returns:
+            Logits, and the activation at every site, block sites with a leading layer
+            axis (`None` where the model has no such site).
+        """
+        if tokens.ndim != 1:
+            raise ShapeError(
+                f"A model takes one example, tokens [seq]; got shape {tokens.shape}. "
+                "Use mijax.run or jax.vmap for a batch."
+            )
+        edits = compose(edits)
+        position = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+        place = Place(Sequence(position, prompt, prompt))
+        embed = edit(edits.embed, self.embed(tokens, position), place)
+        x, blocks = scan_blocks(self, embed, edits.blocks, place.rows)
+        final = edit(edits.resid_final, self.normalise(x), place)
+        logits = edit(edits.logits, self.unembed(final), place)
+        return logits, Sites(embed, blocks, final, logits)
+
+
+def scan_blocks(
+    model: AbstractModel,
+    x: Float[Array, "rows embed"],
+    edits: BlockSites[Any],
+    rows: AbstractRows,
+    *,
+    past: Past | None = None,
+    select: Callable[[BlockSites[Any], Array], Any] = lambda acts, layer: acts,
+) -> tuple[Float[Array, "rows embed"], Any]:
+    """Applies all blocks, one compiled body for every layer.
+
+    Args:
+        model: the model.
+        x: the residual stream that enters the first block.
+        edits: what to change; indices and operands of all layers.
+        rows: where the rows stand.
+        past: keys and values of earlier tokens per layer, `[layer, prompt, ...]`.
+        select: what to keep of a block's activations. It runs inside the scan, so only
+            what it returns takes memory.
+
+    Returns:
+        The residual stream after the last block, and the selections, stacked by layer.
+    """
+    arrays, static = eqx.partition(model.blocks, eqx.is_array)
+    scanned, shared = split_layered(edits)
+
+    def body(x: Array, layered: Any) -> tuple[Array, Any]:
+        layer, arrays, scanned, past = layered
+        block = eqx.combine(arrays, static)
+        edits = eqx.combine(scanned, shared)
+        x, acts = block(x, edits, Place(rows, layer), past)
+        return x, select(acts, layer)
+
+    layers = jnp.arange(model.n_layers, dtype=jnp.int32)
+    return jax.lax.scan(body, x, (layers, arrays, scanned, past))
+
+
+class Layered(eqx.Module):
+    """An operand with one entry per layer, handed to each layer by the scan itself.
+
+    Reading it so, and not by index, makes its gradient cost one layer per layer.
+    """
+
+    value: Float[Array, "layer ..."]
+
+
+def split_layered(edits: Any) -> tuple[Any, Any]:
+    """Splits edits into what the scan slices by layer and what all layers share."""
+    is_layered = lambda node: isinstance(node, Layered)  # noqa: E731
+    mask = jax.tree.map(
+        lambda node: jax.tree.map(lambda _: is_layered(node), node),
+        edits,
+        is_leaf=is_layered,
+    )
+    return eqx.partition(edits, mask)

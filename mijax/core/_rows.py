@@ -1,0 +1,129 @@
+"""Rows: which prompt, lane and position each row of a block's input stands for.
+
+A block computes on rows, `x[rows, embed]`. For a plain run the rows are the tokens of
+one sequence. For a sweep they are the re-run suffixes of many patched runs (lanes), one
+after the other in one flat list; for generation they are the newest token of each
+prompt. Only attention looks across rows, and it does so through the four methods here.
+"""
+
+import abc
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+Past = tuple[Array, Array]
+
+
+class AbstractRows(eqx.Module):
+    """Where the rows of `x` stand.
+
+    Attributes:
+        position: position of each row in its prompt, `[rows]`.
+        prompt: prompt of each row, `[rows]` or one for all; `None` for a single prompt.
+        lane: lane of each row, `[rows]` or one for all: the index into edits that hold
+            one place per lane; `None` for a single lane.
+    """
+
+    position: eqx.AbstractVar[Int[Array, " rows"]]
+    prompt: eqx.AbstractVar[Int[Array, "*rows"] | None]
+    lane: eqx.AbstractVar[Int[Array, "*rows"] | None]
+
+    @abc.abstractmethod
+    def queries(self, x: Float[Array, "rows ..."]) -> Float[Array, "..."]:
+        """Lays rows out on a (lane, query) grid."""
+
+    @abc.abstractmethod
+    def keys(
+        self, x: Float[Array, "rows ..."], past: Float[Array, "..."] | None
+    ) -> Float[Array, "..."]:
+        """Lays rows out on a (lane, key) grid, the rest filled from the past."""
+
+    @abc.abstractmethod
+    def flat(self, grid: Float[Array, "..."]) -> Float[Array, "rows ..."]:
+        """Takes the rows back from a (lane, query) grid."""
+
+    @abc.abstractmethod
+    def causal(self) -> Bool[Array, "*lane seq key_seq"]:
+        """Tells which keys each query of the grid may read."""
+
+
+class Sequence(AbstractRows):
+    """The tokens of one sequence, all of them."""
+
+    position: Int[Array, " rows"]
+    prompt: Int[Array, ""] | None = None
+    lane: Int[Array, ""] | None = None
+
+    def queries(self, x: Float[Array, "rows ..."]) -> Float[Array, "seq ..."]:
+        """Returns `x`: the rows are the grid."""
+        return x
+
+    def keys(
+        self, x: Float[Array, "rows ..."], past: Float[Array, "..."] | None
+    ) -> Float[Array, "key_seq ..."]:
+        """Returns `x`: a whole sequence has no past."""
+        return x
+
+    def flat(self, grid: Float[Array, "seq ..."]) -> Float[Array, "rows ..."]:
+        """Returns the grid."""
+        return grid
+
+    def causal(self) -> Bool[Array, "seq key_seq"]:
+        """Returns the lower triangle."""
+        return self.position[:, None] >= self.position[None, :]
+
+
+class Packed(AbstractRows):
+    """Suffixes of many lanes, packed one after the other in one list of rows.
+
+    Lane `i` holds the positions from `start[i]` on, in the rows from `offset[i]` on.
+    Keys and values before `start[i]` come from the past of prompt `lane_prompt[i]`.
+    Rows that belong to no lane compute on whatever they hold and reach nobody.
+
+    Attributes:
+        width: the longest suffix: the number of queries in the grid.
+        key_seq: the number of keys in the grid.
+    """
+
+    position: Int[Array, " rows"]
+    prompt: Int[Array, " rows"]
+    lane: Int[Array, " rows"]
+    offset: Int[Array, " lanes"]
+    start: Int[Array, " lanes"]
+    lane_prompt: Int[Array, " lanes"]
+    width: int = eqx.field(static=True)
+    key_seq: int = eqx.field(static=True)
+
+    def queries(self, x: Float[Array, "rows ..."]) -> Float[Array, "lane seq ..."]:
+        """Gathers each lane's rows; queries beyond a lane's end repeat some row."""
+        row = self.offset[:, None] + jnp.arange(self.width)
+        return x[jnp.minimum(row, x.shape[0] - 1)]
+
+    def keys(
+        self, x: Float[Array, "rows ..."], past: Float[Array, "prompt key_seq ..."]
+    ) -> Float[Array, "lane key_seq ..."]:
+        """Gathers each lane's past up to its start and its own rows after it."""
+        key = jnp.arange(self.key_seq)
+        own = key[None, :] >= self.start[:, None]
+        row = self.offset[:, None] + key[None, :] - self.start[:, None]
+        rows = x[jnp.clip(row, 0, x.shape[0] - 1)]
+        own = own.reshape(own.shape + (1,) * (x.ndim - 1))
+        return jnp.where(own, rows, past[self.lane_prompt])
+
+    def flat(self, grid: Float[Array, "lane seq ..."]) -> Float[Array, "rows ..."]:
+        """Gathers every row from its lane and query."""
+        query = self.position - self.start[self.lane]
+        return grid[self.lane, jnp.clip(query, 0, self.width - 1)]
+
+    def causal(self) -> Bool[Array, "lane seq key_seq"]:
+        """Compares each query's position with each key's."""
+        query = self.start[:, None] + jnp.arange(self.width)
+        return query[:, :, None] >= jnp.arange(self.key_seq)
+
+
+class Place(eqx.Module):
+    """Where an edit is applied: a layer (`None` outside the blocks) and the rows."""
+
+    rows: AbstractRows
+    layer: Int[Array, ""] | int | None = None

@@ -1,0 +1,191 @@
+"""Sites: the places of a model where activations come out and edits go in."""
+
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import Array, Int
+
+from mijax._errors import PositionError, ShapeError, SiteError, nearest
+
+T = TypeVar("T")
+Index = int | np.integer | Int[Array, "..."] | np.ndarray
+Position = Index | slice
+
+
+class BlockSites(eqx.Module, Generic[T]):
+    """One value per site of a residual block, in the order of computation.
+
+    Holds arrays (activations), edits, or `None` where a block has no such site.
+    Shapes for one block and one example; the token axis always comes first:
+
+    | sites | shape |
+    |---|---|
+    | `resid_pre attn_out resid_mid mlp_out resid_post` | `[seq, embed]` |
+    | `q k v z` | `[seq, heads, head_dim]` |
+    | `scores pattern` | `[seq, heads, key_seq]` |
+    | `mlp_pre mlp_post` | `[seq, mlp]` |
+
+    `q` and `k` are taken before rotary embedding; `k` and `v` are per-query-head views
+    under grouped-query attention; `scores` are taken before the causal mask;
+    `mlp_pre` of a gated MLP is the input of its activation function.
+    """
+
+    resid_pre: T
+    q: T
+    k: T
+    v: T
+    scores: T
+    pattern: T
+    z: T
+    attn_out: T
+    resid_mid: T
+    mlp_pre: T
+    mlp_post: T
+    mlp_out: T
+    resid_post: T
+
+
+class Sites(eqx.Module, Generic[T]):
+    """One value per site of a model: `embed`, every block, `resid_final`, `logits`.
+
+    `resid_final` is the residual stream after the final norm: what the unembedding
+    reads. A model returns `Sites` of activations and takes `Sites` of edits.
+    In activations every block site has a leading `layer` axis.
+    """
+
+    embed: T
+    blocks: BlockSites[T]
+    resid_final: T
+    logits: T
+
+
+BLOCK_SITES = tuple(BlockSites.__dataclass_fields__)
+SITES = ("embed", *BLOCK_SITES, "resid_final", "logits")
+HEAD_SITES = ("q", "k", "v", "scores", "pattern", "z")
+
+
+def empty() -> Sites[Any]:
+    """Returns `Sites` with `None` everywhere: no edits.
+
+    Example:
+        >>> empty().blocks.z is None
+        True
+    """
+    return Sites(None, BlockSites(*(None,) * len(BLOCK_SITES)), None, None)
+
+
+class Site(eqx.Module):
+    """A site and, where given, the part of it that is meant.
+
+    Indices are integers or traced integer arrays, so one compiled program serves them
+    all. An index left out means everywhere.
+
+    Args:
+        name: one of `SITES`.
+        layer: block index; only block sites have one.
+        position: token index, one token index per prompt (`[batch]`), or a `slice`
+            of those (half open). Counts from 0.
+        head: query head index; only `q k v scores pattern z` have one.
+        feature: index on the last axis.
+
+    Raises:
+        SiteError: for an unknown name, or an index that the site does not have.
+        PositionError: for a negative position (with padded prompts it would not be
+            the last token: use `prompts.last`).
+
+    Example:
+        >>> Site("z", layer=9, head=6)
+        Site(name='z', layer=9, position=None, head=6, feature=None)
+    """
+
+    name: str = eqx.field(static=True)
+    layer: Index | None = None
+    position: Any = None
+    head: Index | None = None
+    feature: Index | None = None
+
+    def __check_init__(self):
+        """Refuses names and indices that no model has."""
+        if self.name not in SITES:
+            close = nearest(self.name, SITES)
+            raise SiteError(f"There is no site {self.name!r}.{close}")
+        if self.layer is not None and self.name not in BLOCK_SITES:
+            raise SiteError(
+                f"Site {self.name!r} has no layer: it is outside the blocks."
+            )
+        if self.head is not None and self.name not in HEAD_SITES:
+            raise SiteError(
+                f"Site {self.name!r} has no heads; sites per head: "
+                f"{', '.join(HEAD_SITES)}."
+            )
+        for axis in ("layer", "head", "feature"):
+            index = known(getattr(self, axis))
+            if index is not None and np.any(index < 0):
+                raise SiteError(f"{axis} counts from 0, got {index}.")
+        for end in span_ends(self.position):
+            index = known(end)
+            if index is not None and np.any(index < 0):
+                raise PositionError(
+                    f"Positions count from 0, got {index}; for the last token of "
+                    "each prompt give `prompts.last`."
+                )
+
+    @property
+    def layered(self) -> bool:
+        """Whether activations of this site have a leading layer axis."""
+        return self.name in BLOCK_SITES
+
+    @property
+    def rank(self) -> int:
+        """Rank of this site's activations of one example, layer axis included."""
+        return self.layered + 2 + (self.name in HEAD_SITES)
+
+
+def known(index: Any) -> np.ndarray | None:
+    """Returns an index as a NumPy array, or `None` if absent or traced."""
+    if index is None or isinstance(index, jax.core.Tracer):
+        return None
+    array = np.asarray(index)
+    if array.dtype.kind not in "iu":
+        raise ShapeError(f"An index must be an integer, got {index!r}.")
+    return array
+
+
+def span_ends(position: Any) -> tuple[Any, ...]:
+    """Returns the given start and stop of a position, which may be a slice."""
+    if isinstance(position, slice):
+        if position.step not in (None, 1):
+            raise PositionError(f"A span has no step, got {position}.")
+        return tuple(e for e in (position.start, position.stop) if e is not None)
+    return () if position is None else (position,)
+
+
+def get(tree: Sites[T], name: str) -> T:
+    """Returns the value that `tree` holds at a site.
+
+    Args:
+        tree: activations or edits.
+        name: one of `SITES`.
+
+    Returns:
+        The value there.
+    """
+    return getattr(tree.blocks if name in BLOCK_SITES else tree, name)
+
+
+def put(tree: Sites[Any], name: str, value: Any) -> Sites[Any]:
+    """Returns `tree` with another value at a site.
+
+    Args:
+        tree: activations or edits.
+        name: one of `SITES`.
+        value: the new value.
+
+    Returns:
+        A new record; `tree` is unchanged.
+    """
+    return eqx.tree_at(
+        lambda t: get(t, name), tree, value, is_leaf=lambda leaf: leaf is None
+    )

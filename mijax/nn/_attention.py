@@ -1,0 +1,142 @@
+"""Causal self-attention with an edit at every step."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mijax.core import BlockSites, Past, Place, edit
+from mijax.nn._basic import Rotary
+
+
+class Attention(eqx.Module):
+    """Multi-head attention; grouped-query where there are fewer key/value heads.
+
+    Query head `h` reads key/value head `h // (heads / kv_heads)`. Biases and rotary
+    positions are `None` where the model has none.
+    """
+
+    w_q: Float[Array, "embed heads head_dim"]
+    w_k: Float[Array, "embed kv_heads head_dim"]
+    w_v: Float[Array, "embed kv_heads head_dim"]
+    w_o: Float[Array, "heads head_dim embed"]
+    b_q: Float[Array, "heads head_dim"] | None = None
+    b_k: Float[Array, "kv_heads head_dim"] | None = None
+    b_v: Float[Array, "kv_heads head_dim"] | None = None
+    b_o: Float[Array, " embed"] | None = None
+    rotary: Rotary | None = None
+
+    def __call__(
+        self,
+        x: Float[Array, "rows embed"],
+        edits: BlockSites[Any],
+        place: Place,
+        past: Past | None = None,
+    ) -> tuple[Float[Array, "rows embed"], dict[str, Array]]:
+        """Computes attention at the rows.
+
+        Args:
+            x: the normalised residual stream.
+            edits: what to change at each site.
+            place: the layer and where the rows stand.
+            past: keys (before rotary) and values of tokens that are not rows, as this
+                layer returns them, `[prompt, key_seq, heads, head_dim]`.
+
+        Returns:
+            What attention writes to the residual stream, and its activations by site.
+        """
+        groups = self.w_q.shape[1] // self.w_k.shape[1]
+        q = edit(edits.q, project(x, self.w_q, self.b_q), place)
+        k, v = project(x, self.w_k, self.b_k), project(x, self.w_v, self.b_v)
+        k_view, v_view = (jnp.repeat(a, groups, axis=1) for a in (k, v))
+        # An edit may change one query head's view of a key that its group shares.
+        if edits.k is not None or edits.v is not None:
+            k = k_view = edit(edits.k, k_view, place)
+            v = v_view = edit(edits.v, v_view, place)
+        acts = self.attend(q, k, v, edits, place, past)
+        acts |= {"q": q, "k": k_view, "v": v_view}
+        out = jnp.einsum("nhd,hde->ne", acts["z"], self.w_o)
+        acts["attn_out"] = edit(edits.attn_out, add(out, self.b_o), place)
+        return acts["attn_out"], acts
+
+    def attend(
+        self,
+        q: Array,
+        k: Array,
+        v: Array,
+        edits: BlockSites[Any],
+        place: Place,
+        past: Past | None,
+    ) -> dict[str, Array]:
+        """Mixes values across tokens.
+
+        Args:
+            q: `[rows, heads, head_dim]`.
+            k: `[rows, heads or kv_heads, head_dim]`.
+            v: as `k`.
+            edits: edits of `scores`, `pattern` and `z`.
+            place: the layer and where the rows stand.
+            past: keys and values of tokens that are not rows.
+
+        Returns:
+            `scores`, `pattern` and `z`.
+        """
+        rows = place.rows
+        heads, kv_heads, head_dim = q.shape[1], k.shape[1], q.shape[2]
+        past_k, past_v = past if past is not None else (None, None)
+        if past_k is not None and past_v is not None:
+            every = past_k.shape[-2] // kv_heads
+            past_k, past_v = past_k[..., ::every, :], past_v[..., ::every, :]
+        if self.rotary is not None:
+            q, k = self.rotary(q, rows.position), self.rotary(k, rows.position)
+            if past_k is not None:
+                past_k = self.rotary(past_k, jnp.arange(past_k.shape[1]))
+        queries, keys = rows.queries(q), rows.keys(k, past_k)
+        queries = queries.reshape(*queries.shape[:-2], kv_heads, -1, head_dim)
+        scores = jnp.einsum("...qhgd,...khd->...hgqk", queries, keys) / head_dim**0.5
+        scores = scores.reshape(*scores.shape[:-4], heads, *scores.shape[-2:])
+        scores, scores_site = edit_grid(edits.scores, scores, place)
+        masked = jnp.where(
+            jnp.expand_dims(rows.causal(), -3),
+            scores.astype(jnp.float32),
+            jnp.finfo(jnp.float32).min,
+        )
+        pattern = jax.nn.softmax(masked, axis=-1).astype(q.dtype)
+        pattern, pattern_site = edit_grid(edits.pattern, pattern, place)
+        grouped = pattern.reshape(
+            *pattern.shape[:-3], kv_heads, -1, *pattern.shape[-2:]
+        )
+        z = jnp.einsum("...hgqk,...khd->...qhgd", grouped, rows.keys(v, past_v))
+        z = rows.flat(z.reshape(*z.shape[:-3], heads, head_dim))
+        z = edit(edits.z, z, place)
+        return {"scores": scores_site, "pattern": pattern_site, "z": z}
+
+
+def project(
+    x: Float[Array, "rows embed"],
+    weight: Float[Array, "embed heads head_dim"],
+    bias: Float[Array, "heads head_dim"] | None,
+) -> Float[Array, "rows heads head_dim"]:
+    """Reads every head's input from the residual stream."""
+    return add(jnp.einsum("ne,ehd->nhd", x, weight), bias)
+
+
+def add(x: Array, bias: Array | None) -> Array:
+    """Adds a bias where there is one."""
+    return x if bias is None else x + bias
+
+
+def edit_grid(
+    edits: Any, grid: Float[Array, "*lane heads seq key_seq"], place: Place
+) -> tuple[Float[Array, "*lane heads seq key_seq"], Float[Array, "rows heads key_seq"]]:
+    """Edits a (query, key) grid in the layout of its site, rows first.
+
+    Returns:
+        The edited grid, and the activation as the site has it.
+    """
+    site = edit(edits, place.rows.flat(jnp.moveaxis(grid, -3, -2)), place)
+    if edits is not None:
+        grid = jnp.moveaxis(place.rows.queries(site), -2, -3)
+    return grid, site

@@ -1,0 +1,133 @@
+"""Embeddings, norms, activations and rotary positions."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class Embedding(eqx.Module):
+    """A table with one row per token or position, `weight[n, embed]`."""
+
+    weight: Float[Array, "n embed"]
+
+    def __call__(self, index: Int[Array, "*rows"]) -> Float[Array, "*rows embed"]:
+        """Looks up rows."""
+        return self.weight[index]
+
+
+class Unembedding(eqx.Module):
+    """Logits from the residual stream, `x @ weight.T + bias`."""
+
+    weight: Float[Array, "vocab embed"]
+    bias: Float[Array, " vocab"] | None = None
+
+    def __call__(
+        self,
+        x: Float[Array, "*rows embed"],
+        ids: Int[Array, "*rows k"] | None = None,
+    ) -> Float[Array, "*rows k"]:
+        """Returns all logits, or those of the tokens `ids` of each row."""
+        if ids is None:
+            logits = x @ self.weight.T
+            return logits if self.bias is None else logits + self.bias
+        logits = jnp.einsum("...d,...kd->...k", x, self.weight[ids])
+        return logits if self.bias is None else logits + self.bias[ids]
+
+
+class Identity(eqx.Module):
+    """Stands where a model has no norm."""
+
+    def __call__(self, x: Float[Array, "*rows embed"]) -> Float[Array, "*rows embed"]:
+        """Returns `x`."""
+        return x
+
+
+class LayerNorm(eqx.Module):
+    r"""$\gamma (x - \bar x) / \sqrt{\mathrm{var}(x) + \epsilon} + \beta$.
+
+    Computed in float32 whatever the dtype of `x` (Ba et al. 2016, arXiv:1607.06450).
+    `weight` and `bias` are `None` once folded into the weights that read the norm.
+    """
+
+    weight: Float[Array, " embed"] | None
+    bias: Float[Array, " embed"] | None
+    eps: float = eqx.field(static=True, default=1e-5)
+
+    def __call__(self, x: Float[Array, "*rows embed"]) -> Float[Array, "*rows embed"]:
+        """Normalises the last axis."""
+        wide = x.astype(jnp.float32)
+        wide = wide - wide.mean(-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + self.eps)
+        if self.weight is not None:
+            wide = wide * self.weight
+        if self.bias is not None:
+            wide = wide + self.bias
+        return wide.astype(x.dtype)
+
+
+class RMSNorm(eqx.Module):
+    r"""$\gamma x / \sqrt{\overline{x^2} + \epsilon}$, in float32.
+
+    Zhang and Sennrich 2019, arXiv:1910.07467. `weight` is `None` once folded.
+    """
+
+    weight: Float[Array, " embed"] | None
+    eps: float = eqx.field(static=True, default=1e-5)
+
+    def __call__(self, x: Float[Array, "*rows embed"]) -> Float[Array, "*rows embed"]:
+        """Normalises the last axis."""
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + self.eps)
+        if self.weight is not None:
+            wide = wide * self.weight
+        return wide.astype(x.dtype)
+
+
+class GELU(eqx.Module):
+    """Gaussian error linear unit; `approximate` is the tanh form that GPT-2 uses."""
+
+    approximate: bool = eqx.field(static=True, default=True)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Applies the activation."""
+        return jax.nn.gelu(x, approximate=self.approximate)
+
+
+class SiLU(eqx.Module):
+    """Sigmoid linear unit, `x * sigmoid(x)`."""
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Applies the activation."""
+        return jax.nn.silu(x)
+
+
+class ReLU(eqx.Module):
+    """Rectified linear unit, `max(x, 0)`."""
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Applies the activation."""
+        return jax.nn.relu(x)
+
+
+class Rotary(eqx.Module):
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864), halves rotated together.
+
+    Attributes:
+        frequency: radians per position of each pair, `[head_dim / 2]`; pair `i` is
+            features `i` and `i + head_dim / 2`.
+    """
+
+    frequency: Float[Array, " half"]
+
+    def __call__(
+        self,
+        x: Float[Array, "*lane rows heads head_dim"],
+        position: Int[Array, " rows"],
+    ) -> Float[Array, "*lane rows heads head_dim"]:
+        """Rotates each row by its position."""
+        angle = position.astype(jnp.float32)[:, None] * self.frequency
+        cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
+        first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+        rotated = (first * cos - second * sin, second * cos + first * sin)
+        return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

@@ -1,0 +1,89 @@
+"""Residual blocks."""
+
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from mijax.core import AbstractBlock, BlockSites, Past, Place, edit
+from mijax.nn._attention import Attention
+from mijax.nn._basic import Identity, LayerNorm, RMSNorm
+from mijax.nn._mlp import AbstractMLP
+
+Norm = LayerNorm | RMSNorm | Identity
+NO_MLP = {"mlp_pre": None, "mlp_post": None, "mlp_out": None}
+
+
+class Block(AbstractBlock):
+    """Attention, then an MLP that reads its output (GPT-2, Llama)."""
+
+    norm_1: Norm
+    attention: Attention
+    norm_2: Norm
+    mlp: AbstractMLP
+
+    def __call__(
+        self,
+        x: Float[Array, "rows embed"],
+        edits: BlockSites[Any],
+        place: Place,
+        past: Past | None = None,
+    ) -> tuple[Float[Array, "rows embed"], BlockSites[Any]]:
+        """Computes the block; see `AbstractBlock`."""
+        pre = edit(edits.resid_pre, x, place)
+        attn_out, attn = self.attention(self.norm_1(pre), edits, place, past)
+        mid = edit(edits.resid_mid, pre + attn_out, place)
+        mlp_out, mlp = self.mlp(self.norm_2(mid), edits, place)
+        post = edit(edits.resid_post, mid + mlp_out, place)
+        return post, BlockSites(
+            resid_pre=pre, resid_mid=mid, resid_post=post, **attn, **mlp
+        )
+
+
+class ParallelBlock(AbstractBlock):
+    """Attention and MLP side by side, both reading `resid_pre` (GPT-J, NeoX).
+
+    There is no `resid_mid`.
+    """
+
+    norm_1: Norm
+    attention: Attention
+    norm_2: Norm
+    mlp: AbstractMLP
+
+    def __call__(
+        self,
+        x: Float[Array, "rows embed"],
+        edits: BlockSites[Any],
+        place: Place,
+        past: Past | None = None,
+    ) -> tuple[Float[Array, "rows embed"], BlockSites[Any]]:
+        """Computes the block; see `AbstractBlock`."""
+        pre = edit(edits.resid_pre, x, place)
+        attn_out, attn = self.attention(self.norm_1(pre), edits, place, past)
+        mlp_out, mlp = self.mlp(self.norm_2(pre), edits, place)
+        post = edit(edits.resid_post, pre + attn_out + mlp_out, place)
+        return post, BlockSites(
+            resid_pre=pre, resid_mid=None, resid_post=post, **attn, **mlp
+        )
+
+
+class AttentionBlock(AbstractBlock):
+    """Attention alone (Elhage et al. 2021). It has no MLP sites and no `resid_mid`."""
+
+    norm_1: Norm
+    attention: Attention
+
+    def __call__(
+        self,
+        x: Float[Array, "rows embed"],
+        edits: BlockSites[Any],
+        place: Place,
+        past: Past | None = None,
+    ) -> tuple[Float[Array, "rows embed"], BlockSites[Any]]:
+        """Computes the block; see `AbstractBlock`."""
+        pre = edit(edits.resid_pre, x, place)
+        attn_out, attn = self.attention(self.norm_1(pre), edits, place, past)
+        post = edit(edits.resid_post, pre + attn_out, place)
+        return post, BlockSites(
+            resid_pre=pre, resid_mid=None, resid_post=post, **attn, **NO_MLP
+        )

@@ -1,0 +1,57 @@
+"""A decoder-only transformer of any family."""
+
+import equinox as eqx
+from jaxtyping import Array, Float, Int
+
+from mijax.core import AbstractBlock, AbstractModel
+from mijax.nn._basic import Embedding, Unembedding
+from mijax.nn._blocks import Norm
+
+
+class Transformer(AbstractModel):
+    """Embeddings, stacked blocks, a final norm, an unembedding.
+
+    Attributes:
+        embedding: token embedding, `weight[vocab, embed]`.
+        positions: learned positions, `weight[context, embed]`, or `None`.
+        blocks: stacked blocks; every array has a leading layer axis.
+        norm: the final norm.
+        unembedding: `None` where it is tied to the embedding.
+        context: most tokens that a prompt may have, or `None`.
+        frame: weight processing that was applied, in order (see `fold_norm`).
+
+    Example:
+        >>> import jax, mijax
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> logits, acts = model(jax.numpy.array([1, 2, 3]))
+        >>> acts.blocks.z.shape  # layer, seq, heads, head_dim
+        (3, 3, 4, 8)
+    """
+
+    embedding: Embedding
+    positions: Embedding | None
+    blocks: AbstractBlock
+    norm: Norm
+    unembedding: Unembedding | None
+    context: int | None = eqx.field(static=True, default=None)
+    frame: tuple[str, ...] = eqx.field(static=True, default=())
+
+    def embed(
+        self, tokens: Int[Array, " rows"], position: Int[Array, " rows"]
+    ) -> Float[Array, "rows embed"]:
+        """Returns token plus position embeddings."""
+        x = self.embedding(tokens)
+        return x if self.positions is None else x + self.positions(position)
+
+    def normalise(self, x: Float[Array, "*rows embed"]) -> Float[Array, "*rows embed"]:
+        """Applies the final norm."""
+        return self.norm(x)
+
+    def unembed(
+        self,
+        x: Float[Array, "*rows embed"],
+        ids: Int[Array, "*rows k"] | None = None,
+    ) -> Float[Array, "*rows k"]:
+        """Returns logits of every token, or of the tokens `ids` of each row only."""
+        head = self.unembedding or Unembedding(self.embedding.weight)
+        return head(x, ids)
