@@ -1,5 +1,6 @@
 """Sites, activations, edits and the verbs on them."""
 
+from mijax.core._axes import Axis as Axis
 from mijax.core._edits import AbstractEdit as AbstractEdit
 from mijax.core._edits import Add as Add
 from mijax.core._edits import Mean as Mean
@@ -11,11 +12,27 @@ from mijax.core._edits import Set as Set
 from mijax.core._edits import Zero as Zero
 from mijax.core._edits import compose as compose
 from mijax.core._edits import edit as edit
+from mijax.core._generate import generate as generate
+from mijax.core._intervals import Interval as Interval
+from mijax.core._intervals import interval as interval
+from mijax.core._metrics import AbstractMetric as AbstractMetric
+from mijax.core._metrics import accuracy as accuracy
+from mijax.core._metrics import cross_entropy as cross_entropy
+from mijax.core._metrics import kl as kl
+from mijax.core._metrics import logit_difference as logit_difference
+from mijax.core._metrics import probability as probability
+from mijax.core._metrics import recovered as recovered
 from mijax.core._model import AbstractBlock as AbstractBlock
 from mijax.core._model import AbstractModel as AbstractModel
+from mijax.core._plan import Chunks as Chunks
 from mijax.core._rows import Past as Past
 from mijax.core._rows import Place as Place
+from mijax.core._run import capture as capture
+from mijax.core._run import gradients as gradients
+from mijax.core._run import run as run
 from mijax.core._sites import SITES as SITES
 from mijax.core._sites import BlockSites as BlockSites
 from mijax.core._sites import Site as Site
 from mijax.core._sites import Sites as Sites
+from mijax.core._sweep import Sweep as Sweep
+from mijax.core._sweep import sweep as sweep

@@ -141,7 +141,7 @@ class Set(AbstractEdit):
             `[head_dim]` or `[heads, head_dim]` at `z`.
     """
 
-    value: Float[Array, "..."]
+    value: Any = eqx.field(converter=jnp.asarray)
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Returns the value in every row."""
@@ -156,12 +156,12 @@ class Add(AbstractEdit):
         coefficient: `c`; a sweep can run over it.
     """
 
-    value: Float[Array, "..."]
-    coefficient: Float[Array, "*lane"] | float = 1.0
+    value: Any = eqx.field(converter=jnp.asarray)
+    coefficient: Any = eqx.field(default=1.0, converter=jnp.asarray)
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Adds the scaled direction to every row."""
-        step = per_row(jnp.asarray(self.coefficient), place, x) * fits(self.value, x)
+        step = per_row(self.coefficient, place, x) * fits(self.value, x)
         return x + step.astype(x.dtype)
 
 
@@ -172,11 +172,11 @@ class Scale(AbstractEdit):
         coefficient: `c`; a sweep can run over it. 0 ablates, 1 is the identity.
     """
 
-    coefficient: Float[Array, "*lane"] | float
+    coefficient: Any = eqx.field(converter=jnp.asarray)
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Returns the scaled rows."""
-        return x * per_row(jnp.asarray(self.coefficient, x.dtype), place, x)
+        return x * per_row(self.coefficient.astype(x.dtype), place, x)
 
 
 class Noise(AbstractEdit):
@@ -191,7 +191,7 @@ class Noise(AbstractEdit):
     """
 
     key: PRNGKeyArray
-    coefficient: Float[Array, "*lane"] | float = 1.0
+    coefficient: Any = eqx.field(default=1.0, converter=jnp.asarray)
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Adds each row's own noise."""
@@ -205,7 +205,7 @@ class Noise(AbstractEdit):
             return jax.random.normal(own, x.shape[1:])
 
         noise = jax.vmap(draw)(prompt, rows.position)
-        step = per_row(jnp.asarray(self.coefficient), place, x) * noise
+        step = per_row(self.coefficient, place, x) * noise
         return x + step.astype(x.dtype)
 
 
@@ -409,7 +409,6 @@ def per_row(index: Array, place: Place, x: Array) -> Array:
 
 def fits(value: Array, x: Array) -> Array:
     """Returns an operand that broadcasts to the rows of `x`, or refuses it."""
-    value = jnp.asarray(value)
     row = x.shape[1:]
     try:
         fine = jnp.broadcast_shapes(value.shape, row) == row

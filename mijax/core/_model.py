@@ -106,7 +106,7 @@ class AbstractModel(eqx.Module):
         position = jnp.arange(tokens.shape[0], dtype=jnp.int32)
         place = Place(Sequence(position, prompt, prompt))
         embed = edit(edits.embed, self.embed(tokens, position), place)
-        x, blocks = scan_blocks(self, embed, edits.blocks, place.rows)
+        x, (_, blocks) = scan_blocks(self, embed, edits.blocks, place.rows)
         final = edit(edits.resid_final, self.normalise(x), place)
         logits = edit(edits.logits, self.unembed(final), place)
         return logits, Sites(embed, blocks, final, logits)
@@ -119,8 +119,12 @@ def scan_blocks(
     rows: AbstractRows,
     *,
     past: Past | None = None,
-    select: Callable[[BlockSites[Any], Array], Any] = lambda acts, layer: acts,
-) -> tuple[Float[Array, "rows embed"], Any]:
+    kept: Any = None,
+    select: Callable[[Any, BlockSites[Any], Array], Any] = lambda kept, acts, _: (
+        kept,
+        acts,
+    ),
+) -> tuple[Float[Array, "rows embed"], tuple[Any, Any]]:
     """Applies all blocks, one compiled body for every layer.
 
     Args:
@@ -129,24 +133,30 @@ def scan_blocks(
         edits: what to change; indices and operands of all layers.
         rows: where the rows stand.
         past: keys and values of earlier tokens per layer, `[layer, prompt, ...]`.
-        select: what to keep of a block's activations. It runs inside the scan, so only
-            what it returns takes memory.
+        kept: what is carried from layer to layer for `select`.
+        select: `(kept, acts, layer) -> (kept, out)`, what to keep of a block's
+            activations. It runs inside the scan, so only what it returns takes memory.
 
     Returns:
-        The residual stream after the last block, and the selections, stacked by layer.
+        The residual stream after the last block, then `kept`, and every layer's `out`,
+        stacked.
     """
     arrays, static = eqx.partition(model.blocks, eqx.is_array)
     scanned, shared = split_layered(edits)
 
-    def body(x: Array, layered: Any) -> tuple[Array, Any]:
+    def body(carry: Any, layered: Any) -> tuple[Any, Any]:
+        x, kept = carry
         layer, arrays, scanned, past = layered
         block = eqx.combine(arrays, static)
         edits = eqx.combine(scanned, shared)
         x, acts = block(x, edits, Place(rows, layer), past)
-        return x, select(acts, layer)
+        kept, out = select(kept, acts, layer)
+        return (x, kept), out
 
     layers = jnp.arange(model.n_layers, dtype=jnp.int32)
-    return jax.lax.scan(body, x, (layers, arrays, scanned, past))
+    carry = (x, kept)
+    (x, kept), out = jax.lax.scan(body, carry, (layers, arrays, scanned, past))
+    return x, (kept, out)
 
 
 class Layered(eqx.Module):

@@ -1,0 +1,183 @@
+"""Axes of a sweep: from names and values to one index per lane."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from mijax._errors import PositionError, ShapeError, SiteError, nearest
+from mijax.core._check import check_place
+from mijax.core._edits import Placed
+from mijax.core._sites import Site, Sites, get
+
+AXES = ("layer", "position", "head", "feature", "coefficient")
+END = int(np.iinfo(np.int32).max)
+
+
+class Axis(NamedTuple):
+    """A swept axis: its name and the label of each value."""
+
+    name: str
+    labels: tuple[str, ...]
+
+
+class Cells(NamedTuple):
+    """Every lane of a sweep, flattened from `[prompt, *axes]`.
+
+    Attributes:
+        axes: the swept axes.
+        shape: `(prompts, *sizes)`.
+        index: per lane, `prompt` always; `layer`, `start`, `stop`, `head`, `feature`,
+            `coefficient` where swept or fixed.
+        coefficient: index into the swept coefficients per lane, 0 without them.
+        coefficients: the swept coefficients, or `None`.
+    """
+
+    axes: tuple[Axis, ...]
+    shape: tuple[int, ...]
+    index: dict[str, np.ndarray]
+    coefficient: np.ndarray
+    coefficients: np.ndarray | None
+
+
+def cells(
+    placed: Placed, over: Any, shapes: Sites[Any], batch: tuple[int, int]
+) -> Cells:
+    """Lays out a sweep.
+
+    Args:
+        placed: the edit whose open indices are swept.
+        over: names of axes, or a mapping from names to values.
+        shapes: shapes of all sites.
+        batch: number of prompts and of positions.
+
+    Returns:
+        The cells.
+
+    Raises:
+        SiteError: an unknown axis, one that the site or edit lacks, or one that the
+            edit fixes already.
+        PositionError: positions that the prompts do not have.
+    """
+    over = _names(over)
+    prompts = np.arange(batch[0])
+    columns: dict[str, tuple[np.ndarray, int]] = {"prompt": (prompts, 0)}
+    axes = []
+    for at, (name, values) in enumerate(over.items(), start=1):
+        _check_axis(name, placed)
+        labels, found = _values(name, values, placed, shapes, batch)
+        axes.append(Axis(name, labels))
+        columns |= {key: (array, at) for key, array in found.items()}
+    shape = (batch[0], *(len(axis.labels) for axis in axes))
+    for key in ("layer", "start", "stop", "head", "feature"):
+        fixed = getattr(placed, key)
+        if fixed is not None:
+            columns[key] = (np.asarray(fixed), 0)
+    coefficient = getattr(placed.edit, "coefficient", None)
+    if "coefficient" not in over and jnp.ndim(coefficient) == 1:
+        columns["coefficient"] = (np.asarray(coefficient), 0)
+    if "start" in columns and "stop" not in columns:
+        start, at = columns["start"]
+        columns["stop"] = (start + 1, at)
+    index = {key: _spread(array, at, shape) for key, (array, at) in columns.items()}
+    swept = None
+    which = np.zeros(index["prompt"].shape, np.int32)
+    if "coefficient" in over:
+        swept, at = columns["coefficient"]
+        which = _spread(np.arange(len(swept)), at, shape)
+    return Cells(tuple(axes), shape, index, which, swept)
+
+
+def _names(over: Any) -> Mapping[str, Any]:
+    """Returns axes as a mapping, and refuses unknown names."""
+    if isinstance(over, str):
+        over = (over,)
+    named = over if isinstance(over, Mapping) else dict.fromkeys(over)
+    for name in named:
+        if name not in AXES:
+            raise SiteError(f"There is no axis {name!r}.{nearest(str(name), AXES)}")
+    if not named:
+        raise SiteError(f"A sweep needs at least one axis of {', '.join(AXES)}.")
+    return named
+
+
+def _check_axis(name: str, placed: Placed) -> None:
+    """Refuses an axis that the edit lacks or fixes."""
+    if name == "coefficient":
+        if not hasattr(placed.edit, "coefficient"):
+            raise SiteError(
+                f"{type(placed.edit).__name__} has no coefficient to sweep over; "
+                "Add, Scale and Noise have."
+            )
+        return
+    if getattr(placed, "start" if name == "position" else name) is not None:
+        raise SiteError(f"The edit has a fixed {name}: sweep over it or fix it.")
+
+
+def _values(
+    name: str, values: Any, placed: Placed, shapes: Sites[Any], batch: tuple[int, int]
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Returns an axis's labels and its index arrays, values first."""
+    if name == "position":
+        return _positions(values, batch)
+    if name == "coefficient":
+        if values is None:
+            raise SiteError("Give the coefficients: over={'coefficient': [0, 1, 2]}.")
+        found = np.asarray(values, np.float32).reshape(-1)
+        return tuple(f"{value:g}" for value in found), {name: found}
+    site = Site(placed.site, **{name: 0})
+    shape = get(shapes, placed.site).shape
+    axis = {"layer": 0, "head": len(shape) - 2, "feature": len(shape) - 1}[name]
+    found = np.asarray(range(shape[axis]) if values is None else values).reshape(-1)
+    site = Site(placed.site, **{name: found})
+    check_place(shapes, jnp.zeros(batch, jnp.int32), site)
+    return tuple(str(value) for value in found), {name: found}
+
+
+def _positions(
+    values: Any, batch: tuple[int, int]
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Returns labels, and starts and stops `[value, prompt]`."""
+    if values is None:
+        values = range(batch[1])
+    named = values if isinstance(values, Mapping) else {str(v): v for v in values}
+    starts, stops = [], []
+    for label, value in named.items():
+        if isinstance(value, slice):
+            start = 0 if value.start is None else value.start
+            stop = batch[1] if value.stop is None else value.stop
+        else:
+            start = np.asarray(value)
+            stop = start + 1
+        try:
+            starts.append(np.broadcast_to(np.asarray(start), batch[:1]))
+            stops.append(np.broadcast_to(np.asarray(stop), batch[:1]))
+        except ValueError:
+            raise PositionError(
+                f"Position {label!r} holds {np.shape(start)} values; give one, or one "
+                f"for each of {batch[0]} prompts."
+            ) from None
+    start, stop = np.stack(starts), np.stack(stops)
+    if start.dtype.kind not in "iu" or stop.dtype.kind not in "iu":
+        raise ShapeError("Positions are integers, slices, or arrays of integers.")
+    if np.any(start < 0) or np.any(start >= batch[1]) or np.any(stop > batch[1]):
+        raise PositionError(
+            f"Positions {start.min()} to {stop.max() - 1} are not all within the "
+            f"prompts, which have {batch[1]} tokens (0 to {batch[1] - 1})."
+        )
+    return tuple(named), {"start": start, "stop": stop}
+
+
+def _spread(array: np.ndarray, axis: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Broadcasts `[]`, `[value]` or `[value, prompt]` of an axis to all lanes."""
+    if array.ndim == 2:
+        sizes = [1] * len(shape)
+        sizes[0], sizes[axis] = shape[0], shape[axis]
+        array = array.T.reshape(sizes)
+    elif array.ndim == 1:
+        sizes = [1] * len(shape)
+        sizes[axis] = len(array)
+        array = array.reshape(sizes)
+    dtype = np.float32 if array.dtype.kind == "f" else np.int32
+    return np.broadcast_to(array, shape).reshape(-1).astype(dtype)

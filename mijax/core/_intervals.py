@@ -1,0 +1,100 @@
+"""Confidence intervals of a mean over prompts."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from mijax._errors import ShapeError
+
+
+class Interval(eqx.Module):
+    """A mean over prompts and its confidence interval; arrays of any common shape.
+
+    Attributes:
+        mean: mean over prompts, in units of the metric.
+        low: lower end.
+        high: upper end.
+        n: number of prompts.
+        level: coverage, e.g. 0.95.
+    """
+
+    mean: Float[Array, "*cell"]
+    low: Float[Array, "*cell"]
+    high: Float[Array, "*cell"]
+    n: int = eqx.field(static=True)
+    level: float = eqx.field(static=True)
+
+
+def interval(
+    values: Float[Array, "prompt *cell"],
+    *,
+    level: float = 0.95,
+    method: str = "bootstrap",
+    resamples: int = 2000,
+    key: PRNGKeyArray | None = None,
+) -> Interval:
+    """Estimates the mean over prompts with a confidence interval.
+
+    Args:
+        values: one value per prompt, and per cell.
+        level: coverage.
+        method: `"bootstrap"`, the percentile bootstrap (Efron 1979), which resamples
+            prompts, the same ones for every cell; or `"normal"`, mean plus or minus
+            the normal quantile times the standard error.
+        resamples: bootstrap resamples.
+        key: for the resamples; `jax.random.key(0)` by default.
+
+    Returns:
+        The interval of every cell.
+
+    Raises:
+        ShapeError: without prompts, or with an unknown method or level.
+
+    Example:
+        >>> found = interval(jnp.array([1.0, 2.0, 3.0]), method="normal")
+        >>> round(float(found.low), 2), round(float(found.high), 2)
+        (0.87, 3.13)
+    """
+    values = jnp.asarray(values, jnp.float32)
+    if values.ndim == 0 or values.shape[0] == 0:
+        raise ShapeError(f"An interval needs one value per prompt, got {values.shape}.")
+    if method not in ("bootstrap", "normal") or not 0 < level < 1:
+        raise ShapeError(
+            "An interval has method 'bootstrap' or 'normal' and 0 < level < 1, got "
+            f"{method!r} and {level}."
+        )
+    n, mean = values.shape[0], values.mean(0)
+    if method == "normal":
+        error = (
+            values.std(0, ddof=1) / n**0.5 if n > 1 else jnp.full_like(mean, jnp.inf)
+        )
+        reach = jax.scipy.stats.norm.ppf(0.5 + level / 2) * error
+        return Interval(mean, mean - reach, mean + reach, n, level)
+    key = jax.random.key(0) if key is None else key
+    tail = (1 - level) / 2
+    low, high = _percentiles(values, key, jnp.array([tail, 1 - tail]), resamples)
+    return Interval(mean, low, high, n, level)
+
+
+def _percentiles(values: Array, key: Array, ends: Array, resamples: int) -> Array:
+    """Computes percentiles of resampled means, some cells at a time."""
+    n = values.shape[0]
+    drawn = np.asarray(jax.random.randint(key, (resamples, n), 0, n))
+    rows = np.arange(resamples)[:, None]
+    counts = np.zeros((resamples, n), np.float32)
+    np.add.at(counts, (rows, drawn), 1 / n)
+    flat = values.reshape(n, -1)
+    step = max(1, 2**24 // resamples)
+    blocks = [
+        _block(jnp.asarray(counts), flat[:, at : at + step], ends)
+        for at in range(0, flat.shape[1], step)
+    ]
+    return jnp.concatenate(blocks, axis=1).reshape(2, *values.shape[1:])
+
+
+@jax.jit
+def _block(counts: Array, values: Array, ends: Array) -> Array:
+    means = jnp.matmul(counts, values, precision="highest")
+    return jnp.quantile(means, ends, axis=0)

@@ -1,0 +1,294 @@
+"""Metrics: values that turn logits into one number per prompt.
+
+A metric knows which positions and which tokens it reads, so a sweep evaluates the
+unembedding for these alone.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mijax._errors import ShapeError
+
+
+class AbstractMetric(eqx.Module):
+    """A number per prompt, read from logits.
+
+    Operands hold one value for all prompts, or one per prompt (first axis).
+
+    Attributes:
+        position: positions that are read: one for all prompts, `[prompt]`, or
+            `[prompt, reads]`; `None` is the last position.
+    """
+
+    position: eqx.AbstractVar[Array | None]
+
+    @abc.abstractmethod
+    def score(
+        self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
+    ) -> Float[Array, ""]:
+        """Returns the metric of one prompt from the logits that it reads."""
+
+    def ids(self, prompt: Int[Array, ""] | None) -> Int[Array, " k"] | None:
+        """Returns the tokens whose logits are read; `None` is the whole vocabulary."""
+        return None
+
+    def reads(self, prompt: Int[Array, ""] | None, seq: int) -> Int[Array, " reads"]:
+        """Returns the positions that are read in one prompt of `seq` tokens."""
+        if self.position is None:
+            return jnp.array([seq - 1], jnp.int32)
+        return jnp.atleast_1d(own(self.position, prompt)).astype(jnp.int32)
+
+    def of(
+        self, logits: Float[Array, "seq vocab"], prompt: Int[Array, ""] | None
+    ) -> Float[Array, ""]:
+        """Returns the metric of one prompt from all its logits."""
+        read = logits[self.reads(prompt, logits.shape[0])]
+        ids = self.ids(prompt)
+        return self.score(read if ids is None else read[:, ids], prompt)
+
+    def __call__(self, logits: Float[Array, "*batch seq vocab"]) -> Array:
+        """Returns the metric of every prompt, `[*batch]`."""
+        if logits.ndim == 2:
+            return self.of(logits, None)
+        return jax.vmap(self.of)(logits, jnp.arange(logits.shape[0]))
+
+
+def own(operand: Array, prompt: Array | None) -> Array:
+    """Returns a prompt's own entry of an operand that has a prompt axis."""
+    if operand.ndim == 0:
+        return operand
+    if prompt is None:
+        if operand.shape[0] != 1:
+            raise ShapeError(
+                f"The metric holds {operand.shape[0]} prompts, but a single one is run."
+            )
+        return operand[0]
+    return operand[prompt]
+
+
+def as_ids(tokens: Any) -> Int[Array, "..."]:
+    """Returns token ids as an array of rank 0 (shared) or 1 (one per prompt)."""
+    ids = np.asarray(tokens)
+    if ids.dtype.kind not in "iu" or ids.ndim > 1:
+        raise ShapeError(
+            "A metric takes a token id, or one per prompt (use "
+            f"tokenizer.token(text)), got {tokens!r}."
+        )
+    return jnp.asarray(ids, jnp.int32)
+
+
+def as_position(position: Any) -> Array | None:
+    """Returns positions as an array, or `None`."""
+    return None if position is None else jnp.asarray(position, jnp.int32)
+
+
+class LogitDifference(AbstractMetric):
+    """See `logit_difference`."""
+
+    answer: Int[Array, "*prompt"]
+    wrong: Int[Array, "*prompt"]
+    position: Int[Array, "..."] | None
+
+    def ids(self, prompt: Int[Array, ""] | None) -> Int[Array, " k"]:
+        """Reads two tokens."""
+        return jnp.stack([own(self.answer, prompt), own(self.wrong, prompt)])
+
+    def score(
+        self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
+    ) -> Float[Array, ""]:
+        """Subtracts."""
+        return (logits[:, 0] - logits[:, 1]).mean()
+
+
+def logit_difference(
+    answer: Any, wrong: Any, *, position: Any = None
+) -> LogitDifference:
+    """Logit of the answer minus logit of the wrong answer, in nats.
+
+    Args:
+        answer: token id, or one per prompt.
+        wrong: token id, or one per prompt.
+        position: where to read: an integer, one per prompt, or `[prompt, reads]`
+            (averaged). The last position by default; with padded prompts give
+            `prompts.last`.
+
+    Returns:
+        A metric.
+
+    Example:
+        >>> float(logit_difference(0, 2)(jnp.array([[3.0, 1.0, -1.0]])))
+        4.0
+    """
+    return LogitDifference(as_ids(answer), as_ids(wrong), as_position(position))
+
+
+class Probability(AbstractMetric):
+    """See `probability`."""
+
+    answer: Int[Array, "*prompt"]
+    position: Int[Array, "..."] | None
+
+    def score(
+        self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
+    ) -> Float[Array, ""]:
+        """Normalises over the vocabulary."""
+        return jax.nn.softmax(logits, axis=-1)[:, own(self.answer, prompt)].mean()
+
+
+def probability(answer: Any, *, position: Any = None) -> Probability:
+    """Probability of the answer.
+
+    Args:
+        answer: token id, or one per prompt.
+        position: where to read; see `logit_difference`.
+
+    Returns:
+        A metric.
+
+    Example:
+        >>> float(probability(0)(jnp.zeros((1, 4))))
+        0.25
+    """
+    return Probability(as_ids(answer), as_position(position))
+
+
+class CrossEntropy(AbstractMetric):
+    """See `cross_entropy`."""
+
+    labels: Int[Array, "..."]
+    position: Int[Array, "..."] | None
+
+    def score(
+        self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
+    ) -> Float[Array, ""]:
+        """Averages over the positions read."""
+        labels = jnp.broadcast_to(own(self.labels, prompt), logits.shape[:1])
+        log_p = jax.nn.log_softmax(logits, axis=-1)
+        return -jnp.take_along_axis(log_p, labels[:, None], axis=-1).mean()
+
+
+def cross_entropy(labels: Any, *, position: Any = None) -> CrossEntropy:
+    """Mean negative log probability of the labels, in nats.
+
+    Args:
+        labels: token id, one per prompt, or `[prompt, reads]`.
+        position: where to read; see `logit_difference`.
+
+    Returns:
+        A metric.
+
+    Example:
+        >>> float(cross_entropy(0)(jnp.zeros((1, 4))))  # log 4
+        1.3862943649291992
+    """
+    return CrossEntropy(jnp.asarray(labels, jnp.int32), as_position(position))
+
+
+class KL(AbstractMetric):
+    """See `kl`."""
+
+    reference: Float[Array, "..."]
+    position: Int[Array, "..."] | None
+
+    def score(
+        self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
+    ) -> Float[Array, ""]:
+        """Sums over the vocabulary and averages over the positions read."""
+        reference = self.reference
+        if reference.ndim == 3:
+            reference = own(reference, prompt)
+        log_q = jax.nn.log_softmax(logits, axis=-1)
+        return (jnp.exp(reference) * (reference - log_q)).sum(-1).mean()
+
+
+def kl(reference_logits: Any, *, position: Any = None) -> KL:
+    r"""Divergence from a reference run, $KL(p_\mathrm{ref} \| p)$, in nats.
+
+    Args:
+        reference_logits: logits of the reference run, `[seq, vocab]` or
+            `[prompt, seq, vocab]`; those at the positions read are kept.
+        position: where to read; see `logit_difference`.
+
+    Returns:
+        A metric.
+
+    Example:
+        >>> logits = jnp.array([[1.0, 2.0, 3.0]])
+        >>> float(kl(logits)(logits))
+        0.0
+    """
+    logits = jnp.asarray(reference_logits)
+    if logits.ndim not in (2, 3):
+        raise ShapeError(
+            f"Reference logits are [seq, vocab] or [prompt, seq, vocab], got shape "
+            f"{logits.shape}."
+        )
+    where = as_position(position)
+    seq = logits.shape[-2]
+    if logits.ndim == 2:
+        kept = logits[jnp.atleast_1d(seq - 1 if where is None else where)]
+    else:
+        index = jnp.asarray(seq - 1 if where is None else where)
+        index = index[:, None] if index.ndim == 1 else jnp.atleast_2d(index)
+        index = jnp.broadcast_to(index, (logits.shape[0], index.shape[1]))
+        kept = jnp.take_along_axis(logits, index[..., None], axis=1)
+    return KL(jax.nn.log_softmax(kept, axis=-1), where)
+
+
+class Accuracy(AbstractMetric):
+    """See `accuracy`."""
+
+    answer: Int[Array, "*prompt"]
+    position: Int[Array, "..."] | None
+
+    def score(
+        self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
+    ) -> Float[Array, ""]:
+        """Compares the largest logit's token."""
+        return (logits.argmax(-1) == own(self.answer, prompt)).mean()
+
+
+def accuracy(answer: Any, *, position: Any = None) -> Accuracy:
+    """1 where the answer has the largest logit of all tokens, else 0.
+
+    Args:
+        answer: token id, or one per prompt.
+        position: where to read; see `logit_difference`.
+
+    Returns:
+        A metric.
+
+    Example:
+        >>> float(accuracy(1)(jnp.array([[0.0, 2.0, 1.0]])))
+        1.0
+    """
+    return Accuracy(as_ids(answer), as_position(position))
+
+
+def recovered(value: Any, clean: Any, corrupt: Any) -> Array:
+    r"""Share of the effect that a patch restores, $(m - m_*) / (m_{cl} - m_*)$.
+
+    0 is the corrupt run and 1 the clean one (Wang et al. 2022, arXiv:2211.00593;
+    Zhang and Nanda 2023, arXiv:2309.16042). With many prompts average the metrics
+    first: the mean of ratios is dominated by prompts where clean and corrupt agree.
+
+    Args:
+        value: metric of the patched run.
+        clean: metric of the clean run.
+        corrupt: metric of the corrupt run.
+
+    Returns:
+        The normalised metric, in the broadcast shape.
+
+    Example:
+        >>> float(recovered(1.0, clean=3.0, corrupt=-1.0))
+        0.5
+    """
+    value, clean, corrupt = map(jnp.asarray, (value, clean, corrupt))
+    return (value - corrupt) / (clean - corrupt)

@@ -1,0 +1,289 @@
+"""`run`, `capture` and `gradients`: the verbs on one program each."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mijax._errors import PositionError
+from mijax.core._check import as_tokens, check_edits, check_sites
+from mijax.core._edits import AbstractEdit, compose, edit
+from mijax.core._metrics import AbstractMetric
+from mijax.core._model import AbstractModel, Layered, scan_blocks
+from mijax.core._rows import Place, Sequence
+from mijax.core._sites import BlockSites, Site, Sites, get, known, span_ends
+
+
+def run(
+    model: AbstractModel, tokens: Int[Array, "*batch seq"], edits: Any = None
+) -> Float[Array, "*batch seq vocab"]:
+    """Runs a model, with or without edits.
+
+    Compiled once per shape: other layers, positions or heads of the same edits re-use
+    the program. Prompts of different length are padded on the right; attention is
+    causal, so padding changes nothing before it.
+
+    Args:
+        model: any `AbstractModel`.
+        tokens: token ids of one prompt, or of a batch.
+        edits: placed edits (`Zero().at("z", layer=9, head=6)`), a list of them, or
+            `None`.
+
+    Returns:
+        Logits.
+
+    Raises:
+        SiteError: a place that the model does not have.
+        PositionError: a position beyond the prompt.
+        ShapeError: tokens or operands of a shape that does not fit.
+
+    Example:
+        >>> import jax, mijax
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> ablate = mijax.Zero().at("z", layer=1, head=2)
+        >>> mijax.run(model, [[5, 6, 7], [8, 9, 10]], ablate).shape
+        (2, 3, 64)
+    """
+    tokens = as_tokens(tokens)
+    return _run(model, tokens, check_edits(model, tokens, edits))
+
+
+@eqx.filter_jit
+def _run(model: AbstractModel, tokens: Array, edits: Sites[Any]) -> Array:
+    return over_prompts(
+        lambda tokens, prompt: model(tokens, edits, prompt=prompt)[0], tokens
+    )
+
+
+def over_prompts(one: Any, tokens: Array) -> Any:
+    """Maps `one(tokens, prompt)` over a batch, or calls it on a single prompt."""
+    if tokens.ndim == 1:
+        return one(tokens, None)
+    return jax.vmap(one)(tokens, jnp.arange(tokens.shape[0], dtype=jnp.int32))
+
+
+def capture(
+    model: AbstractModel,
+    tokens: Int[Array, "*batch seq"],
+    sites: Any,
+    edits: Any = None,
+) -> Any:
+    """Reads activations.
+
+    Layer, position, head and feature are selected inside the scan over layers, so
+    memory is proportional to what is asked for.
+
+    Args:
+        model: any `AbstractModel`.
+        tokens: token ids of one prompt, or of a batch.
+        sites: a `Site`, or any tree of them (a dict, a list).
+        edits: placed edits, a list of them, or `None`.
+
+    Returns:
+        The tree of `sites` with an array for each,
+        `[*batch, layer, seq, ...features]`. An integer index drops its axis, an array
+        of indices keeps it; a position per prompt drops the `seq` axis.
+
+    Raises:
+        SiteError: a site or index that the model does not have.
+        PositionError: a position beyond the prompt, or a span that is not the same
+            for every prompt.
+
+    Example:
+        >>> import jax, mijax
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> sites = {"last": mijax.Site("resid_post", layer=2, position=3)}
+        >>> mijax.capture(model, [5, 6, 7, 8], sites)["last"].shape
+        (32,)
+    """
+    tokens = as_tokens(tokens)
+    shapes = check_sites(model, tokens, sites)
+    for site in jax.tree.leaves(sites, is_leaf=_is_site):
+        if any(known(end) is None or known(end).ndim for end in _span(site)):
+            raise PositionError(
+                "capture takes a span of fixed integers; with one per prompt, capture "
+                "every position and select with the prompts' masks."
+            )
+    traced = jax.tree.map(
+        lambda site: _traced(site, tokens.shape[-1]), sites, is_leaf=_is_site
+    )
+    return _capture(model, tokens, traced, check_edits(model, tokens, edits), shapes)
+
+
+def _is_site(node: Any) -> bool:
+    return isinstance(node, Site)
+
+
+def _traced(site: Site, seq: int) -> Site:
+    """Returns a site whose indices are arrays, so that others share its program.
+
+    A span becomes the positions in it, `[1, span]`.
+    """
+    position = site.position
+    if isinstance(position, slice):
+        position = np.arange(seq)[position][None]
+    index = (site.layer, position, site.head, site.feature)
+    return Site(site.name, *(None if i is None else jnp.asarray(i) for i in index))
+
+
+def _span(site: Site) -> tuple[Any, ...]:
+    """Returns the ends of a site's position if it is a slice."""
+    return span_ends(site.position) if isinstance(site.position, slice) else ()
+
+
+@eqx.filter_jit
+def _capture(
+    model: AbstractModel, tokens: Array, sites: Any, edits: Sites[Any], shapes: Any
+) -> Any:
+    flat, tree = jax.tree.flatten(sites, is_leaf=_is_site)
+    per_layer = {i: s for i, s in enumerate(flat) if s.layered and s.layer is None}
+    one_layer = {i: s for i, s in enumerate(flat) if s.layered and s.layer is not None}
+
+    def one(tokens: Array, prompt: Array | None) -> list[Array]:
+        position = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+        place = Place(Sequence(position, prompt, prompt))
+
+        def select(kept: Any, acts: BlockSites[Any], layer: Array) -> Any:
+            value = {
+                i: part(getattr(acts, site.name), site, prompt)
+                for i, site in (per_layer | one_layer).items()
+            }
+            for i, site in one_layer.items():
+                here = jnp.asarray(site.layer) == layer
+                here = here.reshape(here.shape + (1,) * value[i].ndim)
+                kept[i] = jnp.where(here, value[i], kept[i])
+            return kept, {i: value[i] for i in per_layer}
+
+        kept = {}
+        for i, site in one_layer.items():
+            spec = get(shapes, site.name)
+            value = jnp.zeros(spec.shape[1:], spec.dtype)
+            shape = jax.eval_shape(lambda v, s=site: part(v, s, prompt), value).shape
+            kept[i] = jnp.zeros(jnp.shape(site.layer) + shape, spec.dtype)
+        embed = edit(edits.embed, model.embed(tokens, position), place)
+        x, (kept, layers) = scan_blocks(
+            model, embed, edits.blocks, place.rows, kept=kept, select=select
+        )
+        final = edit(edits.resid_final, model.normalise(x), place)
+        logits = edit(edits.logits, model.unembed(final), place)
+        ends = {"embed": embed, "resid_final": final, "logits": logits}
+        found = kept | layers
+        return [
+            found[i] if s.layered else part(ends[s.name], s, prompt)
+            for i, s in enumerate(flat)
+        ]
+
+    return jax.tree.unflatten(tree, over_prompts(one, tokens))
+
+
+def part(value: Array, site: Site, prompt: Array | None) -> Array:
+    """Selects a site's position, head and feature from one layer's activation."""
+    if site.feature is not None:
+        value = jnp.take(value, site.feature, axis=-1)
+    if site.head is not None:
+        value = jnp.take(value, site.head, axis=1)
+    if site.position is not None:
+        position = site.position
+        if position.ndim:
+            span = position.ndim == 2
+            position = position[0] if span or prompt is None else position[prompt]
+        return jnp.take(value, position, axis=0)
+    return value
+
+
+class Shift(AbstractEdit):
+    """Adds one value per row; the gradient in it is the gradient at the site."""
+
+    value: Any
+
+    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+        """Adds."""
+        value = self.value.value if isinstance(self.value, Layered) else self.value
+        return x + value
+
+
+def gradients(
+    model: AbstractModel,
+    tokens: Int[Array, "*batch seq"],
+    metric: AbstractMetric,
+    sites: Any,
+    edits: Any = None,
+) -> Any:
+    """Computes the gradient of a metric at any set of sites, in one backward pass.
+
+    The gradient at a site is that with respect to the value that the model goes on
+    with there, after any edit: `d metric / d activation`.
+
+    Args:
+        model: any `AbstractModel`.
+        tokens: token ids of one prompt, or of a batch (each prompt's own gradient).
+        metric: a metric, for instance `logit_difference(answer, wrong)`.
+        sites: a `Site`, or any tree of them.
+        edits: placed edits, a list of them, or `None`.
+
+    Returns:
+        The tree of `sites` with an array for each, shaped as `capture` gives it.
+
+    Raises:
+        SiteError: a site or index that the model does not have.
+
+    Example:
+        >>> import jax, mijax
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> metric = mijax.logit_difference(3, 4)
+        >>> mijax.gradients(model, [5, 6, 7], metric, mijax.Site("z")).shape
+        (3, 3, 4, 8)
+    """
+    tokens = as_tokens(tokens)
+    shapes = check_sites(model, tokens, sites)
+    edits = check_edits(model, tokens, edits)
+    traced = jax.tree.map(
+        lambda site: _traced(site, tokens.shape[-1]), sites, is_leaf=_is_site
+    )
+    return _gradients(model, tokens, metric, traced, edits, shapes)
+
+
+@eqx.filter_jit
+def _gradients(
+    model: AbstractModel,
+    tokens: Array,
+    metric: AbstractMetric,
+    sites: Any,
+    edits: Sites[Any],
+    shapes: Any,
+) -> Any:
+    flat, tree = jax.tree.flatten(sites, is_leaf=_is_site)
+    single = [s.layer is not None and jnp.ndim(s.layer) == 0 for s in flat]
+
+    def one(tokens: Array, prompt: Array | None) -> list[Array]:
+        def value(shifts: list[Array]) -> Array:
+            placed = [
+                Shift(Layered(d) if s.layered and not lone else d).at(
+                    Site(s.name, layer=s.layer if lone else None)
+                )
+                for d, s, lone in zip(shifts, flat, single, strict=True)
+            ]
+            logits, _ = model(tokens, compose(edits, placed), prompt=prompt)
+            return metric.of(logits, prompt)
+
+        specs = [get(shapes, s.name) for s in flat]
+        zeros = [
+            jnp.zeros(spec.shape[lone:], spec.dtype)
+            for spec, lone in zip(specs, single, strict=True)
+        ]
+        grads = jax.grad(value)(zeros)
+        return [_select(g, s, prompt) for g, s in zip(grads, flat, strict=True)]
+
+    return jax.tree.unflatten(tree, over_prompts(one, tokens))
+
+
+def _select(grad: Array, site: Site, prompt: Array | None) -> Array:
+    """Selects what the site asks for from the gradient at the whole site."""
+    if not site.layered or (site.layer is not None and jnp.ndim(site.layer) == 0):
+        return part(grad, site, prompt)
+    if site.layer is not None:
+        grad = jnp.take(grad, jnp.asarray(site.layer), axis=0)
+    return jax.vmap(lambda g: part(g, site, prompt))(grad)
