@@ -1,0 +1,6 @@
+"""Tiny models and ground truth to test methods on."""
+
+from mijax.testing._tiny import tiny_attention_only as tiny_attention_only
+from mijax.testing._tiny import tiny_gpt2 as tiny_gpt2
+from mijax.testing._tiny import tiny_llama as tiny_llama
+from mijax.testing._tiny import tiny_parallel as tiny_parallel
