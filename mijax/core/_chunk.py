@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 from mijax.core._edits import AbstractEdit, Placed, edit
 from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel, scan_blocks
-from mijax.core._rows import Packed, Place, Sequence
-from mijax.core._sites import BLOCK_SITES, empty, put
+from mijax.core._rows import Packed, Place, Reads, Sequence
+from mijax.core._sites import BLOCK_SITES, Sites, empty, put
 
 
 class Base(eqx.Module):
@@ -107,8 +107,10 @@ def changed(one: AbstractEdit, base: Base, layered: bool) -> Bool[Array, "..."]:
     return jax.lax.map(of_layer, (base.site, layers))
 
 
-class Chunk(eqx.Module):
-    """Lanes that run together; `Int[Array]` of one entry per lane, or per row.
+class Tile(eqx.Module):
+    """Lanes whose rows are packed together, one entry per lane or per row.
+
+    A chunk is a stack of tiles, sorted by `first`.
 
     Attributes:
         first: lowest layer that any lane starts from.
@@ -131,63 +133,106 @@ class Chunk(eqx.Module):
     place: dict[str, Array]
     width: int = eqx.field(static=True)
 
+    def rows(self, key_seq: int, read: Array | None = None) -> Packed:
+        """Returns where the rows stand.
+
+        Args:
+            key_seq: number of tokens of a prompt.
+            read: positions that are read of each lane, `[lane, reads]`, in the last
+                block.
+
+        Returns:
+            The packed rows.
+        """
+        reads = None
+        if read is not None:
+            lanes, each = read.shape
+            lane = jnp.repeat(jnp.arange(lanes, dtype=jnp.int32), each)
+            row = self.offset[:, None] + read - self.start[:, None]
+            row = jnp.clip(row, 0, self.lane.shape[0] - 1).reshape(-1)
+            where = read.reshape(-1), self.prompt[lane], lane
+            reads = Reads(*where, row, key_seq, lanes)
+        lane = self.lane, self.offset, self.start, self.prompt
+        here = self.position, self.prompt[self.lane]
+        return Packed(*here, *lane, self.width, key_seq, reads)
+
 
 def run_chunk(
     model: AbstractModel,
     metric: AbstractMetric,
     placed: Placed,
     base: Base,
-    chunk: Chunk,
-) -> Float[Array, " lane"]:
+    tiles: Tile,
+) -> Float[Array, "tile lane"]:
     """Runs a chunk's lanes and returns the metric of each.
+
+    Layer by layer, over the tiles that have started: a layer's weights are read once
+    for all of them.
 
     Args:
         model: the model.
         metric: what to measure.
         placed: the edit; its indices are replaced by the lanes' own.
         base: the unedited run.
-        chunk: the lanes.
+        tiles: the lanes; every array has a leading tile axis.
 
     Returns:
         The metric per lane; entries of unused lanes mean nothing.
     """
-    rows = Packed(
-        position=chunk.position,
-        prompt=chunk.prompt[chunk.lane],
-        lane=chunk.lane,
-        offset=chunk.offset,
-        start=chunk.start,
-        lane_prompt=chunk.prompt,
-        width=chunk.width,
-        key_seq=base.x.shape[2],
-    )
-    edits = put(empty(), placed.site, _at_lanes(placed, chunk.place))
-    x = base.x[chunk.first, rows.prompt, rows.position]
-    x = edit(edits.embed, x, Place(rows))
+    layers, _, seq = base.x.shape[:3]
     arrays, static = eqx.partition(model.blocks, eqx.is_array)
+    reads = base.reads[tiles.prompt]
+    # Reading few rows of each lane, the last block goes on with these alone.
+    narrow = reads[0].size < tiles.lane.shape[1]
+
+    def start(tile: Tile) -> Array:
+        rows = tile.rows(seq)
+        first = jnp.minimum(tile.first, layers - 1)
+        x = base.x[first, rows.prompt, rows.position]
+        return edit(_at_lanes(placed, tile).embed, x, Place(rows))
+
+    def block(layer: Array, x: Array, tile: Tile, read: Array | None) -> Array:
+        here = jax.tree.map(lambda a: _at(a, layer), (arrays, base.k, base.v))
+        place = Place(tile.rows(seq, read), layer)
+        one = eqx.combine(here[0], static)
+        return one(x, _at_lanes(placed, tile).blocks, place, here[1:])[0]
 
     def body(layer: Array, x: Array) -> Array:
-        here = lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False)  # noqa: E731
-        block = eqx.combine(jax.tree.map(here, arrays), static)
-        past = here(base.k), here(base.v)
-        return block(x, edits.blocks, Place(rows, layer), past)[0]
+        def one(i: Array, x: Array) -> Array:
+            tile = jax.tree.map(lambda a: _at(a, i), tiles)
+            return x.at[i].set(block(layer, x[i], tile, None))
 
-    x = jax.lax.fori_loop(chunk.first, base.x.shape[0], body, x)
-    reads = base.reads[chunk.prompt]
-    row = chunk.offset[:, None] + reads - chunk.start[:, None]
-    own = (reads >= chunk.start[:, None])[..., None]
-    now = x[jnp.clip(row, 0, x.shape[0] - 1)]
-    read = jnp.where(own, now, base.last[chunk.prompt[:, None], reads])
-    return measure(model, metric, read, chunk.prompt)
+        return jax.lax.fori_loop(0, (tiles.first <= layer).sum(), one, x)
+
+    x = jax.lax.map(start, tiles)
+    x = jax.lax.fori_loop(tiles.first[0], layers - 1, body, x)
+
+    def last(inputs: Any) -> Array:
+        x, tile, read = inputs
+        layer = jnp.asarray(layers - 1, jnp.int32)
+        x = block(layer, x, tile, read if narrow else None)
+        row = tile.rows(seq, read).reads
+        now = x if narrow or row is None else x[row.row]
+        own = (read >= tile.start[:, None])[..., None]
+        before = base.last[tile.prompt[:, None], read]
+        now = jnp.where(own, now.reshape(before.shape), before)
+        return measure(model, metric, now, tile.prompt)
+
+    return jax.lax.map(last, (x, tiles, reads))
 
 
-def _at_lanes(placed: Placed, place: dict[str, Array]) -> Placed:
+def _at(array: Array, index: Array) -> Array:
+    return jax.lax.dynamic_index_in_dim(array, index, keepdims=False)
+
+
+def _at_lanes(placed: Placed, tile: Tile) -> Sites[Any]:
     """Returns the edit with one place per lane."""
-    one = placed.edit
-    if "coefficient" in place:
-        one = eqx.tree_at(lambda e: e.coefficient, one, place["coefficient"])  # pyright: ignore
-    index = [place.get(key) for key in ("layer", "start", "stop", "head", "feature")]
-    return Placed(one, *index, placed.site)
+    one: Any = placed.edit
+    if "coefficient" in tile.place:
+        one = eqx.tree_at(lambda e: e.coefficient, one, tile.place["coefficient"])
+    keys = ("layer", "start", "stop", "head", "feature")
+    index = [tile.place.get(key) for key in keys]
+    return put(empty(), placed.site, Placed(one, *index, placed.site))
 
 
 run_chunk_jit = eqx.filter_jit(run_chunk)
@@ -200,12 +245,12 @@ def run_chunks_on(
     metric: AbstractMetric,
     placed: Placed,
     base: Base,
-    chunks: Chunk,
-) -> Float[Array, "device lane"]:
+    chunks: Tile,
+) -> Float[Array, "device tile lane"]:
     """Runs one chunk per device; the arrays of `chunks` have a leading device axis."""
     shared, static = eqx.partition((model, metric, placed, base), eqx.is_array)
 
-    def on_device(shared: Any, chunks: Chunk) -> Array:
+    def on_device(shared: Any, chunks: Tile) -> Array:
         chunk = jax.tree.map(lambda a: a[0], chunks)
         return run_chunk(*eqx.combine(shared, static), chunk)[None]
 

@@ -31,7 +31,9 @@ class AbstractBlock(eqx.Module):
         Args:
             x: the residual stream at the rows.
             edits: what to change at each site.
-            place: the layer and where the rows stand.
+            place: the layer and where the rows stand. Rows leave a block as
+                `place.rows.keep(x)`, at `place.after`: after the last block of a sweep
+                these are the rows that the metric reads.
             past: keys (before rotary) and values of tokens that are not among the
                 rows, `[prompt, key_seq, heads, head_dim]`; for packed rows only.
 

@@ -49,61 +49,88 @@ class Chunks(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Chunks of lanes with common static sizes.
+    """Tiles of lanes with common static sizes, and chunks of tiles.
 
     Attributes:
-        lanes: the lanes of every chunk.
-        rows: rows of a chunk.
-        width: longest suffix of a chunk.
-        size: lanes of a chunk.
+        tiles: the lanes of every tile, by first layer.
+        per_chunk: tiles of a chunk.
+        rows: rows of a tile.
+        lanes: lanes of a tile.
+        width: longest suffix.
     """
 
-    lanes: list[Lanes]
+    tiles: list[Lanes]
+    per_chunk: int
     rows: int
+    lanes: int
     width: int
-    size: int
+
+    @property
+    def chunks(self) -> list[list[Lanes]]:
+        """Returns the tiles of each chunk; the last may have fewer."""
+        starts = range(0, len(self.tiles), self.per_chunk)
+        return [self.tiles[i : i + self.per_chunk] for i in starts]
 
 
-def pack(
-    lanes: Lanes, *, layers: int, row_bytes: float, lane_bytes: float, memory: int
-) -> Plan:
-    """Packs lanes into chunks so that few rows are computed in vain.
+class Cost(NamedTuple):
+    """What running costs, for choosing sizes.
 
-    A chunk runs from the lowest first layer of its lanes, so lanes are taken by layer;
-    within a layer long and short suffixes alternate, so chunks hold like numbers of
+    Attributes:
+        layers: number of layers of the model.
+        state_bytes: memory of a row that waits between layers.
+        row_bytes: working memory of a row.
+        lane_bytes: working memory of a lane.
+        overhead: rows that a tile's fixed cost per layer is worth.
+    """
+
+    layers: int
+    state_bytes: float
+    row_bytes: float
+    lane_bytes: float
+    overhead: int
+
+
+# Matrix products of fewer rows than this do not use all cores of a CPU.
+LEAST_ROWS = 384
+# More tiles in a chunk save little, and progress and interruption come between chunks.
+MOST_TILES = 16
+
+
+def pack(lanes: Lanes, cost: Cost, memory: int) -> Plan:
+    """Packs lanes into tiles so that few rows are computed in vain.
+
+    A tile runs from the lowest first layer of its lanes, so lanes are taken by layer;
+    within a layer long and short suffixes alternate, so tiles hold like numbers of
     lanes. The number of rows is the one with the least work within the memory budget.
 
     Args:
         lanes: what is to run; not empty.
-        layers: number of layers of the model.
-        row_bytes: working memory per row.
-        lane_bytes: working memory per lane.
+        cost: of rows and lanes.
         memory: bytes that a chunk may take.
 
     Returns:
         The plan.
     """
-    order = _order(lanes)
-    lanes = lanes.take(order)
-    longest = int(lanes.length.max())
-    per_row = row_bytes + lane_bytes / lanes.length.mean()
+    lanes = lanes.take(_order(lanes))
+    longest, total = int(lanes.length.max()), int(lanes.length.sum())
+    per_row = cost.row_bytes + cost.lane_bytes / lanes.length.mean() + cost.state_bytes
     most = max(longest, int(memory / per_row))
-    total = int(lanes.length.sum())
-    # Small chunks multiply small matrices; very many of them only cost time to plan.
-    least = min(most, max(longest, min(total, 256), total // 2048))
+    least = min(most, max(longest, min(total, LEAST_ROWS), total // 2048))
     best: tuple[float, int, list[int]] | None = None
     for rows in _grid(least, min(most, _up(total))):
         cuts = _cut(lanes.length, rows)
-        depth = layers - lanes.layer[cuts[:-1]]
-        # Each layer of a chunk also reads the layer's weights, worth about 64 rows.
-        cost = float(depth.sum()) * (rows + 64)
-        if best is None or cost < best[0]:
-            best = cost, rows, cuts
+        depth = float((cost.layers - lanes.layer[cuts[:-1]]).sum())
+        work = depth * (rows + cost.overhead)
+        if best is None or work < best[0]:
+            best = work, rows, cuts
     assert best is not None
     _, rows, cuts = best
-    chunks = [lanes.take(np.arange(a, b)) for a, b in itertools.pairwise(cuts)]
-    size = _up(max(len(chunk.cell) for chunk in chunks))
-    return Plan(chunks, rows, _up(longest), size)
+    tiles = [lanes.take(np.arange(a, b)) for a, b in itertools.pairwise(cuts)]
+    spare = memory - rows * (per_row - cost.state_bytes)
+    fit = max(1, int(spare / (rows * cost.state_bytes)))
+    size = _up(max(len(tile.cell) for tile in tiles))
+    per_chunk = min(fit, MOST_TILES, len(tiles))
+    return Plan(tiles, per_chunk, rows, size, _up(longest))
 
 
 def _order(lanes: Lanes) -> Ints:

@@ -47,6 +47,15 @@ class AbstractRows(eqx.Module):
     def causal(self) -> Bool[Array, "*lane seq key_seq"]:
         """Tells which keys each query of the grid may read."""
 
+    @property
+    def after(self) -> "AbstractRows":
+        """Returns the rows that leave a block: all of them, if not said otherwise."""
+        return self
+
+    def keep(self, x: Float[Array, "rows ..."]) -> Float[Array, "kept ..."]:
+        """Takes the rows that leave a block."""
+        return x
+
 
 class Sequence(AbstractRows):
     """The tokens of one sequence, all of them."""
@@ -84,6 +93,8 @@ class Packed(AbstractRows):
     Attributes:
         width: the longest suffix: the number of queries in the grid.
         key_seq: the number of keys in the grid.
+        reads: in the last block, the rows that are read from it. Attention's queries
+            and all that follows are computed for these alone.
     """
 
     position: Int[Array, " rows"]
@@ -94,6 +105,16 @@ class Packed(AbstractRows):
     lane_prompt: Int[Array, " lanes"]
     width: int = eqx.field(static=True)
     key_seq: int = eqx.field(static=True)
+    reads: "Reads | None" = None
+
+    @property
+    def after(self) -> AbstractRows:
+        """Returns the rows that are read, or all."""
+        return self if self.reads is None else self.reads
+
+    def keep(self, x: Float[Array, "rows ..."]) -> Float[Array, "kept ..."]:
+        """Takes the rows that are read, or all."""
+        return x if self.reads is None else x[self.reads.row]
 
     def queries(self, x: Float[Array, "rows ..."]) -> Float[Array, "lane seq ..."]:
         """Gathers each lane's rows; queries beyond a lane's end repeat some row."""
@@ -122,8 +143,48 @@ class Packed(AbstractRows):
         return query[:, :, None] >= jnp.arange(self.key_seq)
 
 
+class Reads(AbstractRows):
+    """The same number of rows of every lane, chosen among those of `Packed`.
+
+    Attributes:
+        row: which of the packed rows each one is, lane by lane.
+        key_seq: the number of keys in the grid.
+        lanes: the number of lanes.
+    """
+
+    position: Int[Array, " rows"]
+    prompt: Int[Array, " rows"]
+    lane: Int[Array, " rows"]
+    row: Int[Array, " rows"]
+    key_seq: int = eqx.field(static=True)
+    lanes: int = eqx.field(static=True)
+
+    def queries(self, x: Float[Array, "rows ..."]) -> Float[Array, "lane seq ..."]:
+        """Splits rows by lane."""
+        return x.reshape(self.lanes, -1, *x.shape[1:])
+
+    def keys(
+        self, x: Float[Array, "rows ..."], past: Float[Array, "..."] | None
+    ) -> Float[Array, "..."]:
+        """Returns `x`: these rows ask, and the packed rows answer."""
+        return x
+
+    def flat(self, grid: Float[Array, "lane seq ..."]) -> Float[Array, "rows ..."]:
+        """Joins the lanes."""
+        return grid.reshape(-1, *grid.shape[2:])
+
+    def causal(self) -> Bool[Array, "lane seq key_seq"]:
+        """Compares each query's position with each key's."""
+        return self.queries(self.position)[..., None] >= jnp.arange(self.key_seq)
+
+
 class Place(eqx.Module):
     """Where an edit is applied: a layer (`None` outside the blocks) and the rows."""
 
     rows: AbstractRows
     layer: Int[Array, ""] | int | None = None
+
+    @property
+    def after(self) -> "Place":
+        """Returns the place of what follows attention's keys and values in a block."""
+        return Place(self.rows.after, self.layer)

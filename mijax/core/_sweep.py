@@ -22,7 +22,7 @@ from mijax.core._axes import END, Axis, Cells, cells
 from mijax.core._check import as_tokens, check_edits, site_shapes
 from mijax.core._chunk import (
     Base,
-    Chunk,
+    Tile,
     changed,
     run_base,
     run_chunk_jit,
@@ -33,8 +33,11 @@ from mijax.core._intervals import Interval, interval
 from mijax.core._journal import Journal
 from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel
-from mijax.core._plan import Chunks, Lanes, Plan, pack
+from mijax.core._plan import Chunks, Cost, Lanes, Plan, pack
 from mijax.core._sites import BLOCK_SITES, SITES, Sites, get
+
+# The first layer of an empty tile.
+NEVER = 2**30
 
 
 class Work(NamedTuple):
@@ -153,13 +156,12 @@ def sweep(
     values = np.repeat(np.asarray(base.metric), np.prod(grid.shape[1:], dtype=int))
     work = Work(values.size)
     if lanes.cell.size:
-        bytes_of = _bytes(shapes, batch.shape[1], lanes)
-        plan = pack(lanes, layers=model.n_layers, memory=chunks.memory, **bytes_of)
+        plan = pack(lanes, _cost(shapes, batch.shape[1], lanes), chunks.memory)
         job = (model, batch, placed, metric, lanes, plan.rows)
         journal = Journal(chunks.resume, job)
         call = _program(model, metric, placed, base, mesh)
         devices = 1 if mesh is None else mesh.devices.size
-        _run(call, devices, _feed(plan, grid), plan, values, progress, journal)
+        _run(_Job(call, devices, _feed(plan, grid)), plan, values, progress, journal)
         work = _work(values.size, plan, model.n_layers)
     values = values.reshape(grid.shape)
     if tokens.ndim == 1:
@@ -217,7 +219,7 @@ def _with_coefficient(one: Any, coefficient: Any) -> Any:
     return eqx.tree_at(lambda e: e.coefficient, one, jnp.asarray(coefficient))
 
 
-def _bytes(shapes: Sites[Any], seq: int, lanes: Lanes) -> dict[str, float]:
+def _cost(shapes: Sites[Any], seq: int, lanes: Lanes) -> Cost:
     """Estimates the working memory of a row and of a lane."""
     blocks = shapes.blocks
     size = blocks.resid_pre.dtype.itemsize
@@ -225,47 +227,58 @@ def _bytes(shapes: Sites[Any], seq: int, lanes: Lanes) -> dict[str, float]:
     mlp = 0 if blocks.mlp_post is None else blocks.mlp_post.shape[-1]
     heads, head_dim = blocks.z.shape[-2:]
     width = int(lanes.length.max())
-    row = size * (6 * embed + 3 * mlp + 4 * heads * head_dim)
-    lane = heads * (3 * 4 * width * seq + size * head_dim * (2 * seq + 2 * width))
-    return {"row_bytes": row, "lane_bytes": lane}
+    return Cost(
+        layers=blocks.resid_pre.shape[0],
+        state_bytes=size * embed,
+        row_bytes=size * (6 * embed + 3 * mlp + 4 * heads * head_dim),
+        lane_bytes=heads * (12 * width * seq + 2 * size * head_dim * (seq + width)),
+        overhead=24 if jax.default_backend() == "cpu" else 2048,
+    )
 
 
-def _feed(plan: Plan, grid: Cells) -> Callable[[int], Chunk]:
-    """Returns a function that lays out chunk `i`; beyond the last, an empty one."""
+def _feed(plan: Plan, grid: Cells) -> Callable[[int], Tile]:
+    """Returns a function that lays out chunk `i`, filled up with empty tiles."""
+    chunks = plan.chunks
+    empty = plan.tiles[0].take(np.arange(0))
 
-    def layout(i: int) -> Chunk:
-        size, rows = plan.size, plan.rows
-        lanes = (
-            plan.lanes[i] if i < len(plan.lanes) else plan.lanes[0].take(np.arange(0))
-        )
-        used = len(lanes.cell)
-
-        def fill(values: np.ndarray, length: int, rest: int = 0) -> np.ndarray:
-            out = np.full(length, rest, values.dtype)
-            out[: len(values)] = values
-            return out
-
-        offset = np.cumsum(lanes.length) - lanes.length
-        lane = np.repeat(np.arange(used), lanes.length)
-        position = np.arange(len(lane)) - offset[lane] + lanes.start[lane]
-        place = {
-            key: fill(values[lanes.cell], size, -1 if key == "layer" else 0)
-            for key, values in grid.index.items()
-            if key != "prompt"
-        }
-        as_int = lambda a, n: fill(a.astype(np.int32), n)  # noqa: E731
-        return Chunk(
-            first=np.int32(lanes.layer.min() if used else 2**30),
-            prompt=as_int(lanes.prompt, size),
-            start=as_int(lanes.start, size),
-            offset=as_int(offset, size),
-            lane=as_int(lane, rows),
-            position=as_int(position, rows),
-            place=place,
-            width=plan.width,
+    def chunk(i: int) -> Tile:
+        tiles = list(chunks[i]) if i < len(chunks) else []
+        tiles += [empty] * (plan.per_chunk - len(tiles))
+        return jax.tree.map(
+            lambda *a: np.stack(a), *(_tile(t, plan, grid) for t in tiles)
         )
 
-    return layout
+    return chunk
+
+
+def _tile(lanes: Lanes, plan: Plan, grid: Cells) -> Tile:
+    """Lays out one tile."""
+
+    def fill(values: np.ndarray, length: int, rest: int = 0) -> np.ndarray:
+        kind = np.float32 if values.dtype.kind == "f" else np.int32
+        out = np.full(length, rest, kind)
+        out[: len(values)] = values
+        return out
+
+    used = len(lanes.cell)
+    offset = np.cumsum(lanes.length) - lanes.length
+    lane = np.repeat(np.arange(used), lanes.length)
+    position = np.arange(len(lane)) - offset[lane] + lanes.start[lane]
+    place = {
+        key: fill(values[lanes.cell], plan.lanes, -1 if key == "layer" else 0)
+        for key, values in grid.index.items()
+        if key != "prompt"
+    }
+    return Tile(
+        first=np.int32(lanes.layer.min() if used else NEVER),
+        prompt=fill(lanes.prompt, plan.lanes),
+        start=fill(lanes.start, plan.lanes),
+        offset=fill(offset, plan.lanes),
+        lane=fill(lane, plan.rows),
+        position=fill(position, plan.rows),
+        place=place,
+        width=plan.width,
+    )
 
 
 def _program(
@@ -274,68 +287,72 @@ def _program(
     placed: Placed,
     base: Base,
     mesh: Mesh | None,
-) -> Callable[[list[Chunk]], Array]:
-    """Returns the compiled call: from one chunk per device to `[device, lane]`."""
+) -> Callable[[list[Tile]], Array]:
+    """Returns the compiled call, from a chunk per device to `[device, tile, lane]`."""
     if mesh is None:
         shared = (model, metric, placed, base)
-        return lambda group: run_chunk_jit(*shared, _as_arrays(group[0]))[None]
+        arrays = lambda chunk: jax.tree.map(jnp.asarray, chunk)  # noqa: E731
+        return lambda group: run_chunk_jit(*shared, arrays(group[0]))[None]
     shared = eqx.filter_shard(
         (model, metric, placed, base), NamedSharding(mesh, PartitionSpec())
     )
     spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
-    def call(group: list[Chunk]) -> Array:
+    def call(group: list[Tile]) -> Array:
         stacked = jax.tree.map(lambda *a: jax.device_put(np.stack(a), spread), *group)
         return run_chunks_on(mesh, *shared, stacked)
 
     return call
 
 
-def _as_arrays(chunk: Chunk) -> Chunk:
-    return jax.tree.map(jnp.asarray, chunk)
+class _Job(NamedTuple):
+    """The compiled call, how many chunks it takes, and how to lay one out."""
+
+    call: Callable[[list[Tile]], Array]
+    devices: int
+    chunk: Callable[[int], Tile]
 
 
 def _run(
-    call: Callable[[list[Chunk]], Array],
-    devices: int,
-    layout: Callable[[int], Chunk],
+    job: _Job,
     plan: Plan,
     values: np.ndarray,
     progress: Callable[[int, int], None] | None,
     journal: Journal,
 ) -> None:
     """Runs every chunk; results stay on the device until a save or the end."""
+    chunks = plan.chunks
+    sizes = [sum(len(tile.cell) for tile in chunk) for chunk in chunks]
     journal.load(values)
-    sizes = [len(lanes.cell) for lanes in plan.lanes]
     waiting: list[tuple[int, Array]] = []
     done = journal.done
 
     def collect() -> None:
-        for at, out in zip(
-            waiting, jax.device_get([w[1] for w in waiting]), strict=True
-        ):
-            for device, row in enumerate(out):
-                i = at[0] + device
-                if i < len(sizes):
-                    values[plan.lanes[i].cell] = row[: sizes[i]]
+        arrays = jax.device_get([out for _, out in waiting])
+        for (first, _), out in zip(waiting, arrays, strict=True):
+            for chunk, metrics in zip(chunks[first:], out, strict=False):
+                for tile, of_tile in zip(chunk, metrics, strict=False):
+                    values[tile.cell] = of_tile[: len(tile.cell)]
         waiting.clear()
 
+    def report() -> None:
+        if progress is not None:
+            progress(sum(sizes[:done]), sum(sizes))
+
     try:
-        for i in range(journal.done, len(sizes), devices):
-            out = call([layout(i + d) for d in range(devices)])
+        for i in range(done, len(chunks), job.devices):
+            out = job.call([job.chunk(i + d) for d in range(job.devices)])
             if waiting:
                 waiting[-1][1].block_until_ready()
                 done = i
-                if progress is not None:
-                    progress(sum(sizes[:i]), sum(sizes))
+                report()
                 if journal.due():
                     collect()
                     journal.save(values, done)
             waiting.append((i, out))
         collect()
-        done = len(sizes)
-        if progress is not None:
-            progress(sum(sizes), sum(sizes))
+        done = len(chunks)
+        report()
     finally:
         if journal.path is not None and done > journal.done:
             waiting[:] = [w for w in waiting if w[0] < done]
@@ -345,7 +362,7 @@ def _run(
 
 def _work(lanes: int, plan: Plan, layers: int) -> Work:
     """Counts what a plan runs."""
-    run = sum(len(chunk.cell) for chunk in plan.lanes)
-    need = sum(int(((layers - c.layer) * c.length).sum()) for c in plan.lanes)
-    computed = sum(int(layers - c.layer.min()) * plan.rows for c in plan.lanes)
-    return Work(lanes, run, need, computed, len(plan.lanes))
+    run = sum(len(tile.cell) for tile in plan.tiles)
+    need = sum(int(((layers - t.layer) * t.length).sum()) for t in plan.tiles)
+    computed = sum(int(layers - t.layer.min()) * plan.rows for t in plan.tiles)
+    return Work(lanes, run, need, computed, len(plan.chunks))

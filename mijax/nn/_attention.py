@@ -40,7 +40,8 @@ class Attention(eqx.Module):
         Args:
             x: the normalised residual stream.
             edits: what to change at each site.
-            place: the layer and where the rows stand.
+            place: the layer and where the rows stand; from the queries on, only the
+                rows of `place.after` are computed.
             past: keys (before rotary) and values of tokens that are not rows, as this
                 layer returns them, `[prompt, key_seq, heads, head_dim]`.
 
@@ -48,7 +49,8 @@ class Attention(eqx.Module):
             What attention writes to the residual stream, and its activations by site.
         """
         groups = self.w_q.shape[1] // self.w_k.shape[1]
-        q = edit(edits.q, project(x, self.w_q, self.b_q), place)
+        kept, after = place.rows.keep(x), place.after
+        q = edit(edits.q, project(kept, self.w_q, self.b_q), after)
         k, v = project(x, self.w_k, self.b_k), project(x, self.w_v, self.b_v)
         k_view, v_view = (jnp.repeat(a, groups, axis=1) for a in (k, v))
         # An edit may change one query head's view of a key that its group shares.
@@ -58,7 +60,7 @@ class Attention(eqx.Module):
         acts = self.attend(q, k, v, edits, place, past)
         acts |= {"q": q, "k": k_view, "v": v_view}
         out = jnp.einsum("nhd,hde->ne", acts["z"], self.w_o)
-        acts["attn_out"] = edit(edits.attn_out, add(out, self.b_o), place)
+        acts["attn_out"] = edit(edits.attn_out, add(out, self.b_o), after)
         return acts["attn_out"], acts
 
     def attend(
@@ -83,34 +85,35 @@ class Attention(eqx.Module):
         Returns:
             `scores`, `pattern` and `z`.
         """
-        rows = place.rows
+        rows, after = place.rows, place.after
+        asking = after.rows
         heads, kv_heads, head_dim = q.shape[1], k.shape[1], q.shape[2]
         past_k, past_v = past if past is not None else (None, None)
         if past_k is not None and past_v is not None:
             every = past_k.shape[-2] // kv_heads
             past_k, past_v = past_k[..., ::every, :], past_v[..., ::every, :]
         if self.rotary is not None:
-            q, k = self.rotary(q, rows.position), self.rotary(k, rows.position)
+            q, k = self.rotary(q, asking.position), self.rotary(k, rows.position)
             if past_k is not None:
                 past_k = self.rotary(past_k, jnp.arange(past_k.shape[1]))
-        queries, keys = rows.queries(q), rows.keys(k, past_k)
+        queries, keys = asking.queries(q), rows.keys(k, past_k)
         queries = queries.reshape(*queries.shape[:-2], kv_heads, -1, head_dim)
         scores = jnp.einsum("...qhgd,...khd->...hgqk", queries, keys) / head_dim**0.5
         scores = scores.reshape(*scores.shape[:-4], heads, *scores.shape[-2:])
-        scores, scores_site = edit_grid(edits.scores, scores, place)
+        scores, scores_site = edit_grid(edits.scores, scores, after)
         masked = jnp.where(
-            jnp.expand_dims(rows.causal(), -3),
+            jnp.expand_dims(asking.causal(), -3),
             scores.astype(jnp.float32),
             jnp.finfo(jnp.float32).min,
         )
         pattern = jax.nn.softmax(masked, axis=-1).astype(q.dtype)
-        pattern, pattern_site = edit_grid(edits.pattern, pattern, place)
+        pattern, pattern_site = edit_grid(edits.pattern, pattern, after)
         grouped = pattern.reshape(
             *pattern.shape[:-3], kv_heads, -1, *pattern.shape[-2:]
         )
         z = jnp.einsum("...hgqk,...khd->...qhgd", grouped, rows.keys(v, past_v))
-        z = rows.flat(z.reshape(*z.shape[:-3], heads, head_dim))
-        z = edit(edits.z, z, place)
+        z = asking.flat(z.reshape(*z.shape[:-3], heads, head_dim))
+        z = edit(edits.z, z, after)
         return {"scores": scores_site, "pattern": pattern_site, "z": z}
 
 

@@ -31,9 +31,10 @@ class Block(AbstractBlock):
         """Computes the block; see `AbstractBlock`."""
         pre = edit(edits.resid_pre, x, place)
         attn_out, attn = self.attention(self.norm_1(pre), edits, place, past)
-        mid = edit(edits.resid_mid, pre + attn_out, place)
-        mlp_out, mlp = self.mlp(self.norm_2(mid), edits, place)
-        post = edit(edits.resid_post, mid + mlp_out, place)
+        kept, after = place.rows.keep(pre), place.after
+        mid = edit(edits.resid_mid, kept + attn_out, after)
+        mlp_out, mlp = self.mlp(self.norm_2(mid), edits, after)
+        post = edit(edits.resid_post, mid + mlp_out, after)
         return post, BlockSites(
             resid_pre=pre, resid_mid=mid, resid_post=post, **attn, **mlp
         )
@@ -60,8 +61,9 @@ class ParallelBlock(AbstractBlock):
         """Computes the block; see `AbstractBlock`."""
         pre = edit(edits.resid_pre, x, place)
         attn_out, attn = self.attention(self.norm_1(pre), edits, place, past)
-        mlp_out, mlp = self.mlp(self.norm_2(pre), edits, place)
-        post = edit(edits.resid_post, pre + attn_out + mlp_out, place)
+        kept, after = place.rows.keep(pre), place.after
+        mlp_out, mlp = self.mlp(self.norm_2(kept), edits, after)
+        post = edit(edits.resid_post, kept + attn_out + mlp_out, after)
         return post, BlockSites(
             resid_pre=pre, resid_mid=None, resid_post=post, **attn, **mlp
         )
@@ -83,7 +85,8 @@ class AttentionBlock(AbstractBlock):
         """Computes the block; see `AbstractBlock`."""
         pre = edit(edits.resid_pre, x, place)
         attn_out, attn = self.attention(self.norm_1(pre), edits, place, past)
-        post = edit(edits.resid_post, pre + attn_out, place)
+        kept, after = place.rows.keep(pre), place.after
+        post = edit(edits.resid_post, kept + attn_out, after)
         return post, BlockSites(
             resid_pre=pre, resid_mid=None, resid_post=post, **attn, **NO_MLP
         )
