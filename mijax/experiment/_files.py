@@ -1,0 +1,54 @@
+"""Files that appear whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from mijax._errors import OutputError
+
+
+@contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """Turns an `OSError` of the file system into an `OutputError` that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(
+            f"cannot write {path}: {reason}. Choose another place with --out."
+        ) from error
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    """Writes a file by atomic rename: a reader sees the old file or the new one.
+
+    Args:
+        path: where the file goes; its folder must exist.
+        content: text (stored as UTF-8) or bytes.
+
+    Returns:
+        `path`.
+
+    Raises:
+        OutputError: when the file cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writable(path):
+        try:
+            with beside.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> Path:
+    """Writes strict JSON (no NaN), indented, by atomic rename."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    return write(path, text + "\n")

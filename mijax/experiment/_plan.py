@@ -1,0 +1,154 @@
+"""An experiment ready to run: script, resolved config, published numbers."""
+
+import hashlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import ValidationError
+
+from mijax._errors import ConfigError, nearest
+from mijax.experiment._config import Config, ConfigFile, Expected, explain, parse
+from mijax.experiment._discover import SCRIPT, find
+from mijax.experiment._overrides import override
+from mijax.experiment._yaml import Document, dump_yaml, shown
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment with every choice made.
+
+    Attributes:
+        name: short name, as `mijax list` prints it.
+        reference: the `experiment:` key that finds the folder from anywhere.
+        description: one line on what it shows.
+        about: docstring of the script: paper, claim, command, run time.
+        config: the resolved config.
+        expected: the published numbers by name.
+        function: `run` of the script, called with the config and a `Run`.
+    """
+
+    name: str
+    reference: str
+    description: str
+    about: str
+    config: Config
+    expected: Mapping[str, Expected] = field(default_factory=dict)
+    function: Callable[[Any, Any], object] = field(kw_only=True)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the experiment and its config: what decides if a run resumes."""
+        values = [self.reference, self.config.model_dump(mode="json")]
+        text = json.dumps(values, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def yaml(self) -> str:
+        """The complete config, as a file that runs from anywhere."""
+        expected = {
+            name: entry.model_dump(mode="json", exclude_none=True)
+            for name, entry in self.expected.items()
+        }
+        return dump_yaml(
+            {
+                "experiment": self.reference,
+                "description": self.description,
+                "config": self.config.model_dump(mode="json"),
+                "expected": expected,
+            }
+        )
+
+    def override(self, changes: Sequence[str] | Mapping[str, object]) -> "Plan":
+        """The same experiment with some values of its config changed.
+
+        Args:
+            changes: command-line words (`["--prompts", "8"]`), or values by name.
+
+        Returns:
+            A new plan.
+
+        Raises:
+            ConfigError: on an unknown name or a value of the wrong type.
+        """
+        if isinstance(changes, Mapping):
+            return replace(self, config=_updated(self.config, changes))
+        return replace(self, config=override(self.config, changes))
+
+
+def load(source: str | Path) -> Plan:
+    """Finds an experiment, loads its script and checks its config.
+
+    Args:
+        source: a name from `mijax list`, a YAML file, or a folder with an
+            `experiment.py`.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ConfigError: when the experiment does not exist or its config does not fit.
+    """
+    found = find(source)
+    document = found.document or Document(found.folder / SCRIPT, {}, {})
+    # A section without entries (`expected:` and nothing more) is an empty one.
+    given = {key: value for key, value in document.value.items() if value is not None}
+    values = {"experiment": found.reference} | given
+    file = parse(ConfigFile, values, document=document)
+    script = _script(found.folder / SCRIPT)
+    model = getattr(script, "Config", None)
+    if not (isinstance(model, type) and issubclass(model, Config)):
+        raise ConfigError(
+            f"{shown(found.folder / SCRIPT)} needs a class Config that derives from "
+            "mijax.experiment.Config."
+        )
+    function = getattr(script, "run", None)
+    if not callable(function):
+        raise ConfigError(
+            f"{shown(found.folder / SCRIPT)} needs a function run(config, run)."
+        )
+    return Plan(
+        name=found.name,
+        reference=found.reference,
+        description=" ".join(file.description.split()),
+        about=inspect.cleandoc(script.__doc__ or ""),
+        config=parse(model, file.config, document=document, place=("config",)),
+        expected=file.expected,
+        function=function,
+    )
+
+
+def _script(path: Path) -> ModuleType:
+    """Loads a script as a package, so that it can import files beside it."""
+    suffix = hashlib.sha256(str(path).encode()).hexdigest()[:12]
+    name = f"mijax_experiment_{suffix}"
+    spec = importlib.util.spec_from_file_location(
+        name, path, submodule_search_locations=[str(path.parent)]
+    )
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"cannot load {shown(path)} as Python.")
+    module = importlib.util.module_from_spec(spec)
+    # Pydantic looks up annotations and attribute docstrings by module name.
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _updated(config: Config, changes: Mapping[str, object]) -> Config:
+    model = type(config)
+    for name in changes:
+        if name not in model.model_fields:
+            raise ConfigError(
+                f"unknown key {name!r} of the config."
+                + nearest(name, model.model_fields)
+            )
+    values = config.model_dump(mode="json") | dict(changes)
+    try:
+        return model.model_validate_json(json.dumps(values, default=str))
+    except ValidationError as error:
+        raise ConfigError(explain(model, error)) from error

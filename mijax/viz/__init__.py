@@ -1,0 +1,12 @@
+"""Pictures and pages: heatmaps, curves, bars, attention."""
+
+from mijax.viz._heatmap import attention_grid as attention_grid
+from mijax.viz._heatmap import heatmap as heatmap
+from mijax.viz._heatmap import heatmaps as heatmaps
+from mijax.viz._labels import readable as readable
+from mijax.viz._page import attention_page as attention_page
+from mijax.viz._plots import bars as bars
+from mijax.viz._plots import line as line
+from mijax.viz._save import save as save
+from mijax.viz._terminal import TerminalHeatmap as TerminalHeatmap
+from mijax.viz._terminal import terminal_heatmap as terminal_heatmap

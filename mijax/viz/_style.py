@@ -1,0 +1,96 @@
+"""How every picture of mijax looks."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from jaxtyping import Array, Real
+
+from mijax.viz._labels import axis_labels, drawable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Vector = Real[Array | np.ndarray, " point"]
+Grid = Real[Array | np.ndarray, "row column"]
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; blue and vermilion
+# first, as in the diverging maps.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def new_figure(
+    *, width: float, height: float, rows: int = 1, columns: int = 1
+) -> "tuple[Figure, list[Axes]]":
+    """A figure with panels, drawn without pyplot's global state.
+
+    Args:
+        width: inches.
+        height: inches.
+        rows: rows of panels.
+        columns: columns of panels.
+
+    Returns:
+        The figure and its panels, row by row.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, [cast("Any", a) for a in axes.ravel()]
+
+
+def name_axes(axes: "Axes", *, title: str = "", x: str = "", y: str = "") -> None:
+    """Writes the title and the names of both axes, without mathematical markup."""
+    if title:
+        axes.set_title(drawable(title), fontsize=10, parse_math=False)
+    if x:
+        axes.set_xlabel(drawable(x), parse_math=False)
+    if y:
+        axes.set_ylabel(drawable(y), parse_math=False)
+
+
+def tick(
+    axes: "Axes",
+    *,
+    count: int,
+    labels: Sequence[object] | None,
+    vertical: bool = False,
+    most: int = 48,
+) -> None:
+    """Puts one tick per cell, or every few cells when they are many.
+
+    Args:
+        axes: the panel.
+        count: number of cells.
+        labels: one per cell, or None for their indices.
+        vertical: whether the cells run down the y axis.
+        most: how many ticks there is room for.
+    """
+    texts = axis_labels(range(count) if labels is None else labels)
+    step = max(1, -(-count // most))
+    if labels is None and count > 24:
+        step = max(step, 2)
+    places = list(range(0, count, step))
+    shown = [texts[place] for place in places]
+    if vertical:
+        axes.set_yticks(places, shown, fontsize=8, parse_math=False)
+        return
+    slanted = any(len(text) > 3 for text in shown) or len(places) > 32
+    axes.set_xticks(
+        places,
+        shown,
+        fontsize=8,
+        parse_math=False,
+        rotation=90 if slanted else 0,
+    )
+
+
+def clean_frame(axes: "Axes") -> None:
+    """Leaves only the left and the lower line of the frame."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
