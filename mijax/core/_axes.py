@@ -28,7 +28,7 @@ class Cells(NamedTuple):
     Attributes:
         axes: the swept axes.
         shape: `(prompts, *sizes)`.
-        index: per lane, `prompt` always; `layer`, `start`, `stop`, `head`, `feature`,
+        places: per lane, `prompt` always; `layer`, `start`, `stop`, `head`, `feature`,
             `coefficient` where swept or fixed.
         coefficient: index into the swept coefficients per lane, 0 without them.
         coefficients: the swept coefficients, or `None`.
@@ -36,7 +36,7 @@ class Cells(NamedTuple):
 
     axes: tuple[Axis, ...]
     shape: tuple[int, ...]
-    index: dict[str, np.ndarray]
+    places: dict[str, np.ndarray]
     coefficient: np.ndarray
     coefficients: np.ndarray | None
 
@@ -75,7 +75,7 @@ def cells(
         if fixed is not None:
             columns[key] = (np.asarray(fixed), 0)
     coefficient = getattr(placed.edit, "coefficient", None)
-    if "coefficient" not in over and jnp.ndim(coefficient) == 1:
+    if "coefficient" not in over and getattr(coefficient, "ndim", 0) == 1:
         columns["coefficient"] = (np.asarray(coefficient), 0)
     if "start" in columns and "stop" not in columns:
         start, at = columns["start"]

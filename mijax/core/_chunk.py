@@ -124,13 +124,13 @@ class Tile(eqx.Module):
         width: longest suffix.
     """
 
-    first: Array
-    prompt: Array
-    start: Array
-    offset: Array
-    lane: Array
-    position: Array
-    place: dict[str, Array]
+    first: Any
+    prompt: Any
+    start: Any
+    offset: Any
+    lane: Any
+    position: Any
+    place: dict[str, Any]
     width: int = eqx.field(static=True)
 
     def rows(self, key_seq: int, read: Array | None = None) -> Packed:
@@ -150,11 +150,19 @@ class Tile(eqx.Module):
             lane = jnp.repeat(jnp.arange(lanes, dtype=jnp.int32), each)
             row = self.offset[:, None] + read - self.start[:, None]
             row = jnp.clip(row, 0, self.lane.shape[0] - 1).reshape(-1)
-            where = read.reshape(-1), self.prompt[lane], lane
-            reads = Reads(*where, row, key_seq, lanes)
-        lane = self.lane, self.offset, self.start, self.prompt
-        here = self.position, self.prompt[self.lane]
-        return Packed(*here, *lane, self.width, key_seq, reads)
+            prompt = self.prompt[lane]
+            reads = Reads(read.reshape(-1), prompt, lane, row, key_seq, lanes)
+        return Packed(
+            position=self.position,
+            prompt=self.prompt[self.lane],
+            lane=self.lane,
+            offset=self.offset,
+            start=self.start,
+            lane_prompt=self.prompt,
+            width=self.width,
+            key_seq=key_seq,
+            reads=reads,
+        )
 
 
 def run_chunk(
@@ -230,9 +238,10 @@ def _at_lanes(placed: Placed, tile: Tile) -> Sites[Any]:
     one: Any = placed.edit
     if "coefficient" in tile.place:
         one = eqx.tree_at(lambda e: e.coefficient, one, tile.place["coefficient"])
-    keys = ("layer", "start", "stop", "head", "feature")
-    index = [tile.place.get(key) for key in keys]
-    return put(empty(), placed.site, Placed(one, *index, placed.site))
+    at = tile.place.get
+    layer, start, stop = at("layer"), at("start"), at("stop")
+    here = Placed(one, layer, start, stop, at("head"), at("feature"), placed.site)
+    return put(empty(), placed.site, here)
 
 
 run_chunk_jit = eqx.filter_jit(run_chunk)
@@ -252,7 +261,8 @@ def run_chunks_on(
 
     def on_device(shared: Any, chunks: Tile) -> Array:
         chunk = jax.tree.map(lambda a: a[0], chunks)
-        return run_chunk(*eqx.combine(shared, static), chunk)[None]
+        model, metric, placed, base = eqx.combine(shared, static)
+        return run_chunk(model, metric, placed, base, chunk)[None]
 
     lanes = PartitionSpec(mesh.axis_names)
     return jax.shard_map(

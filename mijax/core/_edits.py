@@ -66,8 +66,12 @@ class AbstractEdit(eqx.Module):
         as_index = lambda i: None if i is None else jnp.asarray(i, jnp.int32)  # noqa: E731
         placed = Placed(
             self.bind(site),
-            *map(as_index, (site.layer, start, stop, site.head, site.feature)),
-            site.name,
+            layer=as_index(site.layer),
+            start=as_index(start),
+            stop=as_index(stop),
+            head=as_index(site.head),
+            feature=as_index(site.feature),
+            site=site.name,
         )
         return put(empty(), site.name, placed)
 

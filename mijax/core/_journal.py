@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mijax._errors import OutputError
@@ -82,7 +83,7 @@ def digest(tree: Any) -> str:
     leaves, structure = jax.tree.flatten(tree)
     found = hashlib.sha256(str(structure).encode())
     for leaf in leaves:
-        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(
             leaf.dtype, jax.dtypes.prng_key
         ):
             leaf = jax.random.key_data(leaf)  # noqa: PLW2901

@@ -125,7 +125,8 @@ def logit_difference(
         >>> float(logit_difference(0, 2)(jnp.array([[3.0, 1.0, -1.0]])))
         4.0
     """
-    return LogitDifference(as_ids(answer), as_ids(wrong), as_position(position))
+    where = as_position(position)
+    return LogitDifference(answer=as_ids(answer), wrong=as_ids(wrong), position=where)
 
 
 class Probability(AbstractMetric):
@@ -155,7 +156,7 @@ def probability(answer: Any, *, position: Any = None) -> Probability:
         >>> float(probability(0)(jnp.zeros((1, 4))))
         0.25
     """
-    return Probability(as_ids(answer), as_position(position))
+    return Probability(answer=as_ids(answer), position=as_position(position))
 
 
 class CrossEntropy(AbstractMetric):
@@ -187,7 +188,8 @@ def cross_entropy(labels: Any, *, position: Any = None) -> CrossEntropy:
         >>> float(cross_entropy(0)(jnp.zeros((1, 4))))  # log 4
         1.3862943649291992
     """
-    return CrossEntropy(jnp.asarray(labels, jnp.int32), as_position(position))
+    labels = jnp.asarray(labels, jnp.int32)
+    return CrossEntropy(labels=labels, position=as_position(position))
 
 
 class KL(AbstractMetric):
@@ -238,7 +240,7 @@ def kl(reference_logits: Any, *, position: Any = None) -> KL:
         index = index[:, None] if index.ndim == 1 else jnp.atleast_2d(index)
         index = jnp.broadcast_to(index, (logits.shape[0], index.shape[1]))
         kept = jnp.take_along_axis(logits, index[..., None], axis=1)
-    return KL(jax.nn.log_softmax(kept, axis=-1), where)
+    return KL(reference=jax.nn.log_softmax(kept, axis=-1), position=where)
 
 
 class Accuracy(AbstractMetric):
@@ -268,7 +270,7 @@ def accuracy(answer: Any, *, position: Any = None) -> Accuracy:
         >>> float(accuracy(1)(jnp.array([[0.0, 2.0, 1.0]])))
         1.0
     """
-    return Accuracy(as_ids(answer), as_position(position))
+    return Accuracy(answer=as_ids(answer), position=as_position(position))
 
 
 def recovered(value: Any, clean: Any, corrupt: Any) -> Array:

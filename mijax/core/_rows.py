@@ -7,6 +7,7 @@ prompt. Only attention looks across rows, and it does so through the four method
 """
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -26,8 +27,8 @@ class AbstractRows(eqx.Module):
     """
 
     position: eqx.AbstractVar[Int[Array, " rows"]]
-    prompt: eqx.AbstractVar[Int[Array, "*rows"] | None]
-    lane: eqx.AbstractVar[Int[Array, "*rows"] | None]
+    prompt: eqx.AbstractVar[Any]
+    lane: eqx.AbstractVar[Any]
 
     @abc.abstractmethod
     def queries(self, x: Float[Array, "rows ..."]) -> Float[Array, "..."]:
@@ -122,7 +123,7 @@ class Packed(AbstractRows):
         return x[jnp.minimum(row, x.shape[0] - 1)]
 
     def keys(
-        self, x: Float[Array, "rows ..."], past: Float[Array, "prompt key_seq ..."]
+        self, x: Float[Array, "rows ..."], past: Float[Array, "..."] | None
     ) -> Float[Array, "lane key_seq ..."]:
         """Gathers each lane's past up to its start and its own rows after it."""
         key = jnp.arange(self.key_seq)
@@ -130,6 +131,7 @@ class Packed(AbstractRows):
         row = self.offset[:, None] + key[None, :] - self.start[:, None]
         rows = x[jnp.clip(row, 0, x.shape[0] - 1)]
         own = own.reshape(own.shape + (1,) * (x.ndim - 1))
+        assert past is not None, "packed rows need the past of their lanes"
         return jnp.where(own, rows, past[self.lane_prompt])
 
     def flat(self, grid: Float[Array, "lane seq ..."]) -> Float[Array, "rows ..."]:

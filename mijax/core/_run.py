@@ -102,7 +102,8 @@ def capture(
     tokens = as_tokens(tokens)
     shapes = check_sites(model, tokens, sites)
     for site in jax.tree.leaves(sites, is_leaf=_is_site):
-        if any(known(end) is None or known(end).ndim for end in _span(site)):
+        ends = [known(end) for end in _span(site)]
+        if any(end is None or end.ndim for end in ends):
             raise PositionError(
                 "capture takes a span of fixed integers; with one per prompt, capture "
                 "every position and select with the prompts' masks."

@@ -3,8 +3,8 @@
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
-import jax
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from mijax._errors import PositionError, ShapeError, SiteError, nearest
@@ -145,7 +145,7 @@ class Site(eqx.Module):
 
 def known(index: Any) -> np.ndarray | None:
     """Returns an index as a NumPy array, or `None` if absent or traced."""
-    if index is None or isinstance(index, jax.core.Tracer):
+    if index is None or isinstance(index, Tracer):
         return None
     array = np.asarray(index)
     if array.dtype.kind not in "iu":

@@ -186,7 +186,7 @@ def _only(edits: Sites[Any]) -> Placed:
 def _lanes(placed: Placed, grid: Cells, base: Base) -> Lanes:
     """Finds the lanes that change something, and from where they run."""
     layered = placed.site in BLOCK_SITES
-    index = grid.index
+    index = grid.places
     if grid.coefficients is None:
         maps = [changed(placed.edit, base, layered)]
     else:
@@ -201,7 +201,7 @@ def _lanes(placed: Placed, grid: Cells, base: Base) -> Lanes:
         differs = differs.any(1, keepdims=True)
     if "head" not in index:
         differs = differs.any(-1, keepdims=True)
-    seq = differs.shape[3]
+    seq = base.x.shape[2]
     at = np.where(differs, np.arange(seq)[:, None], seq)
     following = np.minimum.accumulate(at[:, :, :, ::-1], axis=3)[:, :, :, ::-1]
     zero = np.zeros_like(index["prompt"])
@@ -266,18 +266,18 @@ def _tile(lanes: Lanes, plan: Plan, grid: Cells) -> Tile:
     position = np.arange(len(lane)) - offset[lane] + lanes.start[lane]
     place = {
         key: fill(values[lanes.cell], plan.lanes, -1 if key == "layer" else 0)
-        for key, values in grid.index.items()
+        for key, values in grid.places.items()
         if key != "prompt"
     }
     return Tile(
-        first=np.int32(lanes.layer.min() if used else NEVER),
-        prompt=fill(lanes.prompt, plan.lanes),
-        start=fill(lanes.start, plan.lanes),
-        offset=fill(offset, plan.lanes),
-        lane=fill(lane, plan.rows),
-        position=fill(position, plan.rows),
-        place=place,
-        width=plan.width,
+        np.int32(lanes.layer.min() if used else NEVER),
+        fill(lanes.prompt, plan.lanes),
+        fill(lanes.start, plan.lanes),
+        fill(offset, plan.lanes),
+        fill(lane, plan.rows),
+        fill(position, plan.rows),
+        place,
+        plan.width,
     )
 
 
@@ -290,9 +290,12 @@ def _program(
 ) -> Callable[[list[Tile]], Array]:
     """Returns the compiled call, from a chunk per device to `[device, tile, lane]`."""
     if mesh is None:
-        shared = (model, metric, placed, base)
-        arrays = lambda chunk: jax.tree.map(jnp.asarray, chunk)  # noqa: E731
-        return lambda group: run_chunk_jit(*shared, arrays(group[0]))[None]
+
+        def alone(group: list[Tile]) -> Array:
+            tiles = jax.tree.map(jnp.asarray, group[0])
+            return run_chunk_jit(model, metric, placed, base, tiles)[None]
+
+        return alone
     shared = eqx.filter_shard(
         (model, metric, placed, base), NamedSharding(mesh, PartitionSpec())
     )
@@ -341,7 +344,7 @@ def _run(
 
     try:
         for i in range(done, len(chunks), job.devices):
-            out = job.call([job.chunk(i + d) for d in range(job.devices)])
+            group = [job.chunk(i + d) for d in range(job.devices)]
             if waiting:
                 waiting[-1][1].block_until_ready()
                 done = i
@@ -349,7 +352,7 @@ def _run(
                 if journal.due():
                     collect()
                     journal.save(values, done)
-            waiting.append((i, out))
+            waiting.append((i, job.call(group)))
         collect()
         done = len(chunks)
         report()
