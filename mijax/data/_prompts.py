@@ -1,0 +1,189 @@
+"""Batches of prompts with named places in them."""
+
+from collections.abc import Mapping, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from mijax._errors import PositionError, nearest
+from mijax.data._tokenizer import Tokenizer
+
+Span = tuple[Int[Array, " batch"], Int[Array, " batch"]]
+
+
+class Prompts(eqx.Module):
+    """A batch of prompts, padded on the right.
+
+    Attributes:
+        tokens: token ids; what follows a prompt's length is padding.
+        lengths: number of tokens of each prompt.
+        spans: name of a place, and the first and one past the last token of it in each
+            prompt.
+        texts: the text of each prompt, without what was prepended.
+
+    Example:
+        >>> prompts = Prompts.from_ids([[1, 2, 3], [4, 5]])
+        >>> prompts.last.tolist(), prompts.mask.tolist()[1]
+        ([2, 1], [True, True, False])
+    """
+
+    tokens: Int[Array, "batch seq"]
+    lengths: Int[Array, " batch"]
+    spans: dict[str, Span]
+    texts: tuple[str, ...] = eqx.field(static=True)
+
+    @classmethod
+    def from_texts(
+        cls,
+        tokenizer: Tokenizer,
+        texts: Sequence[str],
+        *,
+        prepend: Sequence[int] = (),
+        pad: int = 0,
+    ) -> "Prompts":
+        """Tokenizes texts.
+
+        Args:
+            tokenizer: the model's tokenizer.
+            texts: one text per prompt.
+            prepend: token ids to put before each text, for example
+                `[tokenizer.bos]`.
+            pad: token id to fill with.
+
+        Returns:
+            The prompts, with the span `"last"`.
+
+        Raises:
+            PositionError: there are no texts, or one of them has no tokens.
+        """
+        ids = [[*prepend, *tokenizer.encode(text)] for text in texts]
+        return cls.from_ids(ids, texts=texts, pad=pad)
+
+    @classmethod
+    def from_ids(
+        cls,
+        ids: Sequence[Sequence[int]],
+        *,
+        texts: Sequence[str] | None = None,
+        spans: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+        pad: int = 0,
+    ) -> "Prompts":
+        """Makes prompts of token ids.
+
+        Args:
+            ids: token ids of each prompt, of any lengths.
+            texts: the text of each prompt.
+            spans: name of a place, and its (start, stop) tokens in each prompt.
+            pad: token id to fill with.
+
+        Returns:
+            The prompts, with the spans and `"last"`.
+
+        Raises:
+            PositionError: there are no prompts, or one of them has no tokens.
+        """
+        lengths = np.array([len(row) for row in ids], np.int32)
+        if not len(lengths) or not lengths.all():
+            which = f"Prompt {int(lengths.argmin())}" if len(lengths) else "The batch"
+            raise PositionError(f"{which} is empty; every prompt needs a token.")
+        tokens = np.full((len(ids), lengths.max()), pad, np.int32)
+        for row, new in zip(tokens, ids, strict=True):
+            row[: len(new)] = new
+        places = {
+            name: (as_ids([a for a, _ in pairs]), as_ids([b for _, b in pairs]))
+            for name, pairs in (spans or {}).items()
+        }
+        places["last"] = (as_ids(lengths - 1), as_ids(lengths))
+        names = tuple(texts) if texts is not None else ("",) * len(ids)
+        return cls(as_ids(tokens), as_ids(lengths), places, names)
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Array) -> "Prompts":
+        """Chooses prompts; one index gives a batch of one."""
+        rows = (
+            np.arange(len(self))[np.asarray(index)]
+            if not isinstance(index, slice)
+            else np.arange(len(self))[index]
+        )
+        rows = np.atleast_1d(rows)
+        tokens, lengths, spans = jax.tree.map(
+            lambda x: x[rows], (self.tokens, self.lengths, self.spans)
+        )
+        return Prompts(tokens, lengths, spans, tuple(self.texts[i] for i in rows))
+
+    @property
+    def last(self) -> Int[Array, " batch"]:
+        """Position of the last token of each prompt."""
+        return self.lengths - 1
+
+    @property
+    def mask(self) -> Bool[Array, "batch seq"]:
+        """Which tokens are not padding."""
+        return jnp.arange(self.tokens.shape[1]) < self.lengths[:, None]
+
+    def position(self, name: str) -> Int[Array, " batch"]:
+        """Position of the last token of a named place in each prompt.
+
+        Raises:
+            PositionError: the prompts have no such place.
+        """
+        return self.find(name)[1] - 1
+
+    def span(self, name: str) -> slice:
+        """A named place as a slice of positions, with one start and stop per prompt.
+
+        Raises:
+            PositionError: the prompts have no such place.
+        """
+        return slice(*self.find(name))
+
+    def find(self, name: str) -> Span:
+        """Start and stop of a named place in each prompt.
+
+        Raises:
+            PositionError: the prompts have no such place.
+        """
+        if name not in self.spans:
+            raise PositionError(
+                f"These prompts have no place {name!r}.{nearest(name, self.spans)}"
+            )
+        return self.spans[name]
+
+
+def as_ids(values: Sequence[int] | np.ndarray) -> Int[Array, "..."]:
+    """Copies integers to the device."""
+    return jnp.asarray(np.asarray(values, np.int32))
+
+
+def aligned(clean: Prompts, corrupt: Prompts) -> None:
+    """Checks that two batches can be patched into each other token by token.
+
+    Args:
+        clean: one batch.
+        corrupt: its counterpart.
+
+    Raises:
+        PositionError: the batches have different sizes, or a prompt and its
+            counterpart have different numbers of tokens.
+
+    Example:
+        >>> aligned(Prompts.from_ids([[1, 2]]), Prompts.from_ids([[3, 4]]))
+    """
+    if len(clean) != len(corrupt):
+        raise PositionError(
+            f"{len(clean)} clean prompts and {len(corrupt)} corrupt ones; "
+            "give one counterpart per prompt."
+        )
+    different = np.flatnonzero(np.asarray(clean.lengths != corrupt.lengths))
+    if len(different):
+        i = int(different[0])
+        raise PositionError(
+            f"Prompt {i} has {clean.lengths[i]} tokens and its counterpart "
+            f"{corrupt.lengths[i]}: {clean.texts[i]!r} and {corrupt.texts[i]!r}. "
+            "Choose words of equally many tokens."
+        )

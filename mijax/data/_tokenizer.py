@@ -1,0 +1,171 @@
+"""Text to token ids and back."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mijax._errors import LoadError, TokenError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+VISIBLE = {"\n": "↵", "\r": "␍", "\t": "⇥"}
+
+
+class Tokenizer:
+    """A tokenizer of the `tokenizers` library, with what interpretability needs.
+
+    Args:
+        backend: the `tokenizers.Tokenizer`.
+        bos: id of the token that begins a text, if the model has one.
+        eos: id of the token that ends a text, if the model has one.
+
+    Example:
+        >>> from tokenizers import Tokenizer as Backend, models
+        >>> tokenizer = Tokenizer(Backend(models.WordLevel({"a": 0, "b": 1}, "b")))
+        >>> tokenizer.encode("a"), tokenizer.token("a"), tokenizer.vocab_size
+        ([0], 0, 2)
+    """
+
+    def __init__(
+        self,
+        backend: "tokenizers.Tokenizer",
+        *,
+        bos: int | None = None,
+        eos: int | None = None,
+    ) -> None:
+        self.backend = backend
+        self.bos = bos
+        self.eos = eos
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return self.backend.get_vocab_size()
+
+    def encode(self, text: str, add_special: bool = False) -> list[int]:
+        """Splits a text into token ids.
+
+        Args:
+            text: the text; special tokens that it spells out become those tokens.
+            add_special: whether to add the special tokens that the tokenizer puts
+                around every text.
+
+        Returns:
+            Token ids.
+        """
+        return self.backend.encode(text, add_special_tokens=add_special).ids
+
+    def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Splits a text into token ids and says which characters each one covers.
+
+        Args:
+            text: the text.
+
+        Returns:
+            Token ids, and the (start, stop) characters of each. Whether a leading
+            space is counted depends on the tokenizer.
+        """
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Joins token ids to a text; special tokens are spelled out."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def token(self, text: str) -> int:
+        """Returns the id of a text that is one token.
+
+        Args:
+            text: the text, with its leading space if it follows a word.
+
+        Returns:
+            The id.
+
+        Raises:
+            TokenError: the text is no token or several.
+        """
+        ids = self.encode(text)
+        if len(ids) != 1:
+            pieces = ", ".join(repr(piece) for piece in self.pieces(ids)) or "nothing"
+            raise TokenError(
+                f"{text!r} is {len(ids)} tokens, expected one: {pieces}. "
+                "Choose another word; most words need a leading space."
+            )
+        return ids[0]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        r"""Spells each token for display.
+
+        Args:
+            ids: token ids.
+
+        Returns:
+            One string per token: spaces as they are, line breaks as `↵`, bytes that
+            are not a whole character as `\xf0`.
+
+        Raises:
+            TokenError: an id is not in the vocabulary.
+        """
+        byte_level = "ByteLevel" in repr(self.backend.decoder)
+        added = set(self.backend.get_added_tokens_decoder())
+        return [self._piece(int(i), byte_level and int(i) not in added) for i in ids]
+
+    def _piece(self, index: int, byte_level: bool) -> str:
+        piece = self.backend.id_to_token(index) if index >= 0 else None
+        if piece is None:
+            raise TokenError(
+                f"Token id {index} is not in the vocabulary of {self.vocab_size} ids."
+            )
+        text = spell(piece) if byte_level else piece.replace("▁", " ")
+        for character, visible in VISIBLE.items():
+            text = text.replace(character, visible)
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def spell(piece: str) -> str:
+    """Undoes the byte alphabet of byte-level BPE (Radford et al. 2019)."""
+    table = byte_alphabet()
+    if not all(character in table for character in piece):
+        return piece
+    whole = bytes(table[character] for character in piece)
+    return whole.decode("utf-8", errors="backslashreplace")
+
+
+def byte_alphabet() -> dict[str, int]:
+    """The printable character that stands for each byte in a byte-level vocabulary."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def read_tokenizer(path: Path, **special: Any) -> Tokenizer:
+    """Reads `tokenizer.json`.
+
+    Args:
+        path: the file.
+        **special: ids of `bos` and `eos`.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        LoadError: the file is missing or broken.
+    """
+    import tokenizers  # noqa: PLC0415 - not needed by those who work on token ids
+
+    if not path.is_file():
+        raise LoadError(f"{path} does not exist. Put the tokenizer's file there.")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        reason = str(error).splitlines()[0]
+        raise LoadError(
+            f"{path} is not a tokenizer of the `tokenizers` library: {reason}. "
+            "Download or copy the file again."
+        ) from error
+    # A tokenizer file may ask to pad or cut; token ids here are those of the text.
+    backend.no_padding()
+    backend.no_truncation()
+    return Tokenizer(backend, **special)
