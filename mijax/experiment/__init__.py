@@ -9,6 +9,8 @@ from mijax.experiment._observer import Observer as Observer
 from mijax.experiment._observer import Progress as Progress
 from mijax.experiment._observer import Silent as Silent
 from mijax.experiment._observer import Table as Table
+from mijax.experiment._observer import cell_text as cell_text
+from mijax.experiment._overrides import option_help as option_help
 from mijax.experiment._plan import Plan as Plan
 from mijax.experiment._plan import load as load
 from mijax.experiment._result import Result as Result

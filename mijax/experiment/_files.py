@@ -1,12 +1,12 @@
 """Files that appear whole or not at all."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from mijax._errors import OutputError
+from mijax.io import replace_file
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def write(path: Path, content: str | bytes) -> Path:
     """Writes a file by atomic rename: a reader sees the old file or the new one.
 
     Args:
-        path: where the file goes; its folder must exist.
+        path: where the file goes.
         content: text (stored as UTF-8) or bytes.
 
     Returns:
@@ -34,17 +34,11 @@ def write(path: Path, content: str | bytes) -> Path:
     Raises:
         OutputError: when the file cannot be written.
     """
-    data = content.encode() if isinstance(content, str) else content
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writable(path):
-        try:
-            with beside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
+
+    def fill(scratch: Path) -> None:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    replace_file(path, fill)
     return path
 
 

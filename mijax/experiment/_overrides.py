@@ -106,10 +106,12 @@ def _plain(text: str) -> str:
 
 def _one_line(box: str) -> str:
     """The first paragraph of the framed message that tyro prints."""
-    lines = [line.strip("│ ").strip() for line in _plain(box).splitlines()]
+    lines = [line.strip("│| ") for line in _plain(box).splitlines()]
+    rule = re.compile(r"[─╭╮╰╯+-]*|[╭+][─-].*")
+    first = next((i for i, line in enumerate(lines) if rule.fullmatch(line)), 0)
     paragraph = []
-    for line in lines[1:]:
-        if set(line) <= set("─╭╮╰╯"):
+    for line in lines[first + 1 :]:
+        if rule.fullmatch(line):
             break
         paragraph.append(line)
     text = " ".join(paragraph)

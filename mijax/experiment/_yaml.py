@@ -148,6 +148,9 @@ def _malformed(path: Path, error: yaml.YAMLError) -> ConfigError:
     line = mark.line + 1 if mark is not None else 1
     problem = getattr(error, "problem", None) or str(error)
     problem = " ".join(str(problem).split())
+    context = getattr(error, "context_mark", None)
+    if context is not None and context.line + 1 < line:
+        problem += f", in what begins on line {context.line + 1}"
     return ConfigError(f"{shown(path)}:{line}: not valid YAML: {problem}.")
 
 

@@ -8,5 +8,6 @@ from mijax.viz._page import attention_page as attention_page
 from mijax.viz._plots import bars as bars
 from mijax.viz._plots import line as line
 from mijax.viz._save import save as save
+from mijax.viz._save import save_png as save_png
 from mijax.viz._terminal import TerminalHeatmap as TerminalHeatmap
 from mijax.viz._terminal import terminal_heatmap as terminal_heatmap

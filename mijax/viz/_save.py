@@ -1,11 +1,10 @@
 """Pictures as files."""
 
 import io
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mijax._errors import OutputError
+from mijax.io import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,30 +33,48 @@ def save(figure: "Figure", stem: str | Path) -> tuple[Path, Path]:
         >>> [file.name for file in save(heatmap(np.eye(2)), folder / "identity")]
         ['identity.png', 'identity.svg']
     """
+    stem = Path(stem)
+    png = stem.with_name(f"{stem.name}.png")
+    svg = stem.with_name(f"{stem.name}.svg")
+    save_png(figure, png)
+    _write(svg, _drawn(figure, "svg", {"Date": None, "Creator": None}))
+    return png, svg
+
+
+def save_png(figure: "Figure", path: str | Path) -> Path:
+    """Writes a figure as PNG (150 dots per inch), by atomic rename.
+
+    Args:
+        figure: a matplotlib figure.
+        path: the file.
+
+    Returns:
+        The file.
+
+    Raises:
+        OutputError: when it cannot be written.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> from mijax.viz import heatmap
+        >>> save_png(heatmap(np.eye(2)), f"{tempfile.mkdtemp()}/a.png").name
+        'a.png'
+    """
+    return _write(Path(path), _drawn(figure, "png", {"Software": None}))
+
+
+def _drawn(figure: "Figure", kind: str, metadata: dict[str, None]) -> bytes:
     import matplotlib  # noqa: PLC0415
 
-    stem = Path(stem)
-    png, svg = io.BytesIO(), io.BytesIO()
+    file = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "mijax", "svg.fonttype": "path"}):
-        figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
-        nothing = {"Date": None, "Creator": None}
-        figure.savefig(svg, format="svg", metadata=nothing)
-    return (
-        _write(stem.with_name(f"{stem.name}.png"), png.getvalue()),
-        _write(stem.with_name(f"{stem.name}.svg"), svg.getvalue()),
-    )
+        figure.savefig(file, format=kind, dpi=150, metadata=metadata)
+    return file.getvalue()
 
 
 def _write(path: Path, data: bytes) -> Path:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            beside.write_bytes(data)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {path}: {error.strerror}. Choose another place."
-        ) from error
+    def fill(scratch: Path) -> None:
+        scratch.write_bytes(data)
+
+    replace_file(path, fill)
     return path

@@ -1,0 +1,240 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import make_toy
+
+import mijax
+from mijax._errors import ConfigError, OutputError, ShapeError
+from mijax.experiment import Run, execute, load, read_result
+from mijax.experiment._runner import _locked
+
+FILES = [
+    "config.yaml",
+    "curve.png",
+    "curve.svg",
+    "page.html",
+    "record.json",
+    "report.html",
+    "result.json",
+]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_run_folder(tmp_path):
+    out = tmp_path / "deep" / "out"
+    result = execute(make_toy(tmp_path), out=out)
+    assert names(out) == FILES
+    assert names(out.parent) == ["out"]
+    assert read_result(out) == result
+    assert result.passed
+    record = json.loads((out / "record.json").read_text())
+    assert record["seeds"] == {"model": 3}
+    assert record["weights"] == {"toy": "abc"}
+    assert {"jax", "jaxlib", "equinox", "mijax"} <= set(record["packages"])
+    assert record["devices"]
+    assert record["timings"]["stages_seconds"].keys() == {"steps"}
+    assert record["resumed"] is False
+
+
+def test_config_runs_again_as_is(tmp_path, monkeypatch):
+    first = execute(make_toy(tmp_path), ["--prompts", "4"], out=tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    again = execute("out/config.yaml")
+    assert again.numbers == first.numbers
+    assert again.verdicts == first.verdicts
+    assert again.folder.name == "out-again"
+    texts = [(r.folder / "config.yaml").read_text() for r in (first, again)]
+    assert texts[0].replace(str(first.folder), "") == texts[1]
+
+
+def kill(tmp_path, out, *words):
+    file = make_toy(tmp_path)
+    code = (
+        "import sys; from mijax.experiment import execute; "
+        "execute(sys.argv[1], sys.argv[3:], out=sys.argv[2])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(file), str(out), "--kill", *words],
+        env=os.environ | {"PYTHONPATH": str(Path(mijax.__file__).parent.parent)},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    return file
+
+
+def test_killed_run_resumes(tmp_path):
+    out = tmp_path / "out"
+    file = kill(tmp_path, out)
+    assert not out.exists()
+    partial = tmp_path / "out.partial"
+    assert names(partial / "scratch") == ["log", "step0", "step1"]
+    result = execute(file, ["--kill"], out=out)
+    assert names(out) == FILES
+    assert not partial.exists()
+    # Four lines: the steps before the kill were not done a second time.
+    assert result.numbers[0].value == 4
+    assert json.loads((out / "record.json").read_text())["resumed"] is True
+
+
+def test_other_config_starts_afresh(tmp_path):
+    out = tmp_path / "out"
+    file = kill(tmp_path, out)
+    said = []
+    watcher = SimpleNamespace(message=said.append)
+    with pytest.raises(AttributeError):  # this observer opens no stage
+        execute(file, out=out, observer=watcher)
+    assert "starting afresh" in said[0]
+    assert not any((tmp_path / "out.partial" / "scratch").glob("*"))
+
+
+def test_older_run_stays_until_the_new_one_is_done(tmp_path):
+    out = tmp_path / "out"
+    file = make_toy(tmp_path)
+    execute(file, out=out)
+    before = (out / "result.json").read_text()
+    kill(tmp_path, out)
+    assert (out / "result.json").read_text() == before
+    assert execute(file, {"prompts": 1}, out=out).numbers[1].value == 0.25
+    assert names(tmp_path) == ["out", "toy"]
+
+
+def test_run_stopped_between_its_renames(tmp_path):
+    out = tmp_path / "out"
+    file = make_toy(tmp_path)
+    execute(file, out=out)
+    out.rename(tmp_path / "out.previous")
+    execute(file, out=out)
+    assert names(tmp_path) == ["out", "toy"]
+
+
+def test_strange_folders_are_refused(tmp_path):
+    file = make_toy(tmp_path)
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter").write_text("1")
+    with pytest.raises(OutputError, match="is not a run"):
+        execute(file, out=thesis)
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "chapter").write_text("1")
+    with pytest.raises(OutputError, match="not an unfinished run"):
+        execute(file, out=tmp_path / "out")
+    assert (tmp_path / "out.partial" / "chapter").exists()
+
+
+def test_place_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"cannot write .*out.*--out"):
+        execute(make_toy(tmp_path), out=tmp_path / "file" / "out")
+
+
+def test_second_process_is_kept_out(tmp_path):
+    file = make_toy(tmp_path)
+    kill(tmp_path, tmp_path / "out")
+    with (
+        _locked(tmp_path / "out.partial"),
+        pytest.raises(OutputError, match="another process"),
+    ):
+        execute(file, ["--kill"], out=tmp_path / "out")
+    assert (tmp_path / "out.partial" / "scratch" / "step1").exists()
+
+
+def test_failing_script_leaves_its_scratch(tmp_path):
+    file = make_toy(tmp_path)
+    script = file.parent / "experiment.py"
+    good = script.read_text()
+    script.write_text(good.replace('run.seed("model", 3)', "raise RuntimeError"))
+    with pytest.raises(RuntimeError):
+        execute(file, out=tmp_path / "out")
+    script.write_text(good)
+    assert execute(file, out=tmp_path / "out").numbers[0].value == 4
+
+
+def test_compiles_are_counted(tmp_path):
+    file = make_toy(tmp_path)
+    script = file.parent / "experiment.py"
+    code = "import jax; jax.jit(lambda x: x * 3 + 1)(2.0); run.seed('model', 3)"
+    script.write_text(script.read_text().replace('run.seed("model", 3)', code))
+    execute(file, out=tmp_path / "out")
+    timings = json.loads((tmp_path / "out" / "record.json").read_text())["timings"]
+    assert timings["compile_count"] >= 1
+    assert timings["compile_seconds"] > 0
+
+
+def test_digest_is_of_the_config_alone(tmp_path):
+    plan = load(make_toy(tmp_path))
+    assert plan.digest == load(make_toy(tmp_path)).digest
+    assert plan.digest != plan.override({"prompts": 4}).digest
+
+
+def test_numbers(tmp_path):
+    run = Run(tmp_path)
+    interval = SimpleNamespace(
+        mean=jnp.array(1.5), low=np.float32(1), high=2, n=jnp.array(4)
+    )
+    run.number("interval", interval)
+    run.number("array", jnp.array([2.5]))
+    run.number("count", np.int64(3))
+    run.number("words", ["a", "b"])
+    texts = [number.text for number in run.notes.numbers]
+    assert texts == ["1.5 [1, 2]", "2.5", "3", "a, b"]
+    with pytest.raises(ShapeError, match=r"shape \(2,\)"):
+        run.number("many", jnp.ones(2))
+    with pytest.raises(ConfigError, match="twice"):
+        run.number("count", 3)
+    with pytest.raises(ShapeError, match="2 cells"):
+        run.table("t", ["a"], [[1, 2]])
+    for name in ("a/b", "", "report", "..", "page"):
+        run.page("page", "") if name == "page" else None
+        with pytest.raises(OutputError):
+            run.page(name, "")
+
+
+def test_numbers_that_are_not_finite_survive(tmp_path):
+    file = make_toy(tmp_path)
+    script = file.parent / "experiment.py"
+    text = script.read_text().replace("config.prompts / 4", "float('nan')")
+    script.write_text(text)
+    result = execute(file, out=tmp_path / "out")
+    assert result.verdicts[0].verdict == "FAIL"
+    assert np.isnan(read_result(tmp_path / "out").numbers[1].value)
+
+
+def test_number_that_never_came_is_missing(tmp_path):
+    file = make_toy(tmp_path)
+    script = file.parent / "experiment.py"
+    script.write_text(script.read_text().replace('"score", Int', '"other", Int'))
+    result = execute(file, out=tmp_path / "out")
+    assert result.verdicts[0].verdict == "missing"
+    assert not result.passed
+
+
+def test_results_of_no_run(tmp_path):
+    with pytest.raises(ConfigError, match="not a finished run"):
+        read_result(tmp_path)
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(ConfigError, match="not a result"):
+        read_result(tmp_path)
+
+
+def test_report_needs_nothing_else(tmp_path):
+    result = execute(make_toy(tmp_path), out=tmp_path / "out")
+    report = (result.folder / "report.html").read_text()
+    for outside in ('src="http', 'href="', "url(", "@import", "<link", "<script src"):
+        assert outside not in report
+    assert "data:image/svg+xml;base64," in report
+    assert "<b>note</b>" not in report
+    assert "&lt;b&gt;note" in report
+    assert "A &lt;curve&gt;." in report
+    assert "Table 1" in report
+    assert "prefers-color-scheme" in report
