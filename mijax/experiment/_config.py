@@ -4,7 +4,7 @@ import json
 import math
 import types
 from collections.abc import Mapping
-from typing import Annotated, Any, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -91,7 +91,7 @@ class Expected(BaseModel):
     source: Annotated[str, Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _one_form(self) -> Self:
+    def _one_form(self) -> "Expected":
         forms = ("value", "at_least", "at_most", "equals")
         given = [name for name in forms if getattr(self, name) is not None]
         if len(given) != 1:

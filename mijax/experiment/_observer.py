@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mijax.experiment._config import Value
 
@@ -51,6 +51,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Whoever watches a run: the command line draws, tests stay silent."""
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Vector = Real[Array | np.ndarray, " point"]
+# Lengths are compared by the functions, whose errors say what to do.
+Vector = Real[Array | np.ndarray, " _"]
 Grid = Real[Array | np.ndarray, "row column"]
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; blue and vermilion

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from toy import make_toy
 
 import mijax
 from mijax._errors import ConfigError, OutputError, ShapeError
-from mijax.experiment import Run, execute, load, read_result
+from mijax.experiment import Run, Silent, execute, load, read_result
 from mijax.experiment._runner import _locked
 
 FILES = [
@@ -87,14 +88,25 @@ def test_killed_run_resumes(tmp_path):
     assert json.loads((out / "record.json").read_text())["resumed"] is True
 
 
+class Impatient(Silent):
+    """An observer that interrupts the first stage."""
+
+    said: ClassVar[list[str]] = []
+
+    def stage(self, name):
+        raise KeyboardInterrupt
+
+    def message(self, text):
+        self.said.append(text)
+
+
 def test_other_config_starts_afresh(tmp_path):
     out = tmp_path / "out"
     file = kill(tmp_path, out)
-    said = []
-    watcher = SimpleNamespace(message=said.append)
-    with pytest.raises(AttributeError):  # this observer opens no stage
+    watcher = Impatient()
+    with pytest.raises(KeyboardInterrupt):
         execute(file, out=out, observer=watcher)
-    assert "starting afresh" in said[0]
+    assert "starting afresh" in watcher.said[0]
     assert not any((tmp_path / "out.partial" / "scratch").glob("*"))
 
 
