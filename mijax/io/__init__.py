@@ -7,6 +7,7 @@ from mijax.io._checkpoint import is_checkpoint as is_checkpoint
 from mijax.io._checkpoint import load_checkpoint as load_checkpoint
 from mijax.io._checkpoint import save_checkpoint as save_checkpoint
 from mijax.io._digest import digest as digest
+from mijax.io._flax import FlaxTensors as FlaxTensors
 from mijax.io._gguf import Gguf as Gguf
 from mijax.io._safetensors import SafeTensors as SafeTensors
 from mijax.io._safetensors import Shards as Shards

@@ -13,6 +13,11 @@ from mijax.nn._basic import Unembedding as Unembedding
 from mijax.nn._blocks import AttentionBlock as AttentionBlock
 from mijax.nn._blocks import Block as Block
 from mijax.nn._blocks import ParallelBlock as ParallelBlock
+from mijax.nn._frames import FRAMES as FRAMES
+from mijax.nn._frames import centre_unembedding as centre_unembedding
+from mijax.nn._frames import centre_writing as centre_writing
+from mijax.nn._frames import fold_norm as fold_norm
+from mijax.nn._frames import fold_value_biases as fold_value_biases
 from mijax.nn._mlp import MLP as MLP
 from mijax.nn._mlp import GatedMLP as GatedMLP
 from mijax.nn._transformer import Transformer as Transformer

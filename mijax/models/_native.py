@@ -1,0 +1,195 @@
+"""The library's own folders: a spec, the frame, and every leaf under its tree path."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from mijax._errors import LoadError, nearest
+from mijax.data import Tokenizer
+from mijax.io import Tensors, load_checkpoint, replace_folder, save_safetensors
+from mijax.models._families import family_named, family_of
+from mijax.models._family import Family, fill_tree, leaf_shapes
+from mijax.nn import FRAMES, Transformer
+
+VERSION = 1
+
+
+def save(
+    model: Transformer,
+    spec: Any,
+    folder: str | os.PathLike[str],
+    *,
+    tokenizer: Tokenizer | None = None,
+) -> None:
+    """Saves a model as config.json, model.safetensors and tokenizer.json.
+
+    The folder appears whole or not at all, and `load` reads it.
+
+    Args:
+        model: a model of one of the families, in any frame.
+        spec: its spec.
+        folder: where to save, replaced if it exists.
+        tokenizer: its tokenizer, if it has one.
+
+    Raises:
+        LoadError: the model is not what the spec describes.
+        OutputError: the folder cannot be written.
+
+    Example:
+        >>> import jax, mijax.models, tempfile
+        >>> spec = mijax.models.AttentionOnlySpec(layers=1, embed=16, vocab=50)
+        >>> folder = f"{tempfile.mkdtemp()}/model"
+        >>> mijax.models.save(mijax.models.init(spec, jax.random.key(0)), spec, folder)
+        >>> mijax.models.load(folder).spec == spec
+        True
+    """
+    config = describe(model, spec)
+    if tokenizer is not None:
+        config |= {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos}
+    leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(model, eqx.is_array))
+    name_of = lambda path: jax.tree_util.keystr(path, simple=True, separator=".")  # noqa: E731
+    arrays = {name_of(path): np.asarray(leaf) for path, leaf in leaves}
+
+    def fill(scratch: Path) -> None:
+        (scratch / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        save_safetensors(arrays, scratch / "model.safetensors")
+        if tokenizer is not None:
+            tokenizer.backend.save(str(scratch / "tokenizer.json"))
+
+    replace_folder(folder, fill)
+
+
+def describe(model: Transformer, spec: Any) -> dict[str, Any]:
+    """Writes as JSON what `load` needs to build a model, all but the weights.
+
+    Args:
+        model: the model.
+        spec: its spec.
+
+    Returns:
+        Version of the format, family, spec and frame; the metadata to give to
+        `mijax.io.save_checkpoint`.
+
+    Raises:
+        LoadError: the model is not what the spec describes.
+    """
+    family = family_of(spec)
+    expected = leaf_shapes(framed(family, spec, model.frame, jnp.float32))
+    given = leaf_shapes(model)
+    for name in sorted(expected.keys() | given.keys()):
+        shapes = [getattr(x.get(name), "shape", None) for x in (given, expected)]
+        if shapes[0] != shapes[1]:
+            raise LoadError(
+                f"The model is not what its spec describes: '{name}' has shape "
+                f"{shapes[0]}, the spec says {shapes[1]}. Give its own spec."
+            )
+    return {
+        "mijax": VERSION,
+        "model_type": family.name,
+        "spec": dataclasses.asdict(spec),
+        "frame": list(model.frame),
+    }
+
+
+def build(
+    spec: Any, weights: Mapping[str, Any], *, dtype: DTypeLike = jnp.float32
+) -> Any:
+    """Builds a model of arrays by their path in the tree.
+
+    Args:
+        spec: the spec.
+        weights: an array for each leaf, `{"blocks.attention.w_q": ...}`; leaves that
+            follow from the spec (rotary frequencies) may be left out.
+        dtype: precision of the weights.
+
+    Returns:
+        The model.
+
+    Raises:
+        LoadError: an array is missing, unknown or of the wrong shape.
+    """
+    family = family_of(spec)
+    arrays = {**family.computed(spec), **weights}
+    return fill_tree(family.skeleton(spec, dtype), arrays, f"{family.name} weights")
+
+
+def read_native(
+    config: Mapping[str, Any], path: str, tensors: Tensors, dtype: DTypeLike
+) -> tuple[Transformer, Any]:
+    """Builds the model of a folder that `save` wrote."""
+    skeleton, spec = read_description(config, path, dtype)
+    lazy = Lazy(tensors)
+    return fill_tree(skeleton, lazy, str(tensors.path)), spec
+
+
+def read_checkpoint(
+    folder: Path, metadata: Mapping[str, Any], dtype: DTypeLike
+) -> tuple[Transformer, Any]:
+    """Builds the model of a checkpoint that has a description."""
+    if "mijax" not in metadata:
+        raise LoadError(
+            f"{folder} is a checkpoint without a description of its model. Save it "
+            "with metadata=mijax.models.describe(model, spec), or use load_checkpoint."
+        )
+    skeleton, spec = read_description(metadata, str(folder), dtype)
+    return load_checkpoint(skeleton, folder), spec
+
+
+class Lazy(Mapping[str, np.ndarray]):
+    """A weight file as a mapping that reads an array when it is asked for."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self.tensors = tensors
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.tensors.read(name)
+
+    def __iter__(self) -> Any:
+        return iter(self.tensors.shapes)
+
+    def __len__(self) -> int:
+        return len(self.tensors.shapes)
+
+
+def read_description(
+    config: Mapping[str, Any], path: str, dtype: DTypeLike
+) -> tuple[Transformer, Any]:
+    """The skeleton and spec of a description."""
+    if config.get("mijax") != VERSION:
+        raise LoadError(
+            f"{path}: format {config.get('mijax')!r} is not known, expected {VERSION}. "
+            "Update mijax."
+        )
+    family = family_named(config.get("model_type"), path)
+    fields = [field.name for field in dataclasses.fields(family.spec)]
+    given = config.get("spec", {})
+    for name in given:
+        if name not in fields:
+            hint = nearest(name, fields)
+            raise LoadError(f"{path}: {family.name} has no '{name}'.{hint}")
+    try:
+        spec = family.spec(**given)
+    except TypeError as error:
+        raise LoadError(f"{path}: the spec is incomplete: {error}.") from error
+    return framed(family, spec, config.get("frame", ()), dtype), spec
+
+
+def framed(family: Family, spec: Any, frame: Any, dtype: DTypeLike) -> Transformer:
+    """The skeleton of a model after weight processing."""
+    skeleton = family.skeleton(spec, dtype)
+    for name in frame:
+        if name not in FRAMES:
+            raise LoadError(
+                f"There is no weight processing '{name}'.{nearest(name, FRAMES)}"
+            )
+        skeleton = eqx.filter_eval_shape(FRAMES[name], skeleton)
+    return skeleton

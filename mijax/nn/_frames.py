@@ -1,0 +1,292 @@
+"""Weight processing: other weights, the same function.
+
+Each function takes a model and returns one that computes the same, in a frame that is
+easier to read; `Transformer.frame` records what was applied, in order.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mijax._errors import FrameError
+from mijax.nn._attention import Attention
+from mijax.nn._basic import Identity, LayerNorm, RMSNorm, Unembedding
+from mijax.nn._mlp import MLP, GatedMLP
+from mijax.nn._transformer import Transformer
+
+M = TypeVar("M")
+
+
+def fold_norm(model: Transformer) -> Transformer:
+    r"""Folds the weights and biases of all norms into what reads the norms.
+
+    For a norm $\gamma \hat x + \beta$ read by $W$: $W \leftarrow \gamma W$ and
+    $b \leftarrow b + \beta W$. After a LayerNorm, whose $\hat x$ has mean zero, the
+    mean over embed of each column of $W$ acts on nothing and is removed too, as
+    TransformerLens does. An unembedding that was tied becomes one of its own.
+
+    Args:
+        model: the model.
+
+    Returns:
+        The model whose norms only normalise; logits are unchanged.
+
+    Raises:
+        FrameError: it was applied before, value biases were folded before, a norm is
+            missing, or what reads a norm's bias has no place for a bias.
+
+    Example:
+        >>> import jax, mijax.testing
+        >>> fold_norm(mijax.testing.tiny_gpt2(jax.random.key(0))).frame
+        ('fold_norm',)
+    """
+    check(model, "fold_norm", before=("fold_value_biases",))
+    blocks: Any = model.blocks
+    for name in ("norm_1", "norm_2"):
+        if isinstance(getattr(blocks, name, None), Identity):
+            raise FrameError(f"fold_norm: the blocks have no {name} to fold.")
+    blocks = replace(
+        blocks,
+        attention=read_norm(blocks.attention, blocks.norm_1, ATTENTION_READS),
+        norm_1=bare(blocks.norm_1),
+    )
+    if hasattr(blocks, "mlp"):
+        blocks = replace(
+            blocks,
+            mlp=read_norm(blocks.mlp, blocks.norm_2, mlp_reads(blocks.mlp)),
+            norm_2=bare(blocks.norm_2),
+        )
+    head = untied(model)
+    if isinstance(model.norm, Identity):
+        raise FrameError("fold_norm: the model has no final norm to fold.")
+    wide = eqx.tree_at(lambda head: head.weight, head, head.weight.T)
+    wide = read_norm(wide, model.norm, (("weight", "bias"),))
+    head = eqx.tree_at(lambda head: head.weight, wide, wide.weight.T)
+    return done(
+        model, "fold_norm", blocks=blocks, norm=bare(model.norm), unembedding=head
+    )
+
+
+def centre_writing(model: Transformer) -> Transformer:
+    """Removes the mean over embed from everything that writes to the residual stream.
+
+    A LayerNorm subtracts that mean, so nothing reads it. An unembedding that was tied
+    becomes one of its own.
+
+    Args:
+        model: a model with LayerNorm everywhere.
+
+    Returns:
+        The model with a residual stream of mean zero; logits are unchanged.
+
+    Raises:
+        FrameError: a norm is not LayerNorm, or it was applied before.
+
+    Example:
+        >>> import jax, mijax.testing
+        >>> model = centre_writing(mijax.testing.tiny_gpt2(jax.random.key(0)))
+        >>> bool(abs(model.embedding.weight.mean(-1)).max() < 1e-6)
+        True
+    """
+    check(model, "centre_writing")
+    blocks: Any = model.blocks
+    norms = [blocks.norm_1, getattr(blocks, "norm_2", blocks.norm_1), model.norm]
+    for norm in norms:
+        if not isinstance(norm, LayerNorm):
+            raise FrameError(
+                "centre_writing needs LayerNorm, which ignores the mean of the "
+                f"residual stream; this model has {type(norm).__name__}, which reads it."
+            )
+    head = untied(model)
+    attention, embedding, positions = blocks.attention, model.embedding, model.positions
+    attention = replace(
+        attention, w_o=centred(attention.w_o), b_o=centred(attention.b_o)
+    )
+    blocks = replace(blocks, attention=attention)
+    if hasattr(blocks, "mlp"):
+        mlp = replace(blocks.mlp, w_out=centred(blocks.mlp.w_out))
+        if hasattr(mlp, "b_out"):
+            mlp = replace(mlp, b_out=centred(mlp.b_out))
+        blocks = replace(blocks, mlp=mlp)
+    embedding = replace(embedding, weight=centred(embedding.weight))
+    if positions is not None:
+        positions = replace(positions, weight=centred(positions.weight))
+    return done(
+        model,
+        "centre_writing",
+        blocks=blocks,
+        embedding=embedding,
+        positions=positions,
+        unembedding=head,
+    )
+
+
+def centre_unembedding(model: Transformer) -> Transformer:
+    """Removes the mean over the vocabulary from the unembedding.
+
+    Args:
+        model: the model.
+
+    Returns:
+        The model whose logits have mean zero over the vocabulary; they change by one
+        constant per position, so probabilities and logit differences do not change.
+
+    Raises:
+        FrameError: it was applied before.
+
+    Example:
+        >>> import jax, mijax.testing
+        >>> model = centre_unembedding(mijax.testing.tiny_llama(jax.random.key(0)))
+        >>> model.frame
+        ('centre_unembedding',)
+    """
+    check(model, "centre_unembedding")
+    head = untied(model)
+    head = replace(head, weight=centred(head.weight, 0), bias=centred(head.bias, 0))
+    return done(model, "centre_unembedding", unembedding=head)
+
+
+def fold_value_biases(model: Transformer) -> Transformer:
+    r"""Folds value biases into the output bias of attention.
+
+    Attention rows sum to one, so a value bias adds the same to every position:
+    $b_O \leftarrow b_O + \sum_h b_V^{g(h)} W_O^h$, with $g(h)$ the key/value head that
+    query head $h$ reads. The pattern must stay a distribution: after edits of
+    `pattern` or `z` the two models differ.
+
+    Args:
+        model: the model.
+
+    Returns:
+        The model with value biases of zero (`None`); logits are unchanged.
+
+    Raises:
+        FrameError: it was applied before, or there are no value biases.
+
+    Example:
+        >>> import jax, mijax.testing
+        >>> model = fold_value_biases(mijax.testing.tiny_gpt2(jax.random.key(0)))
+        >>> model.blocks.attention.b_v is None
+        True
+    """
+    check(model, "fold_value_biases")
+    blocks: Any = model.blocks
+    attention: Attention = blocks.attention
+    if attention.b_v is None:
+        raise FrameError(
+            "fold_value_biases: this model has no value biases; nothing to fold. "
+            "Where a norm has a bias, apply fold_norm first."
+        )
+    groups = attention.w_q.shape[-2] // attention.w_v.shape[-2]
+    per_head = jnp.repeat(attention.b_v, groups, axis=-2)
+    bias = jnp.einsum("lhd,lhde->le", wide(per_head), wide(attention.w_o))
+    if attention.b_o is not None:
+        bias = bias + wide(attention.b_o)
+    attention = replace(attention, b_v=None, b_o=bias.astype(attention.w_o.dtype))
+    return done(model, "fold_value_biases", blocks=replace(blocks, attention=attention))
+
+
+FRAMES: dict[str, Callable[[Transformer], Transformer]] = {
+    "fold_norm": fold_norm,
+    "centre_writing": centre_writing,
+    "centre_unembedding": centre_unembedding,
+    "fold_value_biases": fold_value_biases,
+}
+ATTENTION_READS = (("w_q", "b_q"), ("w_k", "b_k"), ("w_v", "b_v"))
+
+
+def mlp_reads(mlp: Any) -> tuple[tuple[str, str | None], ...]:
+    """Which weights of an MLP read its norm, and the bias beside each."""
+    if isinstance(mlp, MLP):
+        return (("w_in", "b_in"),)
+    if isinstance(mlp, GatedMLP):
+        return (("w_gate", None), ("w_in", None))
+    raise FrameError(
+        f"fold_norm: it is not known what in {type(mlp).__name__} reads the norm; "
+        "only MLP and GatedMLP are supported."
+    )
+
+
+def read_norm(module: M, norm: Any, reads: tuple[tuple[str, str | None], ...]) -> M:
+    """Folds a norm into the weights `[*layer, embed, ...]` of a module."""
+    lead = 0 if isinstance(module, Unembedding) else 1
+    gain, shift = norm.weight, getattr(norm, "bias", None)
+    new: dict[str, Array | None] = {}
+    for name, bias_name in reads:
+        weight = wide(getattr(module, name))
+        if shift is not None:
+            if bias_name is None:
+                raise FrameError(
+                    f"fold_norm: {name} of {type(module).__name__} reads a norm with a "
+                    "bias, and has no bias to fold it into."
+                )
+            moved = shifted(weight, wide(shift), lead)
+            bias = getattr(module, bias_name)
+            moved = moved if bias is None else moved + wide(bias)
+            new[bias_name] = moved.astype(getattr(module, name).dtype)
+        if gain is not None:
+            folded = wide(gain).reshape(gain.shape + (1,) * (weight.ndim - gain.ndim))
+            weight = weight * folded
+        if isinstance(norm, LayerNorm):
+            weight = weight - weight.mean(lead, keepdims=True)
+        new[name] = weight.astype(getattr(module, name).dtype)
+    return replace(module, **new)
+
+
+def shifted(weight: Array, shift: Array, axis: int) -> Float[Array, "..."]:
+    """What a norm's bias adds after the weight: `shift @ weight` per layer."""
+    if axis == 0:
+        return jnp.tensordot(shift, weight, axes=1)
+    return jnp.einsum("le,le...->l...", shift, weight)
+
+
+def bare(norm: Any) -> LayerNorm | RMSNorm:
+    """The norm without weight and bias."""
+    if isinstance(norm, LayerNorm):
+        return LayerNorm(None, None, norm.eps)
+    return RMSNorm(None, norm.eps)
+
+
+def untied(model: Transformer) -> Unembedding:
+    """The unembedding, a copy of the embedding where it was tied."""
+    return model.unembedding or Unembedding(model.embedding.weight)
+
+
+def centred(x: Array | None, axis: int = -1) -> Array | None:
+    """Subtracts the mean over an axis."""
+    if x is None:
+        return None
+    return (wide(x) - wide(x).mean(axis, keepdims=True)).astype(x.dtype)
+
+
+def wide(x: Array) -> Float[Array, "..."]:
+    """Float32, so that low precision is rounded once."""
+    return x.astype(jnp.float32)
+
+
+def replace(module: M, **fields: Any) -> M:
+    """A copy of a module with other fields."""
+    return dataclasses.replace(module, **fields)  # pyright: ignore[reportArgumentType, reportCallIssue, reportType]
+
+
+def check(model: Transformer, name: str, *, before: tuple[str, ...] = ()) -> None:
+    """Refuses what was done before, and what has to come before something done."""
+    if name in model.frame:
+        raise FrameError(
+            f"{name} was applied to this model before; its frame is {model.frame}."
+        )
+    for later in before:
+        if later in model.frame:
+            raise FrameError(
+                f"{name} has to come before {later}: it would make value biases again. "
+                f"The model's frame is {model.frame}; start from the loaded model."
+            )
+
+
+def done(model: Transformer, name: str, **fields: Any) -> Transformer:
+    """The model with new parts and the frame recorded."""
+    return replace(model, frame=(*model.frame, name), **fields)
