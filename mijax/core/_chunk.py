@@ -250,19 +250,25 @@ run_chunk_jit = eqx.filter_jit(run_chunk)
 @eqx.filter_jit
 def run_chunks_on(
     mesh: Mesh,
-    model: AbstractModel,
-    metric: AbstractMetric,
-    placed: Placed,
-    base: Base,
+    shared: tuple[AbstractModel, AbstractMetric, Placed, Base],
     chunks: Tile,
 ) -> Float[Array, "device tile lane"]:
-    """Runs one chunk per device; the arrays of `chunks` have a leading device axis."""
-    shared, static = eqx.partition((model, metric, placed, base), eqx.is_array)
+    """Runs one chunk per device.
 
-    def on_device(shared: Any, chunks: Tile) -> Array:
-        chunk = jax.tree.map(lambda a: a[0], chunks)
-        model, metric, placed, base = eqx.combine(shared, static)
-        return run_chunk(model, metric, placed, base, chunk)[None]
+    Args:
+        mesh: the devices.
+        shared: the first arguments of `run_chunk`, on every device.
+        chunks: a chunk per device; every array has a leading device axis.
+
+    Returns:
+        The metric per lane.
+    """
+    arrays, static = eqx.partition(shared, eqx.is_array)
+
+    def on_device(arrays: Any, chunks: Tile) -> Array:
+        model, metric, placed, base = eqx.combine(arrays, static)
+        tiles = jax.tree.map(lambda a: a[0], chunks)
+        return run_chunk(model, metric, placed, base, tiles)[None]
 
     lanes = PartitionSpec(mesh.axis_names)
     return jax.shard_map(
@@ -271,4 +277,4 @@ def run_chunks_on(
         in_specs=(PartitionSpec(), lanes),
         out_specs=lanes,
         check_vma=False,
-    )(shared, chunks)
+    )(arrays, chunks)

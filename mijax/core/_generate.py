@@ -54,7 +54,9 @@ def generate(
     Example:
         >>> import jax, mijax
         >>> model = mijax.testing.tiny_llama(jax.random.key(0))
-        >>> mijax.generate(model, [[5, 6, 7], [8, 9, 0]], steps=4, lengths=[3, 2]).shape
+        >>> tokens = jax.numpy.array([[5, 6, 7], [8, 9, 0]])
+        >>> lengths = jax.numpy.array([3, 2])
+        >>> mijax.generate(model, tokens, steps=4, lengths=lengths).shape
         (2, 4)
     """
     tokens = as_tokens(tokens)

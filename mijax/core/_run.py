@@ -43,8 +43,9 @@ def run(
     Example:
         >>> import jax, mijax
         >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> tokens = jax.numpy.array([[5, 6, 7], [8, 9, 10]])
         >>> ablate = mijax.Zero().at("z", layer=1, head=2)
-        >>> mijax.run(model, [[5, 6, 7], [8, 9, 10]], ablate).shape
+        >>> mijax.run(model, tokens, ablate).shape
         (2, 3, 64)
     """
     tokens = as_tokens(tokens)
@@ -95,8 +96,9 @@ def capture(
     Example:
         >>> import jax, mijax
         >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> tokens = jax.numpy.array([5, 6, 7, 8])
         >>> sites = {"last": mijax.Site("resid_post", layer=2, position=3)}
-        >>> mijax.capture(model, [5, 6, 7, 8], sites)["last"].shape
+        >>> mijax.capture(model, tokens, sites)["last"].shape
         (32,)
     """
     tokens = as_tokens(tokens)
@@ -234,8 +236,9 @@ def gradients(
     Example:
         >>> import jax, mijax
         >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> tokens = jax.numpy.array([5, 6, 7])
         >>> metric = mijax.logit_difference(3, 4)
-        >>> mijax.gradients(model, [5, 6, 7], metric, mijax.Site("z")).shape
+        >>> mijax.gradients(model, tokens, metric, mijax.Site("z")).shape
         (3, 3, 4, 8)
     """
     tokens = as_tokens(tokens)

@@ -136,11 +136,12 @@ def sweep(
     Example:
         >>> import jax, mijax
         >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
-        >>> acts = mijax.capture(model, [1, 2, 3, 4], mijax.Site("resid_pre"))
+        >>> clean, corrupt = jax.numpy.array([[1, 2, 3, 4], [1, 9, 3, 4]])
+        >>> acts = mijax.capture(model, clean, mijax.Site("resid_pre"))
         >>> patch = mijax.Patch(acts).at("resid_pre")
         >>> metric = mijax.logit_difference(5, 6)
         >>> found = mijax.sweep(
-        ...     model, [1, 9, 3, 4], patch, over=("layer", "position"), metric=metric
+        ...     model, corrupt, patch, over=("layer", "position"), metric=metric
         ... )
         >>> found.values.shape, found.work.run  # before position 1 nothing changes
         ((3, 4), 7)
@@ -296,14 +297,13 @@ def _program(
             return run_chunk_jit(model, metric, placed, base, tiles)[None]
 
         return alone
-    shared = eqx.filter_shard(
-        (model, metric, placed, base), NamedSharding(mesh, PartitionSpec())
-    )
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    shared = eqx.filter_shard((model, metric, placed, base), everywhere)
     spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
 
     def call(group: list[Tile]) -> Array:
         stacked = jax.tree.map(lambda *a: jax.device_put(np.stack(a), spread), *group)
-        return run_chunks_on(mesh, *shared, stacked)
+        return run_chunks_on(mesh, shared, stacked)
 
     return call
 

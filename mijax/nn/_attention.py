@@ -18,14 +18,14 @@ class Attention(eqx.Module):
     positions are `None` where the model has none.
     """
 
-    w_q: Float[Array, "embed heads head_dim"]
-    w_k: Float[Array, "embed kv_heads head_dim"]
-    w_v: Float[Array, "embed kv_heads head_dim"]
-    w_o: Float[Array, "heads head_dim embed"]
-    b_q: Float[Array, "heads head_dim"] | None = None
-    b_k: Float[Array, "kv_heads head_dim"] | None = None
-    b_v: Float[Array, "kv_heads head_dim"] | None = None
-    b_o: Float[Array, " embed"] | None = None
+    w_q: Float[Array, "*layer embed heads head_dim"]
+    w_k: Float[Array, "*layer embed kv_heads head_dim"]
+    w_v: Float[Array, "*layer embed kv_heads head_dim"]
+    w_o: Float[Array, "*layer heads head_dim embed"]
+    b_q: Float[Array, "*layer heads head_dim"] | None = None
+    b_k: Float[Array, "*layer kv_heads head_dim"] | None = None
+    b_v: Float[Array, "*layer kv_heads head_dim"] | None = None
+    b_o: Float[Array, "*layer embed"] | None = None
     rotary: Rotary | None = None
 
     def __call__(

@@ -50,8 +50,8 @@ class LayerNorm(eqx.Module):
     `weight` and `bias` are `None` once folded into the weights that read the norm.
     """
 
-    weight: Float[Array, " embed"] | None
-    bias: Float[Array, " embed"] | None
+    weight: Float[Array, "*layer embed"] | None
+    bias: Float[Array, "*layer embed"] | None
     eps: float = eqx.field(static=True, default=1e-5)
 
     def __call__(self, x: Float[Array, "*rows embed"]) -> Float[Array, "*rows embed"]:
@@ -72,7 +72,7 @@ class RMSNorm(eqx.Module):
     Zhang and Sennrich 2019, arXiv:1910.07467. `weight` is `None` once folded.
     """
 
-    weight: Float[Array, " embed"] | None
+    weight: Float[Array, "*layer embed"] | None
     eps: float = eqx.field(static=True, default=1e-5)
 
     def __call__(self, x: Float[Array, "*rows embed"]) -> Float[Array, "*rows embed"]:
@@ -118,7 +118,7 @@ class Rotary(eqx.Module):
             features `i` and `i + head_dim / 2`.
     """
 
-    frequency: Float[Array, " half"]
+    frequency: Float[Array, "*layer half"]
 
     def __call__(
         self,

@@ -26,10 +26,10 @@ class AbstractMLP(eqx.Module):
 class MLP(AbstractMLP):
     """`w_out @ activation(w_in @ x + b_in) + b_out`."""
 
-    w_in: Float[Array, "embed mlp"]
-    w_out: Float[Array, "mlp embed"]
-    b_in: Float[Array, " mlp"] | None
-    b_out: Float[Array, " embed"] | None
+    w_in: Float[Array, "*layer embed mlp"]
+    w_out: Float[Array, "*layer mlp embed"]
+    b_in: Float[Array, "*layer mlp"] | None
+    b_out: Float[Array, "*layer embed"] | None
     activation: Activation
 
     def __call__(
@@ -48,9 +48,9 @@ class GatedMLP(AbstractMLP):
     `mlp_pre` is the gate's input to the activation, `mlp_post` the product.
     """
 
-    w_gate: Float[Array, "embed mlp"]
-    w_in: Float[Array, "embed mlp"]
-    w_out: Float[Array, "mlp embed"]
+    w_gate: Float[Array, "*layer embed mlp"]
+    w_in: Float[Array, "*layer embed mlp"]
+    w_out: Float[Array, "*layer mlp embed"]
     activation: Activation
 
     def __call__(

@@ -1,0 +1,85 @@
+"""Tables that the laws run over: one row per model, site, edit, metric.
+
+A new model or edit is one row here.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import mijax
+from mijax.core import SITES, BlockSites, Sites
+from mijax.core._check import site_shapes
+
+MODELS = ("gpt2", "llama", "parallel", "attention_only")
+
+
+@functools.cache
+def model(name):
+    return getattr(mijax.testing, f"tiny_{name}")(jax.random.key(3))
+
+
+@functools.cache
+def sites(name):
+    """Sites that the model has."""
+    shapes = site_shapes(model(name), 4)
+    return tuple(
+        s
+        for s in SITES
+        if getattr(shapes.blocks if hasattr(shapes.blocks, s) else shapes, s)
+        is not None
+    )
+
+
+HEAD_SITES = ("q", "k", "v", "scores", "pattern", "z")
+BLOCK_SITES = tuple(BlockSites.__dataclass_fields__)
+MODEL_SITES = [(m, s) for m in MODELS for s in sites(m)]
+BLOCK_CASES = [(m, s) for m, s in MODEL_SITES if s in BLOCK_SITES]
+HEAD_CASES = [(m, s) for m, s in MODEL_SITES if s in HEAD_SITES]
+
+CLEAN = jnp.array(
+    [[5, 9, 2, 7, 11, 3, 8], [1, 2, 3, 4, 5, 0, 0], [60, 50, 40, 30, 20, 10, 6]]
+)
+# Differ from position 2, 3 and 0 on; the second prompt is two tokens shorter.
+CORRUPT = CLEAN.at[0, 2].set(33).at[1, 3].set(34).at[2, 0].set(35).at[2, 4].set(36)
+LENGTHS = jnp.array([7, 5, 7])
+LAST = LENGTHS - 1
+METRIC = mijax.logit_difference(
+    jnp.array([4, 5, 6]), jnp.array([7, 8, 9]), position=LAST
+)
+
+METRICS = {
+    "logit_difference": METRIC,
+    "probability": mijax.probability(jnp.array([4, 5, 6]), position=LAST),
+    "cross_entropy": mijax.cross_entropy(
+        jnp.array([[1, 2], [3, 4], [5, 6]]), position=jnp.stack([LAST - 2, LAST], 1)
+    ),
+    "kl": mijax.kl(
+        jax.random.normal(jax.random.key(1), (3, 7, 64)), position=LAST
+    ),
+    "accuracy": mijax.accuracy(jnp.array([4, 5, 6]), position=LAST),
+}
+
+
+def acts_of(name, site, tokens=CLEAN):
+    return mijax.capture(model(name), tokens, mijax.Site(site))
+
+
+def edits(name, site):
+    """One of every kind of edit, fit for a site."""
+    acts = acts_of(name, site)
+    row = acts.reshape(-1, *acts.shape[-(2 if site in HEAD_SITES else 1) :])[0]
+    return {
+        "set": mijax.Set(0.3 * row),
+        "add": mijax.Add(row),
+        "scale": mijax.Scale(0.5),
+        "zero": mijax.Zero(),
+        "mean": mijax.Mean(acts),
+        "mean_per_position": mijax.Mean(acts, per_position=True),
+        "noise": mijax.Noise(jax.random.key(5), 0.3),
+        "project": mijax.Project(row[0] if row.ndim == 2 else row),
+        "patch": mijax.Patch(acts),
+    }
+
+
+__all__ = ["Sites"]

@@ -1,0 +1,28 @@
+"""Array shapes and types are checked at run time; eight devices for mesh tests."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook
+
+with install_import_hook("mijax", "beartype.beartype"):
+    import mijax.core
+    import mijax.data
+    import mijax.io
+    import mijax.models
+    import mijax.nn
+    import mijax.testing  # noqa: F401
+
+import jax
+import pytest
+
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
