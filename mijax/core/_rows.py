@@ -11,7 +11,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int, Shaped
 
 Past = tuple[Array, Array]
 
@@ -31,17 +31,17 @@ class AbstractRows(eqx.Module):
     lane: eqx.AbstractVar[Any]
 
     @abc.abstractmethod
-    def queries(self, x: Float[Array, "rows ..."]) -> Float[Array, "..."]:
+    def queries(self, x: Shaped[Array, "rows ..."]) -> Shaped[Array, "..."]:
         """Lays rows out on a (lane, query) grid."""
 
     @abc.abstractmethod
     def keys(
-        self, x: Float[Array, "rows ..."], past: Float[Array, "..."] | None
-    ) -> Float[Array, "..."]:
+        self, x: Shaped[Array, "rows ..."], past: Shaped[Array, "..."] | None
+    ) -> Shaped[Array, "..."]:
         """Lays rows out on a (lane, key) grid, the rest filled from the past."""
 
     @abc.abstractmethod
-    def flat(self, grid: Float[Array, "..."]) -> Float[Array, "rows ..."]:
+    def flat(self, grid: Shaped[Array, "..."]) -> Shaped[Array, "rows ..."]:
         """Takes the rows back from a (lane, query) grid."""
 
     @abc.abstractmethod
@@ -53,7 +53,7 @@ class AbstractRows(eqx.Module):
         """Returns the rows that leave a block: all of them, if not said otherwise."""
         return self
 
-    def keep(self, x: Float[Array, "rows ..."]) -> Float[Array, "kept ..."]:
+    def keep(self, x: Shaped[Array, "rows ..."]) -> Shaped[Array, "kept ..."]:
         """Takes the rows that leave a block."""
         return x
 
@@ -65,17 +65,17 @@ class Sequence(AbstractRows):
     prompt: Int[Array, ""] | None = None
     lane: Int[Array, ""] | None = None
 
-    def queries(self, x: Float[Array, "rows ..."]) -> Float[Array, "seq ..."]:
+    def queries(self, x: Shaped[Array, "rows ..."]) -> Shaped[Array, "seq ..."]:
         """Returns `x`: the rows are the grid."""
         return x
 
     def keys(
-        self, x: Float[Array, "rows ..."], past: Float[Array, "..."] | None
-    ) -> Float[Array, "key_seq ..."]:
+        self, x: Shaped[Array, "rows ..."], past: Shaped[Array, "..."] | None
+    ) -> Shaped[Array, "key_seq ..."]:
         """Returns `x`: a whole sequence has no past."""
         return x
 
-    def flat(self, grid: Float[Array, "seq ..."]) -> Float[Array, "rows ..."]:
+    def flat(self, grid: Shaped[Array, "seq ..."]) -> Shaped[Array, "rows ..."]:
         """Returns the grid."""
         return grid
 
@@ -113,18 +113,18 @@ class Packed(AbstractRows):
         """Returns the rows that are read, or all."""
         return self if self.reads is None else self.reads
 
-    def keep(self, x: Float[Array, "rows ..."]) -> Float[Array, "kept ..."]:
+    def keep(self, x: Shaped[Array, "rows ..."]) -> Shaped[Array, "kept ..."]:
         """Takes the rows that are read, or all."""
         return x if self.reads is None else x[self.reads.row]
 
-    def queries(self, x: Float[Array, "rows ..."]) -> Float[Array, "lane seq ..."]:
+    def queries(self, x: Shaped[Array, "rows ..."]) -> Shaped[Array, "lane seq ..."]:
         """Gathers each lane's rows; queries beyond a lane's end repeat some row."""
         row = self.offset[:, None] + jnp.arange(self.width)
         return x[jnp.minimum(row, x.shape[0] - 1)]
 
     def keys(
-        self, x: Float[Array, "rows ..."], past: Float[Array, "..."] | None
-    ) -> Float[Array, "lane key_seq ..."]:
+        self, x: Shaped[Array, "rows ..."], past: Shaped[Array, "..."] | None
+    ) -> Shaped[Array, "lane key_seq ..."]:
         """Gathers each lane's past up to its start and its own rows after it."""
         key = jnp.arange(self.key_seq)
         own = key[None, :] >= self.start[:, None]
@@ -134,7 +134,7 @@ class Packed(AbstractRows):
         assert past is not None, "packed rows need the past of their lanes"
         return jnp.where(own, rows, past[self.lane_prompt])
 
-    def flat(self, grid: Float[Array, "lane seq ..."]) -> Float[Array, "rows ..."]:
+    def flat(self, grid: Shaped[Array, "lane seq ..."]) -> Shaped[Array, "rows ..."]:
         """Gathers every row from its lane and query."""
         query = self.position - self.start[self.lane]
         return grid[self.lane, jnp.clip(query, 0, self.width - 1)]
@@ -161,17 +161,17 @@ class Reads(AbstractRows):
     key_seq: int = eqx.field(static=True)
     lanes: int = eqx.field(static=True)
 
-    def queries(self, x: Float[Array, "rows ..."]) -> Float[Array, "lane seq ..."]:
+    def queries(self, x: Shaped[Array, "rows ..."]) -> Shaped[Array, "lane seq ..."]:
         """Splits rows by lane."""
         return x.reshape(self.lanes, -1, *x.shape[1:])
 
     def keys(
-        self, x: Float[Array, "rows ..."], past: Float[Array, "..."] | None
-    ) -> Float[Array, "..."]:
+        self, x: Shaped[Array, "rows ..."], past: Shaped[Array, "..."] | None
+    ) -> Shaped[Array, "..."]:
         """Returns `x`: these rows ask, and the packed rows answer."""
         return x
 
-    def flat(self, grid: Float[Array, "lane seq ..."]) -> Float[Array, "rows ..."]:
+    def flat(self, grid: Shaped[Array, "lane seq ..."]) -> Shaped[Array, "rows ..."]:
         """Joins the lanes."""
         return grid.reshape(-1, *grid.shape[2:])
 

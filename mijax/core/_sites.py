@@ -97,7 +97,7 @@ class Site(eqx.Module):
 
     Example:
         >>> Site("z", layer=9, head=6)
-        Site(name='z', layer=9, position=None, head=6, feature=None)
+        Site(name='z', layer=9, head=6)
     """
 
     name: str = eqx.field(static=True)

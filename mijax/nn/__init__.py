@@ -10,6 +10,7 @@ from mijax.nn._basic import RMSNorm as RMSNorm
 from mijax.nn._basic import Rotary as Rotary
 from mijax.nn._basic import SiLU as SiLU
 from mijax.nn._basic import Unembedding as Unembedding
+from mijax.nn._basic import scaled_like as scaled_like
 from mijax.nn._blocks import AttentionBlock as AttentionBlock
 from mijax.nn._blocks import Block as Block
 from mijax.nn._blocks import ParallelBlock as ParallelBlock

@@ -43,6 +43,36 @@ class Identity(eqx.Module):
         return x
 
 
+def scaled_like(norm: "LayerNorm | RMSNorm | Identity", v: Array, x: Array) -> Array:
+    r"""Applies a norm to `v` with the scale that it has at `x`; linear in `v`.
+
+    With $\sigma(x)$ frozen, the norm of a sum is the sum of the norms, which is what
+    attributes a logit to the terms of the residual stream (Elhage et al. 2021). The
+    norm's bias is left out: `scaled_like(norm, x, x) + norm.bias == norm(x)`.
+
+    Args:
+        norm: the norm.
+        v: terms of the residual stream, `[..., embed]`.
+        x: the residual stream that the norm read, broadcastable to `v`.
+
+    Returns:
+        The normalised terms.
+
+    Example:
+        >>> x = jnp.array([1.0, 2.0, 4.0])
+        >>> norm = LayerNorm(jnp.ones(3), jnp.zeros(3))
+        >>> bool(jnp.allclose(scaled_like(norm, x, x), norm(x)))
+        True
+    """
+    if isinstance(norm, Identity):
+        return v
+    if isinstance(norm, LayerNorm):
+        v = v - v.mean(-1, keepdims=True)
+        x = x - x.mean(-1, keepdims=True)
+    v = v * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + norm.eps)
+    return v if norm.weight is None else v * norm.weight
+
+
 class LayerNorm(eqx.Module):
     r"""$\gamma (x - \bar x) / \sqrt{\mathrm{var}(x) + \epsilon} + \beta$.
 

@@ -1,0 +1,4 @@
+"""Reading the residual stream in the vocabulary."""
+
+from mijax.lens._direct import Direct as Direct
+from mijax.lens._direct import direct_logit_attribution as direct_logit_attribution
