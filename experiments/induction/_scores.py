@@ -1,0 +1,140 @@
+"""Scores of heads: where they attend on repeated tokens, and what they write."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from mijax.core import Site, capture
+from mijax.nn import AttentionBlock, Transformer
+
+from ._repeats import Repeats
+
+
+def attention_scores(
+    pattern: Float[Array, "prompt layer seq heads key_seq"], prompts: Repeats
+) -> Mapping[str, Float[Array, "prompt layer heads"]]:
+    """Mean attention of every head to two keys (Olsson et al. 2022, arXiv:2209.11895).
+
+    Args:
+        pattern: attention probabilities.
+        prompts: the prompts that they are of.
+
+    Returns:
+        `prefix_matching`: from tokens of the second copy to the token that followed
+        them in the first. `previous_token`: from every token to the one before.
+    """
+    seq = prompts.tokens.shape[-1]
+    back = jnp.broadcast_to(jnp.maximum(jnp.arange(seq) - 1, 0), prompts.tokens.shape)
+    after_bos = jnp.broadcast_to(jnp.arange(seq) > 0, prompts.tokens.shape)
+
+    def mean(keys: Array, queries: Array) -> Array:
+        index = keys[:, None, :, None, None]
+        found = jnp.take_along_axis(pattern, index, axis=-1)[..., 0]
+        weight = queries[:, None, :, None]
+        return (found * weight).sum(2) / weight.sum(2)
+
+    return {
+        "prefix_matching": mean(prompts.target, prompts.inside),
+        "previous_token": mean(back, after_bos),
+    }
+
+
+def token_losses(
+    logits: Float[Array, "prompt seq vocab"], prompts: Repeats
+) -> Float[Array, "prompt copied"]:
+    """Loss of every query on the token that follows it, in nats."""
+    return optax.softmax_cross_entropy_with_integer_labels(
+        logits[:, :-1], prompts.tokens[:, 1:]
+    )
+
+
+def split_losses(
+    losses: Float[Array, "prompt copied"], prompts: Repeats
+) -> tuple[Array, Array]:
+    """Mean loss on tokens that can be copied, and on all others, `[prompt]` each."""
+    inside = prompts.inside[:, :-1]
+    mean = lambda where: (losses * where).sum(1) / where.sum(1)  # noqa: E731
+    return mean(inside), mean(~inside)
+
+
+def copying(model: Transformer, prompts: Repeats) -> Float[Array, "prompt layer heads"]:
+    """How much each head itself raises the logit of the token that comes next.
+
+    The head's output at the queries of the second copy, through the final norm (with
+    the scale that the norm has there) and the unembedding: logit of the right token
+    minus the mean logit.
+
+    Args:
+        model: an attention-only transformer.
+        prompts: the prompts.
+
+    Returns:
+        Mean over the queries, in logits.
+    """
+    sites = {"z": Site("z"), "last": Site("resid_post", layer=model.n_layers - 1)}
+    return _copying(model, prompts, capture(model, prompts.tokens, sites))
+
+
+@jax.jit
+def _copying(model: Transformer, prompts: Repeats, acts: Any) -> Array:
+    centred = acts["last"] - acts["last"].mean(-1, keepdims=True)
+    scale = jax.lax.rsqrt((centred**2).mean(-1) + 1e-5)
+    rows = readout(model)
+    rows = rows - rows.mean(0)
+    right = rows[jnp.roll(prompts.tokens, -1, axis=1)]
+    block = blocks(model)
+    written = jnp.einsum("plqhd,lhde,pqe->plqh", acts["z"], block.attention.w_o, right)
+    weight = prompts.inside[:, None, :, None] * scale[:, None, :, None]
+    return (written * weight).sum(2) / prompts.inside.sum(1)[:, None, None]
+
+
+def blocks(model: Transformer) -> AttentionBlock:
+    """The model's blocks, which have to be attention alone."""
+    assert isinstance(model.blocks, AttentionBlock)
+    return model.blocks
+
+
+def readout(model: Transformer) -> Float[Array, "vocab embed"]:
+    """The unembedding with the final norm's weight and centring in it."""
+    table = model.unembedding or model.embedding
+    return centre(table.weight * gain(model.norm))
+
+
+def gain(norm: Any) -> Array | float:
+    """The weight of a norm; 1 where there is none."""
+    weight = getattr(norm, "weight", None)
+    return 1.0 if weight is None else weight
+
+
+def centre(x: Float[Array, "*rows embed"]) -> Float[Array, "*rows embed"]:
+    """Subtracts the mean over the last axis, which LayerNorm does not let through."""
+    return x - x.mean(-1, keepdims=True)
+
+
+def copying_eigenvalues(model: Transformer) -> Float[Array, "layer heads"]:
+    r"""$\sum \mathrm{Re} \lambda / \sum |\lambda|$ of $W_U W_{OV} W_E$ of every head.
+
+    1 is a head that raises the token that it attends to whatever that is, -1 one that
+    lowers it (Elhage et al. 2021, "A Mathematical Framework").
+    """
+    block = blocks(model)
+    weight = gain(block.norm_1)
+    layers = model.n_layers
+    read = jnp.broadcast_to(weight, (layers, model.embedding.weight.shape[1]))
+    embedded = centre(model.embedding.weight)
+    # W_U W_OV W_E and this [head_dim, head_dim] product have the same eigenvalues.
+    small = jnp.einsum(
+        "lhde,ve,vf,lf,lfhc->lhdc",
+        block.attention.w_o,
+        readout(model),
+        embedded,
+        read,
+        block.attention.w_v,
+        optimize=True,
+    )
+    values = jnp.linalg.eigvals(small)
+    return values.real.sum(-1) / jnp.abs(values).sum(-1)

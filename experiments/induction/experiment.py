@@ -1,0 +1,78 @@
+"""Induction heads: found, proven and grown from scratch.
+
+Paper: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits";
+Olsson et al. 2022, "In-context Learning and Induction Heads", arXiv:2209.11895.
+
+Claim: an attention-only transformer of two layers copies repeated text with induction
+heads, whose keys are made by previous-token heads of the layer below (K-composition).
+It learns this in one abrupt change, and a model of one layer never does.
+
+Commands: `mijax run induction` analyses the shipped model `induction-2l`;
+`mijax run induction/train` trains that model and its control of one layer.
+"""
+
+from typing import Literal
+
+import jax
+
+from mijax import experiment, models
+from mijax._errors import ConfigError
+from mijax.nn import AttentionBlock
+
+from ._ablation import ablate_heads
+from ._composition import compose_heads
+from ._heads import loss_by_position, score_heads, show_attention
+from ._patching import patch_copies
+from ._paths import ablate_paths
+from ._phase import train
+from ._repeats import draw
+from ._training import Training
+
+
+class Config(experiment.Config):
+    """What to do, on how many prompts."""
+
+    task: Literal["analyse", "train"] = "analyse"
+    "Analyse a trained model, or train one."
+    model: str = "induction-2l"
+    "Name or folder of the model to analyse, attention-only and of two layers."
+    seed: int = 0
+    "Of the prompts; of weights, data and measurements in training."
+    prompts: int = 64
+    "Random prompts to analyse."
+    length: int = 20
+    "Tokens of the segment that comes twice."
+    training: Training = Training()
+    "How to train, when training."
+
+
+def run(config: Config, run: experiment.Run) -> None:
+    """Runs the analysis or the training."""
+    if config.task == "train":
+        train(config.training, run, seed=config.seed)
+    else:
+        analyse(config, run)
+
+
+def analyse(config: Config, run: experiment.Run) -> None:
+    """Finds the heads, then proves by intervention what they do."""
+    loaded = models.load(config.model)
+    model = loaded.model
+    if model.n_layers != 2 or not isinstance(model.blocks, AttentionBlock):
+        raise ConfigError(
+            f"{config.model!r} is not an attention-only transformer of two layers. "
+            "Give 'induction-2l' or a model that `mijax run induction/train` trained."
+        )
+    run.weights(config.model, loaded.digest)
+    run.seed("prompts", config.seed)
+    key = jax.random.key(config.seed)
+    size = {"shortest": config.length, "longest": config.length, "distinct": True}
+    prompts = draw(key, config.prompts, seq=model.context or 64, **size)
+    short = draw(key, 1, seq=25, shortest=12, longest=12, distinct=True)
+    roles = score_heads(model, prompts, run)
+    loss_by_position(model, prompts, run)
+    show_attention(model, loaded.tokenizer, short, roles=roles, run=run)
+    ablate_heads(model, prompts, roles=roles, run=run)
+    patch_copies(model, prompts, run)
+    ablate_paths(model, prompts, roles=roles, run=run)
+    compose_heads(model, roles=roles, run=run, seed=config.seed)
