@@ -1,7 +1,7 @@
 """Reading config.json: every key is read, fixed, ignored, or refused by name."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mijax._errors import LoadError, nearest
@@ -106,7 +106,7 @@ class Keys:
                 )
 
 
-def close(key: str, known: frozenset[str]) -> bool:
+def close(key: str, known: Collection[str]) -> bool:
     """Whether a hint would name a few keys and not list all of them."""
     return nearest(key, sorted(known)).startswith(" Did")
 

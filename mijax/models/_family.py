@@ -22,7 +22,8 @@ from mijax.io import Gguf, Tensors
 from mijax.nn import Transformer
 
 Into = Mapping[str, Callable[[np.ndarray], np.ndarray]]
-Leaves = dict[str, jax.ShapeDtypeStruct]
+# Arrays, or the shapes of arrays.
+Leaves = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,8 @@ easier to read; `Transformer.frame` records what was applied, in order.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -63,9 +62,8 @@ def fold_norm(model: Transformer) -> Transformer:
     head = untied(model)
     if isinstance(model.norm, Identity):
         raise FrameError("fold_norm: the model has no final norm to fold.")
-    wide = eqx.tree_at(lambda head: head.weight, head, head.weight.T)
-    wide = read_norm(wide, model.norm, (("weight", "bias"),))
-    head = eqx.tree_at(lambda head: head.weight, wide, wide.weight.T)
+    weight, bias = fold(head.weight.T, head.bias, model.norm, lead=0)
+    head = Unembedding(weight.T, bias)
     return done(
         model, "fold_norm", blocks=blocks, norm=bare(model.norm), unembedding=head
     )
@@ -99,7 +97,7 @@ def centre_writing(model: Transformer) -> Transformer:
         if not isinstance(norm, LayerNorm):
             raise FrameError(
                 "centre_writing needs LayerNorm, which ignores the mean of the "
-                f"residual stream; this model has {type(norm).__name__}, which reads it."
+                f"residual stream; {type(norm).__name__} of this model reads it."
             )
     head = untied(model)
     attention, embedding, positions = blocks.attention, model.embedding, model.positions
@@ -212,29 +210,37 @@ def mlp_reads(mlp: Any) -> tuple[tuple[str, str | None], ...]:
 
 
 def read_norm(module: M, norm: Any, reads: tuple[tuple[str, str | None], ...]) -> M:
-    """Folds a norm into the weights `[*layer, embed, ...]` of a module."""
-    lead = 0 if isinstance(module, Unembedding) else 1
-    gain, shift = norm.weight, getattr(norm, "bias", None)
+    """Folds stacked norms into the weights `[layer, embed, ...]` of a module."""
     new: dict[str, Array | None] = {}
     for name, bias_name in reads:
-        weight = wide(getattr(module, name))
-        if shift is not None:
-            if bias_name is None:
-                raise FrameError(
-                    f"fold_norm: {name} of {type(module).__name__} reads a norm with a "
-                    "bias, and has no bias to fold it into."
-                )
-            moved = shifted(weight, wide(shift), lead)
-            bias = getattr(module, bias_name)
-            moved = moved if bias is None else moved + wide(bias)
-            new[bias_name] = moved.astype(getattr(module, name).dtype)
-        if gain is not None:
-            folded = wide(gain).reshape(gain.shape + (1,) * (weight.ndim - gain.ndim))
-            weight = weight * folded
-        if isinstance(norm, LayerNorm):
-            weight = weight - weight.mean(lead, keepdims=True)
-        new[name] = weight.astype(getattr(module, name).dtype)
+        bias = None if bias_name is None else getattr(module, bias_name)
+        new[name], bias = fold(getattr(module, name), bias, norm, lead=1)
+        if bias_name is not None:
+            new[bias_name] = bias
+        elif bias is not None:
+            raise FrameError(
+                f"fold_norm: {name} of {type(module).__name__} reads a norm with a "
+                "bias, and has no bias to fold it into."
+            )
     return replace(module, **new)
+
+
+def fold(
+    weight: Array, bias: Array | None, norm: Any, *, lead: int
+) -> tuple[Array, Array | None]:
+    """Folds a norm into one weight, whose axis `lead` is embed, and its bias."""
+    gain, shift, dtype = norm.weight, getattr(norm, "bias", None), weight.dtype
+    weight = wide(weight)
+    if shift is not None:
+        moved = shifted(weight, wide(shift), lead)
+        bias = (moved if bias is None else moved + wide(bias)).astype(dtype)
+    if gain is not None:
+        weight = weight * wide(gain).reshape(
+            gain.shape + (1,) * (weight.ndim - gain.ndim)
+        )
+    if isinstance(norm, LayerNorm):
+        weight = weight - weight.mean(lead, keepdims=True)
+    return weight.astype(dtype), bias
 
 
 def shifted(weight: Array, shift: Array, axis: int) -> Float[Array, "..."]:
@@ -270,7 +276,7 @@ def wide(x: Array) -> Float[Array, "..."]:
 
 def replace(module: M, **fields: Any) -> M:
     """A copy of a module with other fields."""
-    return dataclasses.replace(module, **fields)  # pyright: ignore[reportArgumentType, reportCallIssue, reportType]
+    return dataclasses.replace(cast(Any, module), **fields)
 
 
 def check(model: Transformer, name: str, *, before: tuple[str, ...] = ()) -> None:
