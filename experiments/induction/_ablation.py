@@ -1,11 +1,13 @@
 """Which heads the prediction of repeated tokens needs: every head ablated in turn."""
 
-from typing import Any
+from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from mijax import viz
-from mijax.core import Mean, Site, Zero, capture, cross_entropy, interval, sweep
+from mijax.core import Patch, cross_entropy, interval, sweep
 from mijax.experiment import Run
 from mijax.nn import Transformer
 
@@ -14,27 +16,37 @@ from ._repeats import Repeats
 
 
 def ablate_heads(
-    model: Transformer, prompts: Repeats, *, roles: Roles, run: Run
+    model: Transformer,
+    prompts: Repeats,
+    acts: Mapping[str, Array],
+    *,
+    roles: Roles,
+    run: Run,
 ) -> None:
     """Sweeps zero and mean ablation over heads and reports the change of the loss.
 
     The loss is that on the second copy but for its first token, which nothing tells.
     """
     metric = cross_entropy(prompts.labels, position=prompts.queries)
-    acts = capture(model, prompts.tokens, Site("z"))
-    kinds: dict[str, Any] = {"zero": Zero(), "mean": Mean(acts)}
+    z = np.asarray(acts["z"])
+    # As patches of such sources, both ablations share one compiled program.
+    kinds = {
+        "zero": 0 * z,
+        "mean": np.broadcast_to(z.mean((0, 2), keepdims=True), z.shape),
+    }
     found = {}
-    for name, edit in kinds.items():
+    for name, source in kinds.items():
         with run.progress(f"{name} ablation of every head") as progress:
             swept = sweep(
                 model,
                 prompts.tokens,
-                edit.at("z"),
+                Patch(jnp.asarray(source)).at("z"),
                 over=("layer", "head"),
                 metric=metric,
                 progress=progress,
             )
-        found[name] = interval(swept.values - swept.base[:, None, None])
+        change = np.asarray(swept.values) - np.asarray(swept.base)[:, None, None]
+        found[name] = interval(jnp.asarray(change))
     rows = [
         [str(Head(*cell)), *(at(change, cell) for change in found.values())]
         for cell in np.ndindex(*found["zero"].mean.shape)

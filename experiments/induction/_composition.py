@@ -22,9 +22,8 @@ def compose_heads(model: Transformer, *, roles: Roles, run: Run, seed: int) -> N
         block = blocks(model)
         weight = jnp.broadcast_to(gain(block.norm_1), block.attention.w_q.shape[:2])
         found = scores(block.attention, weight)
-        keys = jax.random.split(jax.random.key(seed), DRAWS)
-        drawn = jax.vmap(lambda key: scores(like(block.attention, key), weight))(keys)
-        excess = np.asarray(found - drawn.mean((0, 2, 3), keepdims=True)[0])
+        drawn = baseline(block.attention, weight, seed=seed)
+        excess = np.asarray(found) - drawn[:, None, None]
         progress(1, 1)
     before, best = roles.previous[0], roles.induction[0]
     names = [str(Head(0, head)) for head in range(excess.shape[1])]
@@ -84,9 +83,11 @@ def scores(
     return jnp.stack([ratio(asks.swapaxes(1, 2)), ratio(asks), ratio(values)])
 
 
-def like(attention: Attention, key: Array) -> Attention:
-    """Random weights of the same shapes."""
-    leaves, tree = jax.tree.flatten(attention)
-    keys = jax.random.split(key, len(leaves))
-    drawn = [jax.random.normal(k, w.shape) for k, w in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, drawn)
+def baseline(
+    attention: Attention, weight: Float[Array, "layer embed"], *, seed: int
+) -> Float[np.ndarray, " kind"]:
+    """Mean scores of heads with random weights of the same shapes."""
+    random = np.random.default_rng(seed)
+    like = lambda w: jnp.asarray(random.standard_normal(w.shape, np.float32))  # noqa: E731
+    drawn = [scores(jax.tree.map(like, attention), weight) for _ in range(DRAWS)]
+    return np.mean(drawn, axis=(0, 2, 3))

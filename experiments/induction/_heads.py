@@ -1,14 +1,14 @@
 """What the heads do: scores, loss by position, attention patterns."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mijax import viz
 from mijax.core import Interval, Site, capture, interval
-from mijax.core import run as run_model
 from mijax.data import Tokenizer
 from mijax.experiment import Run
 from mijax.nn import Transformer
@@ -42,15 +42,16 @@ class Roles(NamedTuple):
     induction: tuple[Head, ...]
 
 
-def score_heads(model: Transformer, prompts: Repeats, run: Run) -> Roles:
+def score_heads(
+    model: Transformer, prompts: Repeats, acts: Mapping[str, Array], *, run: Run
+) -> Roles:
     """Scores every head, reports the table and names the roles."""
     with run.progress("score heads") as progress:
-        pattern = capture(model, prompts.tokens, Site("pattern"))
-        scores = {**attention_scores(pattern, prompts)}
+        scores = {**attention_scores(acts["pattern"], prompts)}
         progress(1, 2)
-        scores["copying"] = copying(model, prompts)
+        scores["copying"] = copying(model, prompts, acts)
         found = {name: interval(values) for name, values in scores.items()}
-        eigenvalues = np.asarray(copying_eigenvalues(model))
+        eigenvalues = copying_eigenvalues(model)
         progress(2, 2)
     roles = Roles(
         ranked(found["previous_token"].mean), ranked(found["prefix_matching"].mean)
@@ -106,25 +107,30 @@ def ranked(scores: Float[Array, "layer heads"]) -> tuple[Head, ...]:
 
 def at(found: Interval, index: tuple[int, ...]) -> Interval:
     """One cell of an interval of arrays."""
-    mean, low, high = (end[index] for end in (found.mean, found.low, found.high))
+    mean, low, high = (
+        jnp.asarray(np.asarray(end)[index])
+        for end in (found.mean, found.low, found.high)
+    )
     return Interval(mean, low, high, found.n, found.level)
 
 
-def loss_by_position(model: Transformer, prompts: Repeats, run: Run) -> None:
+def loss_by_position(
+    prompts: Repeats, logits: Float[Array, "prompt seq vocab"], *, run: Run
+) -> None:
     """Reports how the loss falls on the second copy, token by token."""
-    with run.progress("loss by position") as progress:
-        losses = token_losses(run_model(model, prompts.tokens), prompts)
-        progress(1, 1)
+    losses = np.asarray(token_losses(logits, prompts))
     # The loss at query q is that on token q + 1.
-    steps = jnp.arange(int(prompts.length[0]))
-    take = lambda start: jnp.take_along_axis(  # noqa: E731
-        losses, start[:, None] + steps - 1, axis=1
+    steps = np.arange(int(prompts.length[0]))
+    first, second = (
+        jnp.asarray(
+            np.take_along_axis(losses, np.asarray(start)[:, None] + steps - 1, 1)
+        )
+        for start in (prompts.first, prompts.second)
     )
-    first, second = take(prompts.first), take(prompts.second)
     curves = {"first copy": interval(first), "second copy": interval(second)}
     figure = viz.line(
         {name: np.asarray(curve.mean) for name, curve in curves.items()},
-        points=np.asarray(steps),
+        points=steps,
         bands={n: (np.asarray(c.low), np.asarray(c.high)) for n, c in curves.items()},
         title="The second copy is predicted from its second token on",
         x="token of the segment",
@@ -136,18 +142,22 @@ def loss_by_position(model: Transformer, prompts: Repeats, run: Run) -> None:
 
 
 def show_attention(
-    model: Transformer, tokenizer: Tokenizer, prompt: Repeats, *, roles: Roles, run: Run
+    model: Transformer,
+    tokenizer: Tokenizer,
+    tokens: Int[Array, " seq"],
+    *,
+    roles: Roles,
+    run: Run,
 ) -> None:
     """Draws the attention of the best heads on one short prompt, and of all on a page.
 
     Args:
         model: the model.
         tokenizer: spells the tokens.
-        prompt: one prompt, without a batch axis.
+        tokens: one prompt.
         roles: which heads to draw.
         run: what to report to.
     """
-    tokens = prompt.tokens[0]
     pattern = np.moveaxis(np.asarray(capture(model, tokens, Site("pattern"))), 1, 2)
     pieces = tokenizer.pieces(tokens.tolist())
     heads = (roles.previous[0], roles.induction[0])

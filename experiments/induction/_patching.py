@@ -4,125 +4,149 @@ In `... A B ... A` the model predicts B. Two corruptions change one token of the
 copy: its B, which is what is copied, or its A, by which the place is found.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from mijax import core, viz
+from mijax import viz
 from mijax.core import (
     AbstractMetric,
+    Interval,
     Patch,
-    Site,
     interval,
     logit_difference,
-    recovered,
+    sweep,
 )
-from mijax.experiment import Run
+from mijax.experiment import Progress, Run
 from mijax.nn import Transformer
 
 from ._heads import at
 from ._repeats import VOCAB, Repeats
 
-SITES = ("resid_pre", "resid_post", "z")
-LAYERS = ("before layer 0", "before layer 1", "after layer 1")
-Grid = Float[np.ndarray, "row column"]
+CORRUPTIONS: tuple[str, ...] = ("first B replaced", "first A replaced")
+LAYERS = ("before layer 0", "before layer 1")
 
 
-class Pair(NamedTuple):
-    """Clean and corrupt prompts, and what to measure on both.
+class Pairs(NamedTuple):
+    """Every prompt twice, once for each corruption.
 
     Attributes:
         clean: tokens of the clean prompts.
         corrupt: tokens of the corrupt ones, one token changed.
-        metric: logit of B minus logit of the token that takes its place.
-        positions: named positions, `[prompt]` each.
+        metric: logit of B minus logit of the token that takes a place.
+        positions: named positions.
     """
 
-    clean: Int[Array, "prompt seq"]
-    corrupt: Int[Array, "prompt seq"]
+    clean: Int[Array, "pair seq"]
+    corrupt: Int[Array, "pair seq"]
     metric: AbstractMetric
-    positions: dict[str, Int[np.ndarray, " prompt"]]
+    positions: dict[str, Int[np.ndarray, " pair"]]
 
 
-def make_pair(prompts: Repeats, *, replace: str) -> Pair:
-    """Corrupts the first A or B by a token that the prompt does not have.
+def make_pairs(prompts: Repeats) -> Pairs:
+    """Replaces the first B, then the first A, by a token that the prompt does not have.
 
     A is the first token of the segment, so only it announces the second copy.
 
     Args:
         prompts: prompts of distinct tokens.
-        replace: `"A"` or `"B"`.
 
     Returns:
-        The pair.
+        The pairs, in the order of `CORRUPTIONS`.
     """
-    tokens = np.asarray(prompts.tokens)
-    first, second = np.asarray(prompts.first), np.asarray(prompts.second)
+    tokens = np.tile(np.asarray(prompts.tokens), (2, 1))
+    first, second = (np.tile(p, 2) for p in (prompts.first, prompts.second))
     rows = np.arange(len(tokens))
     unused = np.array([np.setdiff1d(np.arange(1, VOCAB), row)[0] for row in tokens])
     corrupt = tokens.copy()
-    corrupt[rows, first + (replace == "B")] = unused
-    answer = tokens[rows, first + 1]
-    return Pair(
-        jnp.asarray(tokens),
-        jnp.asarray(corrupt),
-        logit_difference(answer, unused, position=second),
-        {
-            "first A": first,
-            "first B": first + 1,
-            "after B": first + 2,
-            "second A": second,
-        },
-    )
+    corrupt[rows, first + (rows < len(rows) // 2)] = unused
+    positions = {
+        "first A": first,
+        "first B": first + 1,
+        "after B": first + 2,
+        "second A": second,
+    }
+    metric = logit_difference(tokens[rows, first + 1], unused, position=second)
+    return Pairs(jnp.asarray(tokens), jnp.asarray(corrupt), metric, positions)
 
 
-def patch_copies(model: Transformer, prompts: Repeats, run: Run) -> None:
-    """Sweeps denoising patches over layers, positions and heads, for both corruptions.
+def patch_copies(
+    model: Transformer, prompts: Repeats, acts: Mapping[str, Array], *, run: Run
+) -> None:
+    """Sweeps denoising patches over layers and positions or heads.
 
-    The model has two layers.
+    Args:
+        model: a model of two layers.
+        prompts: the clean prompts.
+        acts: their activations by site.
+        run: what to report to.
     """
-    streams, heads, rows = {}, {}, []
-    for replace in ("B", "A"):
-        pair = make_pair(prompts, replace=replace)
-        found = denoise(model, pair, replace, run)
-        title = f"first {replace} replaced"
-        names = list(pair.positions)
-        grid = jnp.concatenate([found["resid_pre"], found["resid_post"]], axis=1)
-        stream = interval(grid)
-        streams[title] = np.asarray(stream.mean)
-        heads[title] = np.asarray(found["z"].mean(0))
-        rows += [
-            [title, name, *(at(stream, (layer, place)) for layer in range(len(LAYERS)))]
-            for place, name in enumerate(names)
-        ]
-        for layer in (0, 1):
-            for name in ("first A", "first B"):
-                where = name.replace(" ", "_").lower()
-                key = f"replaced_{replace.lower()}_layer{layer}_{where}"
-                run.number(key, at(stream, (layer, names.index(name))))
+    pairs = make_pairs(prompts)
+    with run.progress("patch resid_pre of layer x position") as progress:
+        over = {"layer": None, "position": pairs.positions}
+        stream = denoise(model, pairs, acts, "resid_pre", over=over, progress=progress)
+    with run.progress("patch z of layer x head") as progress:
+        over = {"layer": None, "head": None}
+        heads = denoise(model, pairs, acts, "z", over=over, progress=progress)
+    names, rows = list(pairs.positions), []
+    for which, corruption in enumerate(CORRUPTIONS):
+        for place, name in enumerate(names):
+            cells = [at(stream, (which, layer, place)) for layer in (0, 1)]
+            rows.append([corruption, name, *cells])
+            if place < 2:
+                token, where = corruption[6].lower(), name[-1].lower()
+                key = f"{token}_restored_before_layer1_at_{where}"
+                run.number(key, cells[1], note=f"{corruption}, patched at {name}")
     columns = ("corruption", "patched at", *LAYERS)
     run.table("Share of the logit difference that a patch restores", columns, rows)
-    draw(streams, heads, names=names, run=run)
+    draw(stream, heads, names=names, run=run)
 
 
-def draw(
-    streams: Mapping[str, Grid],
-    heads: Mapping[str, Grid],
+def denoise(
+    model: Transformer,
+    pairs: Pairs,
+    acts: Mapping[str, Array],
+    site: str,
     *,
-    names: Sequence[str],
-    run: Run,
-) -> None:
+    over: Mapping[str, object],
+    progress: Progress,
+) -> Interval:
+    """Patches every place of the clean run into the corrupt one.
+
+    Returns:
+        What a patch restores, `[corruption, layer, place]`: the change that it makes,
+        in units of the mean difference between clean and corrupt.
+    """
+    source = jnp.asarray(np.tile(acts[site], (2,) + (1,) * (acts[site].ndim - 1)))
+    swept = sweep(
+        model,
+        pairs.corrupt,
+        Patch(source).at(site),
+        over=over,
+        metric=pairs.metric,
+        progress=progress,
+    )
+    logits = jnp.asarray(np.tile(acts["logits"], (2, 1, 1)))
+    split = lambda x: np.asarray(x).reshape(2, -1, *x.shape[1:])  # noqa: E731
+    clean, corrupt = split(pairs.metric(logits)), split(swept.base)
+    scale = (clean - corrupt).mean(1)[:, None, None, None]
+    change = (split(swept.values) - corrupt[..., None, None]) / scale
+    return interval(jnp.asarray(change.swapaxes(0, 1)))
+
+
+def draw(stream: Interval, heads: Interval, *, names: list[str], run: Run) -> None:
     """Draws both sweeps."""
+    panels = lambda found: dict(zip(CORRUPTIONS, np.asarray(found.mean), strict=True))  # noqa: E731
     figure = viz.heatmaps(
-        streams,
+        panels(stream),
         x_labels=names,
         y_labels=LAYERS,
         title="Clean residual stream patched into the corrupt prompt",
         x="position",
-        label="recovered logit difference",
+        label="restored logit difference",
     )
     caption = (
         "What is copied waits at B. The place is found by A, and layer 0 moves that "
@@ -130,42 +154,10 @@ def draw(
     )
     run.figure("patching", figure, caption=caption)
     figure = viz.heatmaps(
-        heads,
+        panels(heads),
         title="One head's clean output patched into the corrupt prompt",
         x="head",
         y="layer",
-        label="recovered logit difference",
+        label="restored logit difference",
     )
     run.figure("patching-heads", figure, caption="Every position of one head's z.")
-
-
-def denoise(
-    model: Transformer, pair: Pair, replaced: str, run: Run
-) -> dict[str, Float[Array, "prompt layer place"]]:
-    """Patches every place of the clean run into the corrupt one.
-
-    Returns:
-        The share of the clean metric that a patch restores, by site. Every prompt is
-        measured by the mean difference between clean and corrupt.
-    """
-    acts = core.capture(model, pair.clean, {name: Site(name) for name in SITES})
-    clean = pair.metric(core.run(model, pair.clean)).mean()
-    last = model.n_layers - 1
-    overs = {
-        "resid_pre": {"layer": None, "position": pair.positions},
-        "resid_post": {"layer": [last], "position": pair.positions},
-        "z": {"layer": None, "head": None},
-    }
-    grids = {}
-    for site, over in overs.items():
-        with run.progress(f"patch {site}, first {replaced} replaced") as progress:
-            swept = core.sweep(
-                model,
-                pair.corrupt,
-                Patch(acts[site]).at(site),
-                over=over,
-                metric=pair.metric,
-                progress=progress,
-            )
-        grids[site] = recovered(swept.values, clean, swept.base.mean())
-    return grids

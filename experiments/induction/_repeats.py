@@ -1,15 +1,18 @@
 """Random tokens in which a random segment comes twice: the data of this experiment."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 # One letter per token, so that any text can be read by the model.
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 "
 BOS = 0
 VOCAB = 1 + len(CHARACTERS)
+EARLY = 8
 
 
 class Repeats(NamedTuple):
@@ -47,15 +50,21 @@ class Repeats(NamedTuple):
     @property
     def queries(self) -> Int[Array, "batch copied"]:
         """Positions of `inside`, for copies of one length."""
-        steps = jnp.arange(int(self.length[0]) - 1)
-        return self.second[:, None] + steps
+        steps = np.arange(int(self.length[0]) - 1)
+        return jnp.asarray(np.asarray(self.second)[:, None] + steps)
 
     @property
     def labels(self) -> Int[Array, "batch copied"]:
         """The tokens that follow `queries`."""
-        return jnp.take_along_axis(self.tokens, self.queries + 1, axis=1)
+        queries = np.asarray(self.queries)
+        return jnp.asarray(np.take_along_axis(np.asarray(self.tokens), queries + 1, 1))
 
 
+@partial(
+    jax.jit,
+    static_argnums=1,
+    static_argnames=("seq", "shortest", "longest", "distinct"),
+)
 def draw(
     key: PRNGKeyArray,
     prompts: int,
@@ -94,7 +103,9 @@ def draw(
             random = jax.random.randint(fresh, (seq - 1,), 1, VOCAB)
         tokens = jnp.concatenate([jnp.array([BOS]), random]).astype(jnp.int32)
         length = jax.random.randint(size, (), shortest, longest + 1)
-        first = jax.random.randint(start, (), 1, seq - 2 * length + 1)
+        # Text often repeats its beginning, so that place is drawn more often.
+        first = jax.random.randint(start, (), 1 - EARLY, seq - 2 * length + 1)
+        first = jnp.maximum(first, 1)
         second = jax.random.randint(again, (), first + length, seq - length + 1)
         position = jnp.arange(seq)
         copied = (position >= second) & (position < second + length)
@@ -103,3 +114,10 @@ def draw(
         return Repeats(tokens, first, second, length)
 
     return jax.vmap(one)(jax.random.split(key, prompts))
+
+
+def short_repeat(prompts: Repeats, *, length: int = 8) -> Int[Array, " seq"]:
+    """`BOS` and twice the first tokens of the first prompt's segment, for a picture."""
+    first = int(prompts.first[0])
+    segment = np.asarray(prompts.tokens)[0, first : first + length]
+    return jnp.asarray(np.concatenate([[BOS], segment, segment]))

@@ -5,15 +5,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from mijax.core import Site, capture
 from mijax.nn import AttentionBlock, Transformer
 
 from ._repeats import Repeats
 
 
+@jax.jit
 def attention_scores(
     pattern: Float[Array, "prompt layer seq heads key_seq"], prompts: Repeats
 ) -> Mapping[str, Float[Array, "prompt layer heads"]]:
@@ -43,6 +44,7 @@ def attention_scores(
     }
 
 
+@jax.jit
 def token_losses(
     logits: Float[Array, "prompt seq vocab"], prompts: Repeats
 ) -> Float[Array, "prompt copied"]:
@@ -52,6 +54,7 @@ def token_losses(
     )
 
 
+@jax.jit
 def split_losses(
     losses: Float[Array, "prompt copied"], prompts: Repeats
 ) -> tuple[Array, Array]:
@@ -61,7 +64,10 @@ def split_losses(
     return mean(inside), mean(~inside)
 
 
-def copying(model: Transformer, prompts: Repeats) -> Float[Array, "prompt layer heads"]:
+@jax.jit
+def copying(
+    model: Transformer, prompts: Repeats, acts: Mapping[str, Array]
+) -> Float[Array, "prompt layer heads"]:
     """How much each head itself raises the logit of the token that comes next.
 
     The head's output at the queries of the second copy, through the final norm (with
@@ -71,18 +77,13 @@ def copying(model: Transformer, prompts: Repeats) -> Float[Array, "prompt layer 
     Args:
         model: an attention-only transformer.
         prompts: the prompts.
+        acts: their `z` and `resid_post`, whole sites.
 
     Returns:
         Mean over the queries, in logits.
     """
-    sites = {"z": Site("z"), "last": Site("resid_post", layer=model.n_layers - 1)}
-    return _copying(model, prompts, capture(model, prompts.tokens, sites))
-
-
-@jax.jit
-def _copying(model: Transformer, prompts: Repeats, acts: Any) -> Array:
-    centred = acts["last"] - acts["last"].mean(-1, keepdims=True)
-    scale = jax.lax.rsqrt((centred**2).mean(-1) + 1e-5)
+    last = centre(acts["resid_post"][:, -1])
+    scale = jax.lax.rsqrt((last**2).mean(-1) + 1e-5)
     rows = readout(model)
     rows = rows - rows.mean(0)
     right = rows[jnp.roll(prompts.tokens, -1, axis=1)]
@@ -115,26 +116,21 @@ def centre(x: Float[Array, "*rows embed"]) -> Float[Array, "*rows embed"]:
     return x - x.mean(-1, keepdims=True)
 
 
-def copying_eigenvalues(model: Transformer) -> Float[Array, "layer heads"]:
+def copying_eigenvalues(model: Transformer) -> Float[np.ndarray, "layer heads"]:
     r"""$\sum \mathrm{Re} \lambda / \sum |\lambda|$ of $W_U W_{OV} W_E$ of every head.
 
     1 is a head that raises the token that it attends to whatever that is, -1 one that
     lowers it (Elhage et al. 2021, "A Mathematical Framework").
     """
-    block = blocks(model)
-    weight = gain(block.norm_1)
-    layers = model.n_layers
-    read = jnp.broadcast_to(weight, (layers, model.embedding.weight.shape[1]))
-    embedded = centre(model.embedding.weight)
-    # W_U W_OV W_E and this [head_dim, head_dim] product have the same eigenvalues.
-    small = jnp.einsum(
-        "lhde,ve,vf,lf,lfhc->lhdc",
-        block.attention.w_o,
-        readout(model),
-        embedded,
-        read,
-        block.attention.w_v,
-        optimize=True,
-    )
-    values = jnp.linalg.eigvals(small)
-    return values.real.sum(-1) / jnp.abs(values).sum(-1)
+    values = np.linalg.eigvals(np.asarray(_circuits(model)))
+    return values.real.sum(-1) / np.abs(values).sum(-1)
+
+
+@jax.jit
+def _circuits(model: Transformer) -> Float[Array, "layer heads head_dim head_dim"]:
+    """What has the eigenvalues of W_U W_OV W_E, but for zeros."""
+    block, embedded = blocks(model), centre(model.embedding.weight)
+    weight = jnp.broadcast_to(gain(block.norm_1), (model.n_layers, embedded.shape[1]))
+    reads = jnp.einsum("vf,lf,lfhc->vlhc", embedded, weight, block.attention.w_v)
+    writes = jnp.einsum("lhde,ve->lhdv", block.attention.w_o, readout(model))
+    return jnp.einsum("lhdv,vlhc->lhdc", writes, reads)

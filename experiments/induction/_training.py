@@ -107,7 +107,7 @@ def fit(
         jax.random.fold_in(jax.random.key(seed), 2**30),
         config.measured,
         seq=config.context,
-        shortest=config.longest // 2,
+        shortest=config.shortest,
         longest=config.longest,
         distinct=True,
     )

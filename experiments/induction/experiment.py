@@ -17,6 +17,7 @@ import jax
 
 from mijax import experiment, models
 from mijax._errors import ConfigError
+from mijax.core import Site, capture
 from mijax.nn import AttentionBlock
 
 from ._ablation import ablate_heads
@@ -25,8 +26,10 @@ from ._heads import loss_by_position, score_heads, show_attention
 from ._patching import patch_copies
 from ._paths import ablate_paths
 from ._phase import train
-from ._repeats import draw
+from ._repeats import draw, short_repeat
 from ._training import Training
+
+SITES = ("resid_pre", "resid_post", "pattern", "q", "k", "v", "z", "logits")
 
 
 class Config(experiment.Config):
@@ -68,11 +71,13 @@ def analyse(config: Config, run: experiment.Run) -> None:
     key = jax.random.key(config.seed)
     size = {"shortest": config.length, "longest": config.length, "distinct": True}
     prompts = draw(key, config.prompts, seq=model.context or 64, **size)
-    short = draw(key, 1, seq=25, shortest=12, longest=12, distinct=True)
-    roles = score_heads(model, prompts, run)
-    loss_by_position(model, prompts, run)
-    show_attention(model, loaded.tokenizer, short, roles=roles, run=run)
-    ablate_heads(model, prompts, roles=roles, run=run)
-    patch_copies(model, prompts, run)
-    ablate_paths(model, prompts, roles=roles, run=run)
+    with run.progress("run the model") as progress:
+        acts = capture(model, prompts.tokens, {name: Site(name) for name in SITES})
+        progress(1, 1)
+    roles = score_heads(model, prompts, acts, run=run)
+    loss_by_position(prompts, acts["logits"], run=run)
+    show_attention(model, loaded.tokenizer, short_repeat(prompts), roles=roles, run=run)
+    ablate_heads(model, prompts, acts, roles=roles, run=run)
+    patch_copies(model, prompts, acts, run=run)
+    ablate_paths(model, prompts, acts, roles=roles, run=run)
     compose_heads(model, roles=roles, run=run, seed=config.seed)
