@@ -1,7 +1,7 @@
 """Indirect-object identification (Wang et al. 2023, arXiv:2211.00593)."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -51,7 +51,7 @@ OBJECTS = (
     *("drink", "book", "ring", "letter", "ball", "key", "gift", "ticket", "box", "bag"),
     *("basket", "computer", "phone", "picture", "card", "bottle", "coin", "pen"),
 )
-Counterfactual = Literal["s2_io_flip", "abc"]
+COUNTERFACTUALS = ("s2_io_flip", "abc")
 
 
 class IOI(NamedTuple):
@@ -77,7 +77,7 @@ def ioi(
     *,
     seed: int = 0,
     templates: Sequence[str] = TEMPLATES,
-    counterfactual: Counterfactual = "s2_io_flip",
+    counterfactual: str = "s2_io_flip",
     prepend: Sequence[int] = (),
 ) -> IOI:
     """Draws prompts like "When Mary and John went to the park, John gave a book to".
@@ -102,10 +102,10 @@ def ioi(
         ConfigError: there is no such counterfactual.
         TokenError: fewer than five names, or no place or object, are one token.
     """
-    if counterfactual not in ("s2_io_flip", "abc"):
+    if counterfactual not in COUNTERFACTUALS:
         raise ConfigError(
             f"There is no counterfactual {counterfactual!r}."
-            f"{nearest(counterfactual, ('s2_io_flip', 'abc'))}"
+            f"{nearest(counterfactual, COUNTERFACTUALS)}"
         )
     random = np.random.default_rng(seed)
     names = single(tokenizer, NAMES, at_least=5)

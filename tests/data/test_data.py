@@ -1,0 +1,241 @@
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from mijax._errors import ConfigError, LoadError, PositionError, TokenError
+from mijax.data import Prompts, Tokenizer, aligned, fill, ioi, read_tokenizer
+from mijax.data._ioi import NAMES, OBJECTS, PLACES, TEMPLATES
+from mijax.models import load
+
+HF = Path(__file__).parents[1] / "golden" / "hf"
+
+
+def byte_level(words):
+    """A byte-level BPE tokenizer in which each word after a space is one token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab, merges = {c: i for i, c in enumerate(alphabet)}, []
+    for word in words:
+        piece = "Ġ"
+        for character in word:
+            if piece + character not in vocab:
+                vocab[piece + character] = len(vocab)
+                merges.append((piece, character))
+            piece += character
+    backend = Backend(models.BPE(vocab=vocab, merges=merges, ignore_merges=True))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken("<s>", normalized=False)])
+    return Tokenizer(backend, bos=backend.token_to_id("<s>"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    text = " ".join((*NAMES, *PLACES, *OBJECTS, *TEMPLATES, "hello New York"))
+    return byte_level(sorted(set(text.replace(",", " ").replace(".", " ").split())))
+
+
+def one_line(caught, *words):
+    text = str(caught.value)
+    assert "\n" not in text
+    for word in words:
+        assert str(word) in text, text
+
+
+def test_tokenizer(tokenizer):
+    text = " Mary naïve 🙂\n"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    pieces = tokenizer.pieces(ids)
+    assert pieces[0] == " Mary"
+    assert pieces[-1] == "↵"
+    assert "\\xf0" in pieces
+    assert all(piece.isprintable() for piece in pieces)
+    assert tokenizer.token(" Mary") == ids[0]
+    assert tokenizer.pieces([tokenizer.bos]) == ["<s>"]
+    assert tokenizer.encode("<s>") == [tokenizer.bos]
+    assert tokenizer.vocab_size > 256
+    with pytest.raises(TokenError) as caught:
+        tokenizer.token("Mary")
+    one_line(caught, "4 tokens", "'M', 'a', 'r', 'y'")
+    with pytest.raises(TokenError) as caught:
+        tokenizer.token("")
+    one_line(caught, "nothing")
+    for index in (-1, 10**6):
+        with pytest.raises(TokenError) as caught:
+            tokenizer.pieces([index])
+        one_line(caught, index)
+
+
+def test_word_pieces_are_shown_as_they_are():
+    vocab = {"é": 0, "▁a": 1, "[UNK]": 2}
+    tokenizer = Tokenizer(Backend(models.WordLevel(vocab, "[UNK]")))
+    assert tokenizer.pieces([0, 1]) == ["é", " a"]
+
+
+def test_padding_and_truncation_in_the_file_are_ignored(tmp_path):
+    backend = Backend.from_file(str(HF / "gpt2" / "tokenizer.json"))
+    backend.enable_truncation(2)
+    backend.enable_padding(length=8)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = read_tokenizer(tmp_path / "tokenizer.json")
+    assert len(tokenizer.encode("one two three")) > 2
+    assert len(tokenizer.encode("a")) == 1
+    with pytest.raises(LoadError):
+        read_tokenizer(tmp_path / "none.json")
+
+
+def test_prompts(tokenizer):
+    texts = [" Mary hello", " John"]
+    prompts = Prompts.from_texts(tokenizer, texts, prepend=[tokenizer.bos], pad=7)
+    assert len(prompts) == 2
+    assert prompts.tokens.dtype == jnp.int32
+    assert prompts.tokens.tolist() == [
+        [tokenizer.bos, tokenizer.token(" Mary"), tokenizer.token(" hello")],
+        [tokenizer.bos, tokenizer.token(" John"), 7],
+    ]
+    assert prompts.lengths.tolist() == [3, 2]
+    assert prompts.last.tolist() == prompts.position("last").tolist() == [2, 1]
+    assert prompts.mask.tolist() == [[True] * 3, [True, True, False]]
+    assert prompts.texts == tuple(texts)
+    for index, kept in ((1, [1]), (-1, [1]), (slice(1, 2), [1]), ([1, 0], [1, 0])):
+        part = prompts[index]
+        np.testing.assert_array_equal(part.tokens, prompts.tokens[jnp.array(kept)])
+        assert part.texts == tuple(texts[i] for i in kept)
+        assert part.last.shape == (len(kept),)
+    assert [len(prompt) for prompt in prompts] == [1, 1]
+    assert jax.jit(lambda p: p.last)(prompts).tolist() == [2, 1]
+
+
+def test_prompt_errors(tokenizer):
+    prompts = Prompts.from_ids([[1]])
+    with pytest.raises(PositionError) as caught:
+        prompts.position("lst")
+    one_line(caught, "'last'")
+    for ids in ([], [[1], []]):
+        with pytest.raises(PositionError):
+            Prompts.from_ids(ids)
+    with pytest.raises(IndexError):
+        prompts[1]
+    with pytest.raises(PositionError) as caught:
+        aligned(Prompts.from_ids([[1], [2]]), prompts)
+    one_line(caught, "2 clean", "1 corrupt")
+    clean = Prompts.from_texts(tokenizer, [" Mary", " John"])
+    corrupt = Prompts.from_texts(tokenizer, [" Anna", " Zyx"])
+    with pytest.raises(PositionError) as caught:
+        aligned(clean, corrupt)
+    one_line(caught, "Prompt 1", "' John'", "' Zyx'")
+
+
+def test_fill(tokenizer):
+    prompts = fill(
+        tokenizer,
+        "hello {place}, {name} and{rest}!",
+        [
+            {"place": "New York", "name": "Mary", "rest": " hello"},
+            {"place": "park", "name": "Zyx", "rest": " Mary"},
+        ],
+        prepend=[tokenizer.bos],
+    )
+    assert prompts.texts[0] == "hello New York, Mary and hello!"
+    for name, expected in (
+        ("place", [[" New", " York"], [" park"]]),
+        ("name", [[" Mary"], ["Z", "y", "x"]]),
+        ("rest", [[" hello"], [" Mary"]]),
+        ("last", [["!"], ["!"]]),
+    ):
+        span = prompts.span(name)
+        for row, start, stop, pieces in zip(
+            prompts.tokens, span.start, span.stop, expected, strict=True
+        ):
+            assert tokenizer.pieces(row[start:stop].tolist()) == pieces
+        np.testing.assert_array_equal(prompts.position(name), span.stop - 1)
+
+
+def test_fill_where_offsets_leave_out_the_space():
+    """`trim_offsets` in a post-processor moves offsets past the leading space."""
+    tokenizer = byte_level(["Mary"])
+    from tokenizers import processors  # noqa: PLC0415
+
+    tokenizer.backend.post_processor = processors.ByteLevel(trim_offsets=True)
+    prompts = fill(tokenizer, "a {name}", [{"name": "Mary"}])
+    span = prompts.span("name")
+    assert (span.start.tolist(), span.stop.tolist()) == ([1], [2])
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "word"),
+    [
+        ("{a} {b}", {"a": "x"}, "'b'"),
+        ("{name}", {"name": "x", "nmae": "y"}, "'nmae'"),
+        ("{a} {a}", {"a": "x"}, "'a2'"),
+        ("{a}b", {"a": ""}, "empty"),
+        (" Ma{a}", {"a": "ry"}, "' Mary'"),
+        (" {a}ry", {"a": "Ma"}, "' Mary'"),
+    ],
+)
+def test_fill_errors(tokenizer, template, row, word):
+    with pytest.raises(TokenError) as caught:
+        fill(tokenizer, template, [row])
+    one_line(caught, word)
+
+
+def test_fill_with_templates_that_differ(tokenizer):
+    with pytest.raises(TokenError):
+        fill(tokenizer, ["{a}"], [{"a": "x"}, {"a": "y"}])
+    with pytest.raises(TokenError) as caught:
+        fill(tokenizer, ["{a}", "{b}"], [{"a": "x"}, {"b": "y"}])
+    one_line(caught, "'{b}'")
+
+
+@pytest.mark.parametrize("counterfactual", ["s2_io_flip", "abc"])
+def test_ioi(tokenizer, counterfactual):
+    task = ioi(tokenizer, 64, seed=3, counterfactual=counterfactual)
+    clean, corrupt, io, s = task
+    aligned(clean, corrupt)
+    rows = np.arange(64)
+    np.testing.assert_array_equal(clean.tokens[rows, clean.position("io")], io)
+    for name in ("subject", "subject2"):
+        np.testing.assert_array_equal(clean.tokens[rows, clean.position(name)], s)
+    assert (io != s).all()
+    for name in ("io", "subject", "subject2", "place", "object"):
+        assert (clean.span(name).stop - clean.span(name).start == 1).all()
+    first = clean.position("io") < clean.position("subject")
+    assert first.sum() == 32
+    differ = [i for i in range(64) if clean.texts[i] != corrupt.texts[i]]
+    assert len(differ) == 64
+    second = corrupt.tokens[rows, corrupt.position("subject2")]
+    if counterfactual == "s2_io_flip":
+        np.testing.assert_array_equal(second, io)
+        assert ((clean.tokens != corrupt.tokens).sum(-1) == 1).all()
+    else:
+        names = [
+            np.asarray(corrupt.tokens[rows, corrupt.position(name)])
+            for name in ("io", "subject", "subject2")
+        ]
+        stacked = np.stack([*names, np.asarray(io), np.asarray(s)])
+        assert all(len(set(column)) == 5 for column in stacked.T)
+    again = ioi(tokenizer, 64, seed=3, counterfactual=counterfactual)
+    assert again.clean.texts == clean.texts
+    assert again.corrupt.texts == corrupt.texts
+    assert ioi(tokenizer, 64, seed=4).clean.texts != clean.texts
+
+
+def test_ioi_errors(tokenizer):
+    with pytest.raises(ConfigError) as caught:
+        ioi(tokenizer, 2, counterfactual="s2_flip")
+    one_line(caught, "s2_io_flip")
+    with pytest.raises(TokenError) as caught:
+        ioi(byte_level([]), 2)
+    one_line(caught, "one token")
+
+
+def test_golden_tokenizer():
+    tokenizer = load(HF / "gpt2").tokenizer
+    text = "naïve café, 日本語 and 🙂"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert all(p.isprintable() for p in tokenizer.pieces(tokenizer.encode(text)))
