@@ -136,6 +136,7 @@ def loss_by_position(
         x="token of the segment",
         y="loss / nats",
     )
+    figure.axes[0].set_xticks(steps[:: max(1, len(steps) // 10)])
     run.figure("loss", figure, caption="Mean over prompts with 95 % intervals.")
     gain = first[:, 1:].mean(1) - second[:, 1:].mean(1)
     run.number("icl", interval(gain), note="nats, first minus second copy")

@@ -1,6 +1,6 @@
 """Training of small attention-only models, which a kill cannot harm."""
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mijax import io, models
 from mijax.experiment import Config, Progress
@@ -94,9 +94,10 @@ def fit(
     Returns:
         The trained model and the history.
     """
-    optimiser = make_optimiser(config)
-    model = models.init(spec_of(config, layers), jax.random.key(seed))
-    state = State(model, optimiser.init(model), jnp.zeros((), jnp.int32))
+    key = jax.random.key(seed)
+    model = models.init(spec_of(config, layers), key)
+    first = make_optimiser(config).init(model)
+    state = State(model, first, jnp.zeros((), jnp.int32))
     points = -(-config.steps // config.every)
     per_head = (points, layers, config.heads)
     history = History(
@@ -104,7 +105,7 @@ def fit(
         *(np.zeros(shape, np.float32) for shape in [points] * 2 + [per_head] * 2),
     )
     held_out = draw(
-        jax.random.fold_in(jax.random.key(seed), 2**30),
+        jax.random.fold_in(key, 2**30),
         config.measured,
         seq=config.context,
         shortest=config.shortest,
@@ -115,11 +116,11 @@ def fit(
     if io.is_checkpoint(kept):
         state, history = io.load_checkpoint((state, history), kept)
     history = History(*(np.array(values) for values in history))
-    advance = make_advance(config, optimiser, seed)
     while (done := int(state.step)) < config.steps:
         progress(done, config.steps)
         count = min(config.every, config.steps - done)
-        state = advance(state, jnp.arange(done, done + count, dtype=jnp.int32))
+        steps = jnp.arange(done, done + count, dtype=jnp.int32)
+        state = advance(config, state, steps, key)
         measured = jax.device_get(measure(state.model, held_out))
         for values, new in zip(history, (done + count, *measured), strict=True):
             values[done // config.every] = new
@@ -155,10 +156,12 @@ def make_optimiser(config: Training) -> Any:
     )
 
 
-def make_advance(
-    config: Training, optimiser: Any, seed: int
-) -> Callable[[State, Array], State]:
-    """Compiles many steps into one call, which reuses the memory of the state."""
+@partial(jax.jit, static_argnums=0, donate_argnums=1)
+def advance(
+    config: Training, state: State, steps: Int[Array, " step"], key: PRNGKeyArray
+) -> State:
+    """Runs many steps in one call, which reuses the memory of the state."""
+    optimiser = make_optimiser(config)
 
     def loss(model: Transformer, tokens: Array) -> Array:
         logits, _ = jax.vmap(model)(tokens)
@@ -168,7 +171,7 @@ def make_advance(
 
     def one(state: State, step: Array) -> tuple[State, None]:
         batch = draw(
-            jax.random.fold_in(jax.random.key(seed), step),
+            jax.random.fold_in(key, step),
             config.batch,
             seq=config.context,
             shortest=config.shortest,
@@ -179,10 +182,7 @@ def make_advance(
         model = eqx.apply_updates(state.model, updates)
         return State(model, new, step + 1), None
 
-    def advance(state: State, steps: Array) -> State:
-        return jax.lax.scan(one, state, steps)[0]
-
-    return jax.jit(advance, donate_argnums=0)
+    return jax.lax.scan(one, state, steps)[0]
 
 
 @jax.jit
