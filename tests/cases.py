@@ -7,8 +7,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
+
 import mijax
-from mijax.core import SITES, BlockSites, Sites
+from mijax.core import SITES, BlockSites
 from mijax.core._check import site_shapes
 
 MODELS = ("gpt2", "llama", "parallel", "attention_only")
@@ -33,9 +34,20 @@ def sites(name):
 
 HEAD_SITES = ("q", "k", "v", "scores", "pattern", "z")
 BLOCK_SITES = tuple(BlockSites.__dataclass_fields__)
-MODEL_SITES = [(m, s) for m in MODELS for s in sites(m)]
-BLOCK_CASES = [(m, s) for m, s in MODEL_SITES if s in BLOCK_SITES]
-HEAD_CASES = [(m, s) for m, s in MODEL_SITES if s in HEAD_SITES]
+
+# Every site of one model, and of the others those where their blocks differ.
+BLOCK_CASES = [
+    *(("gpt2", s) for s in BLOCK_SITES),
+    *(("llama", s) for s in ("k", "v", "pattern", "z", "mlp_post")),
+    *(("parallel", s) for s in ("resid_pre", "k", "mlp_out")),
+    *(("attention_only", s) for s in ("q", "resid_post")),
+]
+HEAD_CASES = [
+    *(("gpt2", s) for s in ("q", "scores", "pattern")),
+    *(("llama", s) for s in ("k", "v", "z")),
+    ("attention_only", "k"),
+]
+
 
 CLEAN = jnp.array(
     [[5, 9, 2, 7, 11, 3, 8], [1, 2, 3, 4, 5, 0, 0], [60, 50, 40, 30, 20, 10, 6]]
@@ -54,9 +66,7 @@ METRICS = {
     "cross_entropy": mijax.cross_entropy(
         jnp.array([[1, 2], [3, 4], [5, 6]]), position=jnp.stack([LAST - 2, LAST], 1)
     ),
-    "kl": mijax.kl(
-        jax.random.normal(jax.random.key(1), (3, 7, 64)), position=LAST
-    ),
+    "kl": mijax.kl(jax.random.normal(jax.random.key(1), (3, 7, 64)), position=LAST),
     "accuracy": mijax.accuracy(jnp.array([4, 5, 6]), position=LAST),
 }
 
@@ -80,6 +90,3 @@ def edits(name, site):
         "project": mijax.Project(row[0] if row.ndim == 2 else row),
         "patch": mijax.Patch(acts),
     }
-
-
-__all__ = ["Sites"]

@@ -25,7 +25,7 @@ class AbstractBlock(eqx.Module):
         edits: BlockSites[Any],
         place: Place,
         past: Past | None = None,
-    ) -> tuple[Float[Array, "rows embed"], BlockSites[Any]]:
+    ) -> tuple[Float[Array, "kept embed"], BlockSites[Any]]:
         """Computes the block.
 
         Args:

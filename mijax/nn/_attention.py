@@ -34,7 +34,7 @@ class Attention(eqx.Module):
         edits: BlockSites[Any],
         place: Place,
         past: Past | None = None,
-    ) -> tuple[Float[Array, "rows embed"], dict[str, Array]]:
+    ) -> tuple[Float[Array, "kept embed"], dict[str, Array]]:
         """Computes attention at the rows.
 
         Args:

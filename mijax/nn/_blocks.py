@@ -27,7 +27,7 @@ class Block(AbstractBlock):
         edits: BlockSites[Any],
         place: Place,
         past: Past | None = None,
-    ) -> tuple[Float[Array, "rows embed"], BlockSites[Any]]:
+    ) -> tuple[Float[Array, "kept embed"], BlockSites[Any]]:
         """Computes the block; see `AbstractBlock`."""
         pre = edit(edits.resid_pre, x, place)
         attn_out, attn = self.attention(self.norm_1(pre), edits, place, past)
@@ -57,7 +57,7 @@ class ParallelBlock(AbstractBlock):
         edits: BlockSites[Any],
         place: Place,
         past: Past | None = None,
-    ) -> tuple[Float[Array, "rows embed"], BlockSites[Any]]:
+    ) -> tuple[Float[Array, "kept embed"], BlockSites[Any]]:
         """Computes the block; see `AbstractBlock`."""
         pre = edit(edits.resid_pre, x, place)
         attn_out, attn = self.attention(self.norm_1(pre), edits, place, past)
@@ -81,7 +81,7 @@ class AttentionBlock(AbstractBlock):
         edits: BlockSites[Any],
         place: Place,
         past: Past | None = None,
-    ) -> tuple[Float[Array, "rows embed"], BlockSites[Any]]:
+    ) -> tuple[Float[Array, "kept embed"], BlockSites[Any]]:
         """Computes the block; see `AbstractBlock`."""
         pre = edit(edits.resid_pre, x, place)
         attn_out, attn = self.attention(self.norm_1(pre), edits, place, past)

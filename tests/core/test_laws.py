@@ -4,18 +4,15 @@ import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import mijax
 import numpy as np
 import pytest
 from cases import (
     BLOCK_SITES,
     CLEAN,
     CORRUPT,
-    HEAD_SITES,
     LENGTHS,
     METRIC,
     METRICS,
-    MODEL_SITES,
     MODELS,
     acts_of,
     edits,
@@ -24,33 +21,40 @@ from cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mijax.core import Site, compose
+
+import mijax
+from mijax.core import Place, Site, compose
+from mijax.core._rows import Sequence
 from mijax.core._sites import get
 
 
-@pytest.mark.parametrize(("name", "site"), MODEL_SITES)
-def test_patch_with_self_is_the_identity_bit_for_bit(name, site):
-    patch = mijax.Patch(acts_of(name, site)).at(site)
+@pytest.mark.parametrize("name", MODELS)
+def test_patch_with_self_is_the_identity_bit_for_bit(name):
     plain = mijax.run(model(name), CLEAN)
-    chex.assert_trees_all_equal(mijax.run(model(name), CLEAN, patch), plain)
+    acts = mijax.capture(model(name), CLEAN, {s: Site(s) for s in sites(name)})
+    every = [mijax.Patch(acts).at(site) for site in sites(name)]
+    chex.assert_trees_all_equal(mijax.run(model(name), CLEAN, every), plain)
+    chex.assert_trees_all_equal(mijax.run(model(name), CLEAN, []), plain)
 
 
-@pytest.mark.parametrize(("name", "site"), MODEL_SITES)
-def test_every_site_changes_the_output(name, site):
+@pytest.mark.parametrize("name", MODELS)
+def test_every_site_changes_the_output(name):
     plain = mijax.run(model(name), CLEAN)
-    scaled = mijax.run(model(name), CLEAN, mijax.Scale(0.5).at(site))
-    assert jnp.abs(scaled - plain).max() > 1e-3
+    for site in sites(name):
+        scaled = mijax.run(model(name), CLEAN, mijax.Scale(0.5).at(site))
+        assert jnp.abs(scaled - plain).max() > 1e-3, site
 
 
-@pytest.mark.parametrize(("name", "site"), MODEL_SITES)
-def test_capture_is_what_the_model_returns_and_edits_change_it(name, site):
+@pytest.mark.parametrize("name", MODELS)
+def test_capture_is_what_the_model_returns_and_edits_change_it(name):
     logits, acts = jax.vmap(model(name))(CLEAN)
-    found = acts_of(name, site)
-    chex.assert_trees_all_close(found, get(acts, site), atol=1e-5)
-    rank = Site(site).rank
-    assert found.ndim == rank + 1
-    zeroed = mijax.capture(model(name), CLEAN, Site(site), mijax.Zero().at(site))
-    assert not jnp.any(zeroed)
+    asked = {site: Site(site) for site in sites(name)}
+    found = mijax.capture(model(name), CLEAN, asked)
+    chex.assert_trees_all_close(found, {s: get(acts, s) for s in asked}, atol=1e-5)
+    assert all(found[s].ndim == asked[s].rank + 1 for s in asked)
+    zeros = [mijax.Zero().at(site) for site in asked]
+    zeroed = mijax.capture(model(name), CLEAN, asked, zeros)
+    assert not any(jnp.any(value) for value in zeroed.values())
     chex.assert_shape(logits, (3, 7, 64))
 
 
@@ -83,7 +87,7 @@ def test_capture_selects_inside(name):
     chex.assert_trees_all_close(found, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["gpt2"])
 def test_capturing_one_layer_needs_no_memory_for_the_others(name):
     many = eqx.tree_at(
         lambda m: m.blocks,
@@ -133,9 +137,6 @@ def test_stacked_is_unrolled(name):
     placed = compose(mijax.Scale(0.3).at("z", layer=1, head=0))
     stacked, _ = one(CLEAN[0], placed)
     x = one.embed(CLEAN[0], jnp.arange(7))
-    from mijax.core import Place
-    from mijax.core._rows import Sequence
-
     rows = Sequence(jnp.arange(7))
     for layer in range(one.n_layers):
         block = jax.tree.map(lambda a, i=layer: a[i], one.blocks)
@@ -143,30 +144,28 @@ def test_stacked_is_unrolled(name):
     chex.assert_trees_all_close(one.unembed(one.normalise(x)), stacked, atol=2e-5)
 
 
-@pytest.mark.parametrize(("name", "site"), MODEL_SITES)
-def test_gradient_is_the_finite_difference(name, site):
-    grads = mijax.gradients(model(name), CLEAN, METRIC, Site(site))
-    assert jnp.abs(grads).max() > 1e-4
-    acts = acts_of(name, site)
-    chex.assert_equal_shape((grads, acts))
-    step = jax.random.normal(jax.random.key(7), acts.shape)
-    if site == "scores":
-        step = jnp.where(jnp.abs(acts) < 1e30, step, 0.0)
-
-    def value(size):
-        moved = mijax.Patch(acts + size * step).at(site)
-        if site not in BLOCK_SITES:
-            return METRIC(mijax.run(model(name), CLEAN, moved))
-        # A patch at every layer would overwrite what earlier ones caused.
-        moved = mijax.Patch(acts + size * step).at(site, layer=1)
-        return METRIC(mijax.run(model(name), CLEAN, moved))
-
+@pytest.mark.parametrize("name", MODELS)
+def test_gradient_is_the_finite_difference_at_every_site(name):
+    asked = {site: Site(site) for site in sites(name)}
+    grads = mijax.gradients(model(name), CLEAN, METRIC, asked)
+    acts = mijax.capture(model(name), CLEAN, asked)
+    chex.assert_trees_all_equal_shapes(grads, acts)
     size = 2e-3
-    slope = (value(size) - value(-size)) / (2 * size)
-    product = grads * step
-    product = product[:, 1] if site in BLOCK_SITES else product
-    along = product.sum(tuple(range(1, product.ndim)))
-    chex.assert_trees_all_close(along, slope, atol=3e-2, rtol=1e-2)
+    for site in asked:
+        assert jnp.abs(grads[site]).max() > 1e-4, site
+        step = jax.random.normal(jax.random.key(7), acts[site].shape)
+        # A patch at every layer would overwrite what earlier ones caused.
+        layer = {"layer": 1} if site in BLOCK_SITES else {}
+
+        def value(size, site=site, step=step, layer=layer):
+            moved = mijax.Patch(acts[site] + size * step).at(site, **layer)
+            return METRIC(mijax.run(model(name), CLEAN, moved))
+
+        slope = (value(size) - value(-size)) / (2 * size)
+        product = grads[site] * step
+        product = product[:, 1] if layer else product
+        along = product.sum(tuple(range(1, product.ndim)))
+        chex.assert_trees_all_close(along, slope, atol=3e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -195,12 +194,12 @@ def test_gradients_of_many_sites_in_one_pass(metric):
 @pytest.mark.parametrize("name", MODELS)
 def test_causality_by_gradient(name):
     metric = mijax.logit_difference(1, 2, position=3)
-    for site in sites(name):
-        if site in ("resid_final", "logits"):
-            continue
-        grads = mijax.gradients(model(name), CLEAN[0], metric, Site(site))
-        later = grads[:, 4:] if site in BLOCK_SITES else grads[4:]
-        assert not jnp.any(later)
+    asked = {s: Site(s) for s in sites(name)}
+    grads = mijax.gradients(model(name), CLEAN[0], metric, asked)
+    for site, grad in grads.items():
+        later = grad[:, 4:] if site in BLOCK_SITES else grad[4:]
+        assert not jnp.any(later), site
+        assert jnp.any(grad), site
 
 
 def test_query_heads_are_views_of_shared_keys():
@@ -247,12 +246,16 @@ def test_other_places_of_an_edit_do_not_recompile(name):
     layer=st.integers(0, 2),
     position=st.integers(0, 6),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_edits_compose(first, second, layer, position):
     direction = jnp.linspace(-1, 1, 32)
     place = {"layer": layer, "position": position}
     add = lambda c: mijax.Add(direction, c).at("resid_mid", **place)  # noqa: E731
-    one, two, both = add(first), add(second), add(np.float32(first) + np.float32(second))
+    one, two, both = (
+        add(first),
+        add(second),
+        add(np.float32(first) + np.float32(second)),
+    )
     chex.assert_trees_all_close(
         mijax.run(model("gpt2"), CLEAN, [one, two]),
         mijax.run(model("gpt2"), CLEAN, both),
@@ -308,4 +311,3 @@ def test_mean_noise_and_projection_by_hand():
     kept = mijax.Project(directions, keep=True).at("resid_pre", layer=1)
     other = mijax.capture(model("gpt2"), CLEAN, read, kept)
     chex.assert_trees_all_close(found + other, acts[:, 1, 3], atol=1e-5)
-    assert HEAD_SITES

@@ -6,8 +6,6 @@ import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import mijax
-import mijax.core._sweep as sweep_module
 import numpy as np
 import pytest
 from cases import (
@@ -23,6 +21,9 @@ from cases import (
     edits,
     model,
 )
+
+import mijax
+import mijax.core._sweep as sweep_module
 from mijax._errors import OutputError, PositionError, SiteError
 from mijax.core._plan import Cost, Lanes, pack
 
@@ -79,7 +80,7 @@ def test_head_by_layer_equals_loop_noising(name, site):
 
 
 @pytest.mark.parametrize("kind", edits("llama", "z"))
-@pytest.mark.parametrize("site", ["z", "mlp_out", "resid_pre", "k"])
+@pytest.mark.parametrize("site", ["z", "resid_pre"])
 def test_every_edit_equals_loop(kind, site):
     edit = edits("llama", site)[kind]
     axes = {"layer": [2, 0], "position": [0, 3, 4]}
@@ -105,18 +106,18 @@ def test_every_metric_equals_loop(metric):
     chex.assert_trees_all_close(found.values, expected, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("memory", [30_000, 100_000, 2**30])
-def test_memory_budget_changes_nothing(metric, memory):
+@pytest.mark.parametrize("metric", ["logit_difference", "cross_entropy"])
+def test_memory_budget_changes_nothing(metric):
     patch = mijax.Patch(acts_of("llama", "z")).at("z")
     over = ("layer", "head", "position")
     every = {"over": over, "metric": METRICS[metric]}
-    chunks = mijax.Chunks(memory=memory)
-    found = mijax.sweep(model("llama"), CORRUPT, patch, chunks=chunks, **every)
     whole = mijax.sweep(model("llama"), CORRUPT, patch, **every)
-    chex.assert_trees_all_close(found.values, whole.values, atol=TOLERANCE)
-    assert found.work.row_layers == whole.work.row_layers
-    assert (found.work.chunks > 1) == (memory < 200_000)
+    for memory in (30_000, 100_000):
+        chunks = mijax.Chunks(memory=memory)
+        found = mijax.sweep(model("llama"), CORRUPT, patch, chunks=chunks, **every)
+        chex.assert_trees_all_close(found.values, whole.values, atol=TOLERANCE)
+        assert found.work.row_layers == whole.work.row_layers
+        assert found.work.chunks > whole.work.chunks
 
 
 def test_embedding_steering_and_coefficients():
@@ -172,9 +173,7 @@ def test_fixed_indices_stay_fixed():
     expected = loop("llama", patch, "v", over, fixed=fixed)
     chex.assert_trees_all_close(found.values, expected, atol=TOLERANCE)
     every = mijax.Zero().at("mlp_out", layer=1)
-    found = mijax.sweep(
-        model("llama"), CORRUPT, every, over="position", metric=METRIC
-    )
+    found = mijax.sweep(model("llama"), CORRUPT, every, over="position", metric=METRIC)
     expected = loop(
         "llama", mijax.Zero(), "mlp_out", {"position": range(7)}, fixed={"layer": 1}
     )
@@ -194,9 +193,7 @@ def test_per_prompt_coefficient_and_all_layers():
 def test_single_prompt_equals_batch():
     patch = mijax.Patch(acts_of("gpt2", "z"))
     over = ("layer", "head")
-    batch = mijax.sweep(
-        model("gpt2"), CORRUPT, patch.at("z"), over=over, metric=METRIC
-    )
+    batch = mijax.sweep(model("gpt2"), CORRUPT, patch.at("z"), over=over, metric=METRIC)
     for i, n in enumerate(LENGTHS):
         acts = mijax.capture(model("gpt2"), CLEAN[i, :n], mijax.Site("z"))
         metric = mijax.logit_difference(int(METRIC.answer[i]), int(METRIC.wrong[i]))
