@@ -1,5 +1,6 @@
 """Checks of tokens and places against a model, before anything runs."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,13 @@ from mijax._errors import PositionError, ShapeError, SiteError, nearest
 from mijax.core._edits import Compose, Placed, compose
 from mijax.core._model import AbstractModel
 from mijax.core._sites import SITES, Site, Sites, get, known, span_ends
+
+TokensLike = (
+    Int[Array, "*batch seq"]
+    | Int[np.ndarray, "*batch seq"]
+    | Sequence[int]
+    | Sequence[Sequence[int]]
+)
 
 
 def as_tokens(tokens: Any) -> Int[Array, "..."]:

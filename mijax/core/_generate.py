@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from mijax._errors import PositionError, ShapeError
-from mijax.core._check import as_tokens, check_edits
+from mijax.core._check import TokensLike, as_tokens, check_edits
 from mijax.core._edits import edit
 from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._rows import Packed, Place, Sequence
@@ -18,10 +18,10 @@ from mijax.core._sites import Sites
 
 def generate(
     model: AbstractModel,
-    tokens: Int[Array, "*batch seq"],
+    tokens: TokensLike,
     *,
     steps: int,
-    lengths: Int[Array, " batch"] | None = None,
+    lengths: Any = None,
     temperature: float = 0.0,
     key: PRNGKeyArray | None = None,
     edits: Any = None,

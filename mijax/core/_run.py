@@ -6,10 +6,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mijax._errors import PositionError
-from mijax.core._check import as_tokens, check_edits, check_sites
+from mijax.core._check import TokensLike, as_tokens, check_edits, check_sites
 from mijax.core._edits import AbstractEdit, compose, edit
 from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel, Layered, scan_blocks
@@ -18,7 +18,7 @@ from mijax.core._sites import BlockSites, Site, Sites, get, known, span_ends
 
 
 def run(
-    model: AbstractModel, tokens: Int[Array, "*batch seq"], edits: Any = None
+    model: AbstractModel, tokens: TokensLike, edits: Any = None
 ) -> Float[Array, "*batch seq vocab"]:
     """Runs a model, with or without edits.
 
@@ -68,7 +68,7 @@ def over_prompts(one: Any, tokens: Array) -> Any:
 
 def capture(
     model: AbstractModel,
-    tokens: Int[Array, "*batch seq"],
+    tokens: TokensLike,
     sites: Any,
     edits: Any = None,
 ) -> Any:
@@ -210,7 +210,7 @@ class Shift(AbstractEdit):
 
 def gradients(
     model: AbstractModel,
-    tokens: Int[Array, "*batch seq"],
+    tokens: TokensLike,
     metric: AbstractMetric,
     sites: Any,
     edits: Any = None,

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core._axes import END, Axis, Cells, cells
-from mijax.core._check import as_tokens, check_edits, site_shapes
+from mijax.core._check import TokensLike, as_tokens, check_edits, site_shapes
 from mijax.core._chunk import (
     Base,
     Tile,
@@ -94,7 +94,7 @@ class Sweep(eqx.Module):
 
 def sweep(
     model: AbstractModel,
-    tokens: Int[Array, "*batch seq"],
+    tokens: TokensLike,
     edit: Edits,
     *,
     over: Any,
