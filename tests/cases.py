@@ -87,6 +87,6 @@ def edits(name, site):
         "mean": mijax.Mean(acts),
         "mean_per_position": mijax.Mean(acts, per_position=True),
         "noise": mijax.Noise(jax.random.key(5), 0.3),
-        "project": mijax.Project(row[0] if row.ndim == 2 else row),
+        "project": mijax.Project(jax.random.normal(jax.random.key(6), row.shape[-1:])),
         "patch": mijax.Patch(acts),
     }

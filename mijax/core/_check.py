@@ -150,8 +150,9 @@ def check_place(shapes: Sites[Any], tokens: Array, site: Site) -> None:
         batch = tokens.shape[:-1]
         if index.ndim and index.shape != batch:
             raise PositionError(
-                f"Positions of shape {index.shape} do not fit {batch or 'one'} "
-                "prompts: give one integer, or one per prompt."
+                f"Positions of shape {index.shape} do not fit "
+                f"{f'{batch[0]} prompts' if batch else 'a single prompt'}: give one "
+                "integer, or one per prompt."
             )
 
 

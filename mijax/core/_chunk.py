@@ -22,7 +22,7 @@ class Base(eqx.Module):
     k: Float[Array, "layer prompt seq heads head_dim"]
     v: Float[Array, "layer prompt seq heads head_dim"]
     last: Float[Array, "prompt seq embed"]
-    site: Float[Array, "layer prompt seq ..."]
+    site: Float[Array, "..."]
     reads: Int[Array, "prompt reads"]
     metric: Float[Array, " prompt"]
 

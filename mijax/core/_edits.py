@@ -61,7 +61,8 @@ class AbstractEdit(eqx.Module):
             site = Site(site, layer, position, head, feature)
         start, stop = site.position, None
         if isinstance(start, slice):
-            start, stop = start.start or 0, start.stop
+            start, stop = start.start, start.stop
+            start = 0 if start is None else start
             stop = jnp.iinfo(jnp.int32).max if stop is None else stop
         as_index = lambda i: None if i is None else jnp.asarray(i, jnp.int32)  # noqa: E731
         placed = Placed(

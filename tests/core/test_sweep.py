@@ -299,8 +299,9 @@ def test_interrupted_sweep_resumes_bit_for_bit(tmp_path, monkeypatch):
         **every,
     )
     assert more == [seen[-1]]
+    other = mijax.Scale(0.5).at("z")
     with pytest.raises(OutputError, match="another sweep"):
-        mijax.sweep(model("gpt2"), CLEAN, patch, chunks=chunks, **every)
+        mijax.sweep(model("gpt2"), CORRUPT, other, chunks=chunks, **every)
 
 
 @pytest.mark.parametrize(
