@@ -74,7 +74,7 @@ def _call(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if arguments.json:
         report = {
             "values": values.tolist(),
-            "axes": axes,
+            "axes": [axis["name"] for axis in axes],
             "clean": clean_value,
             "corrupt": corrupt_value,
         }

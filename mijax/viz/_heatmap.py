@@ -1,6 +1,5 @@
 """Heatmaps with honest colours: a diverging map that is white at its centre."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -105,7 +104,9 @@ def heatmaps(
     grids = {name: finite(values) for name, values in panels.items()}
     rows, columns = _shape(grids, x_labels, y_labels)
     low, high = limits(grids.values(), centre)
-    across = 1 if columns > 32 else min(math.ceil(math.sqrt(len(grids))), 4)
+    # Narrow grids stand side by side; wide ones below each other.
+    most = max(1, min(5, 45 // columns))
+    across = min(len(grids), most if rows > columns else 4, most)
     down = -(-len(grids) // across)
     width = float(np.clip(0.30 * columns, 2.6, 11.0))
     height = float(np.clip(0.26 * rows, 2.0, 10.0))

@@ -69,7 +69,8 @@ def naive(loaded, site, layer, place):
 def test_patch_json(capsys, loaded):
     assert main([*PATCH, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [axis["name"] for axis in found["axes"]] == ["layer", "position"]
+    assert list(found) == ["values", "axes", "clean", "corrupt"]
+    assert found["axes"] == ["layer", "position"]
     values = np.array(found["values"])
     assert values.shape == (3, 9)
     for layer, position in ((0, 6), (1, 6), (2, 8)):
