@@ -1,6 +1,7 @@
 """Bad input gets one line that says what was given, expected and to do."""
 
 import jax.numpy as jnp
+import jaxtyping
 import pytest
 from cases import CLEAN, acts_of, model
 
@@ -90,6 +91,15 @@ CASES = [
 ]
 
 
+@pytest.fixture
+def unchecked():
+    """Turns run-time types off, so that the library's own checks are reached."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("bad", "error", "says"), CASES)
 def test_one_line(bad, error, says):
     with pytest.raises(error, match=says) as caught:
