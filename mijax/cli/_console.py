@@ -109,7 +109,8 @@ def print_numbers(numbers: Sequence[Number]) -> None:
 
 
 def print_verdicts(verdicts: Sequence[Verdict]) -> None:
-    """Prints published / ours / verdict / source."""
+    """Prints published / ours / verdict, and below it each source, once."""
+    sources = list(dict.fromkeys(v.source for v in verdicts))
     print_table(
         "",
         ["", "published", "ours", "verdict", "source"],
@@ -119,8 +120,10 @@ def print_verdicts(verdicts: Sequence[Verdict]) -> None:
                 v.published,
                 v.ours,
                 Text(v.verdict, style=_STYLES[v.verdict]),
-                v.source,
+                f"[{sources.index(v.source) + 1}]",
             ]
             for v in verdicts
         ],
     )
+    for i, source in enumerate(sources, start=1):
+        output().print(Text(f"  [{i}] {source}"))
