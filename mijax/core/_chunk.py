@@ -16,7 +16,7 @@ from mijax.core._sites import BLOCK_SITES, Sites, empty, put
 
 
 class Base(eqx.Module):
-    """The unedited run: what lanes re-use, and what the metric says of it."""
+    """The unedited run: what lanes reuse, and what the metric says of it."""
 
     x: Float[Array, "layer prompt seq embed"]
     k: Float[Array, "layer prompt seq heads head_dim"]

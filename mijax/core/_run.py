@@ -22,7 +22,7 @@ def run(
 ) -> Float[Array, "*batch seq vocab"]:
     """Runs a model, with or without edits.
 
-    Compiled once per shape: other layers, positions or heads of the same edits re-use
+    Compiled once per shape: other layers, positions or heads of the same edits reuse
     the program. Prompts of different length are padded on the right; attention is
     causal, so padding changes nothing before it.
 
