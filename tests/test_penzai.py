@@ -3,11 +3,12 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import mijax
 import pytest
 import treescope
-from mijax import nn
 from penzai import pz
+
+import mijax
+from mijax import nn
 
 MODELS = ("tiny_gpt2", "tiny_llama", "tiny_parallel", "tiny_attention_only")
 TOKENS = jnp.array([1, 2, 3])

@@ -74,7 +74,8 @@ def test_run_then_show(capsys, toy):
     assert main(["run", "toy/toy.yaml", "--prompts", "4"]) == 0
     text = capsys.readouterr().out
     assert "Heads <i>" in text
-    assert re.search(r"score +0\.8 ± 0\.1 +1 \[0\.5, 1\] +FAIL +Table 1", text)
+    assert re.search(r"score +0\.8 ± 0\.1 +1 \[0\.5, 1\] +FAIL +\[\d\]", text)
+    assert re.search(r"\[\d\] Table 1", text)
     assert "runs/toy/report.html" in text
     assert main(["show", "runs/toy"]) == 0
     text = capsys.readouterr().out

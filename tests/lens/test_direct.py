@@ -2,9 +2,10 @@
 
 import chex
 import jax.numpy as jnp
-import mijax
 import pytest
 from cases import CLEAN, LAST, METRIC, MODELS, model
+
+import mijax
 from mijax.lens import direct_logit_attribution
 
 
