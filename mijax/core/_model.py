@@ -76,7 +76,8 @@ class AbstractModel(eqx.Module):
     @property
     def n_layers(self) -> int:
         """Number of blocks."""
-        return jax.tree.leaves(eqx.filter(self.blocks, eqx.is_array))[0].shape[0]
+        leaves = jax.tree.leaves(self.blocks)
+        return next(leaf.shape[0] for leaf in leaves if hasattr(leaf, "shape"))
 
     def __call__(
         self,
