@@ -59,7 +59,7 @@ def nearest(name: str, options: Iterable[str]) -> str:
         A sentence that begins with a space: `" Did you mean 'resid_pre'?"`, or the
         list of valid names where none is close.
 
-    Example:
+    Examples:
         >>> nearest("resid_per", ["resid_pre", "attn_out"])
         " Did you mean 'resid_pre'?"
     """

@@ -89,7 +89,7 @@ def draw(
     Returns:
         The prompts.
 
-    Example:
+    Examples:
         >>> found = draw(jax.random.key(0), 2, seq=16, shortest=4, longest=4)
         >>> found.tokens.shape, found.length.tolist()
         ((2, 16), [4, 4])

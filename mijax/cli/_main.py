@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0 done, 1 a published number was not met, 2 an error of the user's
         (one line on stderr), 130 interrupted.
 
-    Example:
+    Examples:
         >>> main(["--version"])
         mijax 0.1.0
         0

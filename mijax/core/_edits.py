@@ -52,7 +52,7 @@ class AbstractEdit(eqx.Module):
         Raises:
             SiteError: unknown site, or an index that it does not have.
 
-        Example:
+        Examples:
             >>> edits = Zero().at("z", layer=9, head=6)
             >>> edits.blocks.z.edit
             Zero()
@@ -254,7 +254,7 @@ class Patch(AbstractEdit):
             returns them, `[*prompt, layer, seq, ...]`; or a mapping from site names to
             such arrays, of which `.at(site)` picks one.
 
-    Example:
+    Examples:
         >>> edit = Patch(jnp.ones((12, 5, 64))).at("resid_pre", layer=3, position=4)
         >>> edit.blocks.resid_pre.edit.source.shape
         (12, 5, 64)
@@ -358,7 +358,7 @@ def compose(*edits: Edits) -> Sites[Any]:
     Returns:
         One record that holds them all.
 
-    Example:
+    Examples:
         >>> both = compose(Scale(2.0).at("z", layer=0), Zero().at("mlp_out"))
         >>> both.blocks.z is not None and both.blocks.mlp_out is not None
         True

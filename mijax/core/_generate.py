@@ -51,7 +51,7 @@ def generate(
         ShapeError: sampling without a key, or fewer than one step.
         PositionError: lengths that do not fit, or more tokens than the model's context.
 
-    Example:
+    Examples:
         >>> import jax, mijax
         >>> model = mijax.testing.tiny_llama(jax.random.key(0))
         >>> tokens = jax.numpy.array([[5, 6, 7], [8, 9, 0]])

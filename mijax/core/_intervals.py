@@ -52,7 +52,7 @@ def interval(
     Raises:
         ShapeError: without prompts, or with an unknown method or level.
 
-    Example:
+    Examples:
         >>> found = interval(jnp.array([1.0, 2.0, 3.0]), method="normal")
         >>> round(float(found.low), 2), round(float(found.high), 2)
         (0.87, 3.13)

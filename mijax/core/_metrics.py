@@ -121,7 +121,7 @@ def logit_difference(
     Returns:
         A metric.
 
-    Example:
+    Examples:
         >>> float(logit_difference(0, 2)(jnp.array([[3.0, 1.0, -1.0]])))
         4.0
     """
@@ -152,7 +152,7 @@ def probability(answer: Any, *, position: Any = None) -> Probability:
     Returns:
         A metric.
 
-    Example:
+    Examples:
         >>> float(probability(0)(jnp.zeros((1, 4))))
         0.25
     """
@@ -184,7 +184,7 @@ def cross_entropy(labels: Any, *, position: Any = None) -> CrossEntropy:
     Returns:
         A metric.
 
-    Example:
+    Examples:
         >>> float(cross_entropy(0)(jnp.zeros((1, 4))))  # log 4
         1.3862943649291992
     """
@@ -220,7 +220,7 @@ def kl(reference_logits: Any, *, position: Any = None) -> KL:
     Returns:
         A metric.
 
-    Example:
+    Examples:
         >>> logits = jnp.array([[1.0, 2.0, 3.0]])
         >>> float(kl(logits)(logits))
         0.0
@@ -266,7 +266,7 @@ def accuracy(answer: Any, *, position: Any = None) -> Accuracy:
     Returns:
         A metric.
 
-    Example:
+    Examples:
         >>> float(accuracy(1)(jnp.array([[0.0, 2.0, 1.0]])))
         1.0
     """
@@ -288,7 +288,7 @@ def recovered(value: Any, clean: Any, corrupt: Any) -> Array:
     Returns:
         The normalised metric, in the broadcast shape.
 
-    Example:
+    Examples:
         >>> float(recovered(1.0, clean=3.0, corrupt=-1.0))
         0.5
     """

@@ -40,7 +40,7 @@ def run(
         PositionError: a position beyond the prompt.
         ShapeError: tokens or operands of a shape that does not fit.
 
-    Example:
+    Examples:
         >>> import jax, mijax
         >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
         >>> tokens = jax.numpy.array([[5, 6, 7], [8, 9, 10]])
@@ -93,7 +93,7 @@ def capture(
         PositionError: a position beyond the prompt, or a span that is not the same
             for every prompt.
 
-    Example:
+    Examples:
         >>> import jax, mijax
         >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
         >>> tokens = jax.numpy.array([5, 6, 7, 8])
@@ -233,7 +233,7 @@ def gradients(
     Raises:
         SiteError: a site or index that the model does not have.
 
-    Example:
+    Examples:
         >>> import jax, mijax
         >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
         >>> tokens = jax.numpy.array([5, 6, 7])

@@ -69,7 +69,7 @@ HEAD_SITES = ("q", "k", "v", "scores", "pattern", "z")
 def empty() -> Sites[Any]:
     """Returns `Sites` with `None` everywhere: no edits.
 
-    Example:
+    Examples:
         >>> empty().blocks.z is None
         True
     """
@@ -95,7 +95,7 @@ class Site(eqx.Module):
         PositionError: for a negative position (with padded prompts it would not be
             the last token: use `prompts.last`).
 
-    Example:
+    Examples:
         >>> Site("z", layer=9, head=6)
         Site(name='z', layer=9, head=6)
     """

@@ -133,7 +133,7 @@ def sweep(
         ShapeError: operands that do not fit.
         OutputError: a file to resume from that is of another sweep.
 
-    Example:
+    Examples:
         >>> import jax, mijax
         >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
         >>> clean, corrupt = jax.numpy.array([[1, 2, 3, 4], [1, 9, 3, 4]])

@@ -24,7 +24,7 @@ class Prompts(eqx.Module):
             prompt.
         texts: the text of each prompt, without what was prepended.
 
-    Example:
+    Examples:
         >>> prompts = Prompts.from_ids([[1, 2, 3], [4, 5]])
         >>> prompts.last.tolist(), prompts.mask.tolist()[1]
         ([2, 1], [True, True, False])
@@ -171,7 +171,7 @@ def aligned(clean: Prompts, corrupt: Prompts) -> None:
         PositionError: the batches have different sizes, or a prompt and its
             counterpart have different numbers of tokens.
 
-    Example:
+    Examples:
         >>> aligned(Prompts.from_ids([[1, 2]]), Prompts.from_ids([[3, 4]]))
     """
     if len(clean) != len(corrupt):

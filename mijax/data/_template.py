@@ -37,7 +37,7 @@ def fill(
         TokenError: a slot of a row is missing or unknown, a slot occurs twice in the
             template, or a slot's text does not begin and end between tokens.
 
-    Example:
+    Examples:
         >>> from tokenizers import Tokenizer as Backend, models, pre_tokenizers
         >>> backend = Backend(models.WordLevel({"hello": 0, "Mary": 1}, "hello"))
         >>> backend.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -20,7 +20,7 @@ class Tokenizer:
         bos: id of the token that begins a text, if the model has one.
         eos: id of the token that ends a text, if the model has one.
 
-    Example:
+    Examples:
         >>> from tokenizers import Tokenizer as Backend, models
         >>> tokenizer = Tokenizer(Backend(models.WordLevel({"a": 0, "b": 1}, "b")))
         >>> tokenizer.encode("a"), tokenizer.token("a"), tokenizer.vocab_size

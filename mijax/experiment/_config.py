@@ -43,7 +43,7 @@ class Config(BaseModel):
         ConfigError: when a field is called `out`, `debug` or `help`, which are options
             of the command line.
 
-    Example:
+    Examples:
         >>> class Sweep(Config):
         ...     prompts: int = 64
         ...     "How many prompts."
@@ -76,7 +76,7 @@ class Expected(BaseModel):
         equals: ours passes when it is exactly this (a word, a list of words, a count).
         source: where the number was published.
 
-    Example:
+    Examples:
         >>> Expected(value=0.9, tolerance=0.1, source="Table 1").accepts(0.84)
         True
     """

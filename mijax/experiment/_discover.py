@@ -60,7 +60,7 @@ def entries() -> list[Entry]:
     Returns:
         One entry per YAML file; a file that cannot be read says so in its description.
 
-    Example:
+    Examples:
         >>> all(entry.file.suffix == ".yaml" for entry in entries())
         True
     """

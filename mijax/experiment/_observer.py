@@ -76,7 +76,7 @@ class Observer(Protocol):
 class Silent:
     """An observer that shows nothing.
 
-    Example:
+    Examples:
         >>> with Silent().stage("count") as progress:
         ...     progress(1, 2)
     """

@@ -62,7 +62,7 @@ class Run:
         expected: the published numbers of the config, by name.
         notes: everything reported so far.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> run = Run(pathlib.Path(tempfile.mkdtemp()))
         >>> run.number("accuracy", 0.75)

@@ -39,7 +39,7 @@ def judge(
     Returns:
         One verdict per published number, in the order of the config.
 
-    Example:
+    Examples:
         >>> claim = {"accuracy": Expected(at_least=0.9, source="Table 1")}
         >>> judge(claim, [Number("accuracy", 0.95)])[0].verdict
         'PASS'

@@ -20,7 +20,7 @@ def replace_file(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
     Raises:
         OutputError: the file cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> folder = tempfile.mkdtemp()
         >>> replace_file(f"{folder}/a.txt", lambda path: path.write_text("a") and None)
@@ -41,7 +41,7 @@ def replace_folder(path: str | os.PathLike[str], fill: Callable[[Path], None]) -
     Raises:
         OutputError: the folder cannot be written, or a file stands in its place.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = f"{tempfile.mkdtemp()}/model"
         >>> replace_folder(path, lambda folder: (folder / "a").write_text("a") and None)

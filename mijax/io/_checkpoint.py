@@ -36,7 +36,7 @@ def save_checkpoint(
     Raises:
         OutputError: the folder cannot be written.
 
-    Example:
+    Examples:
         >>> import jax.numpy as jnp, tempfile
         >>> path = f"{tempfile.mkdtemp()}/checkpoint"
         >>> save_checkpoint({"a": jnp.ones(2)}, path)

@@ -14,7 +14,7 @@ def digest(files: Iterable[Path]) -> str:
     Returns:
         `"sha256:"` and 64 hexadecimal digits. For one file this is its plain SHA-256.
 
-    Example:
+    Examples:
         >>> import pathlib
         >>> digest([pathlib.Path(__file__)])[:7]
         'sha256:'

@@ -122,7 +122,7 @@ def save_safetensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
     Raises:
         OutputError: the file cannot be written.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp()) / "a.safetensors"
         >>> save_safetensors({"a": np.ones(3, np.float32)}, path)

@@ -64,7 +64,7 @@ def direct_logit_attribution(
     Raises:
         ShapeError: tokens that are not a batch.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp, mijax
         >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
         >>> one = jnp.array([3])

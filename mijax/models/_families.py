@@ -19,7 +19,7 @@ FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, ATTENTION_ONLY)
 def presets() -> dict[str, Preset]:
     """Every named spec, by name.
 
-    Example:
+    Examples:
         >>> presets()["gpt2"].spec.layers
         12
     """
@@ -38,7 +38,7 @@ def preset(name: str) -> Any:
     Raises:
         LoadError: there is no such name.
 
-    Example:
+    Examples:
         >>> preset("smollm2-135m").kv_heads
         3
     """
@@ -89,7 +89,7 @@ def init(
     Raises:
         LoadError: there is no such preset or spec.
 
-    Example:
+    Examples:
         >>> import jax, mijax.models
         >>> spec = mijax.models.AttentionOnlySpec(layers=1, embed=16, vocab=50)
         >>> mijax.models.init(spec, jax.random.key(0)).n_layers

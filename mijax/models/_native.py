@@ -44,7 +44,7 @@ def save(
         LoadError: the model is not what the spec describes.
         OutputError: the folder cannot be written.
 
-    Example:
+    Examples:
         >>> import jax, mijax.models, tempfile
         >>> spec = mijax.models.AttentionOnlySpec(layers=1, embed=16, vocab=50)
         >>> folder = f"{tempfile.mkdtemp()}/model"

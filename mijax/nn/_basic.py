@@ -58,7 +58,7 @@ def scaled_like(norm: "LayerNorm | RMSNorm | Identity", v: Array, x: Array) -> A
     Returns:
         The normalised terms.
 
-    Example:
+    Examples:
         >>> x = jnp.array([1.0, 2.0, 4.0])
         >>> norm = LayerNorm(jnp.ones(3), jnp.zeros(3))
         >>> bool(jnp.allclose(scaled_like(norm, x, x), norm(x)))

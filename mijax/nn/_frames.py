@@ -38,7 +38,7 @@ def fold_norm(model: Transformer) -> Transformer:
         FrameError: it was applied before, value biases were folded before, a norm is
             missing, or what reads a norm's bias has no place for a bias.
 
-    Example:
+    Examples:
         >>> import jax, mijax.testing
         >>> fold_norm(mijax.testing.tiny_gpt2(jax.random.key(0))).frame
         ('fold_norm',)
@@ -84,7 +84,7 @@ def centre_writing(model: Transformer) -> Transformer:
     Raises:
         FrameError: a norm is not LayerNorm, or it was applied before.
 
-    Example:
+    Examples:
         >>> import jax, mijax.testing
         >>> model = centre_writing(mijax.testing.tiny_gpt2(jax.random.key(0)))
         >>> bool(abs(model.embedding.weight.mean(-1)).max() < 1e-6)
@@ -136,7 +136,7 @@ def centre_unembedding(model: Transformer) -> Transformer:
     Raises:
         FrameError: it was applied before.
 
-    Example:
+    Examples:
         >>> import jax, mijax.testing
         >>> model = centre_unembedding(mijax.testing.tiny_llama(jax.random.key(0)))
         >>> model.frame
@@ -165,7 +165,7 @@ def fold_value_biases(model: Transformer) -> Transformer:
     Raises:
         FrameError: it was applied before, or there are no value biases.
 
-    Example:
+    Examples:
         >>> import jax, mijax.testing
         >>> model = fold_value_biases(mijax.testing.tiny_gpt2(jax.random.key(0)))
         >>> model.blocks.attention.b_v is None

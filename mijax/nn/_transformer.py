@@ -20,7 +20,7 @@ class Transformer(AbstractModel):
         context: most tokens that a prompt may have, or `None`.
         frame: weight processing that was applied, in order (see `fold_norm`).
 
-    Example:
+    Examples:
         >>> import jax, mijax
         >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
         >>> logits, acts = model(jax.numpy.array([1, 2, 3]))

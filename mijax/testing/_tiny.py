@@ -41,7 +41,7 @@ def tiny_gpt2(key: PRNGKeyArray) -> Transformer:
     Returns:
         The model.
 
-    Example:
+    Examples:
         >>> import jax
         >>> tiny_gpt2(jax.random.key(0)).n_layers
         3
@@ -74,7 +74,7 @@ def tiny_llama(key: PRNGKeyArray) -> Transformer:
     Returns:
         The model.
 
-    Example:
+    Examples:
         >>> import jax
         >>> tiny_llama(jax.random.key(0)).blocks.attention.w_k.shape
         (3, 32, 2, 8)
@@ -112,7 +112,7 @@ def tiny_parallel(key: PRNGKeyArray) -> Transformer:
     Returns:
         The model.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> logits, acts = tiny_parallel(jax.random.key(0))(jnp.array([1, 2]))
         >>> acts.blocks.resid_mid is None
@@ -148,7 +148,7 @@ def tiny_attention_only(key: PRNGKeyArray) -> Transformer:
     Returns:
         The model.
 
-    Example:
+    Examples:
         >>> import jax, jax.numpy as jnp
         >>> logits, acts = tiny_attention_only(jax.random.key(0))(jnp.array([1, 2]))
         >>> acts.blocks.mlp_out is None

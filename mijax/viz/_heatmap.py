@@ -47,7 +47,7 @@ def heatmap(
     Raises:
         ShapeError: when a label list does not fit the grid.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> figure = heatmap(np.eye(3), x_labels=["a", "b", "c"], title="identity")
         >>> len(figure.axes)  # the grid and its colour bar
@@ -95,7 +95,7 @@ def heatmaps(
         ShapeError: when there is no panel, panels differ in shape, or labels do not
             fit.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> figure = heatmaps({"attention": np.eye(2), "mlp": -np.eye(2)})
         >>> len(figure.axes)  # two grids and one colour bar
@@ -154,7 +154,7 @@ def attention_grid(
     Raises:
         ShapeError: when there are not as many tokens as positions.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> figure = attention_grid(np.eye(3)[None], tokens=["The", " cat", " sat"])
         >>> figure.axes[0].get_title()

@@ -16,7 +16,7 @@ def readable(token: str, *, longest: int = 16) -> str:
         The piece with spaces at its ends as `·`, line ends as `↵`, tabs as `⇥`, and
         `…` where it was cut.
 
-    Example:
+    Examples:
         >>> readable(" Mary\n")
         '·Mary↵'
     """

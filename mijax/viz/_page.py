@@ -42,7 +42,7 @@ def attention_page(
     Raises:
         ShapeError: when the patterns are not square or do not fit the tokens.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> page = attention_page(np.eye(2)[None], tokens=["Hello", " world"])
         >>> page.startswith("<!doctype html>")

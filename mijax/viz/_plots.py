@@ -39,7 +39,7 @@ def line(
         ShapeError: when a curve or band does not fit the points, or a band has no
             curve.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> figure = line({"loss": np.array([3.0, 2.0, 1.5])}, x="step", y="nats")
         >>> len(figure.axes[0].lines)
@@ -99,7 +99,7 @@ def bars(
     Raises:
         ShapeError: when labels or ends do not fit the bars, or one end is missing.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> figure = bars(np.array([0.4, 0.9]), labels=["head 0", "head 1"])
         >>> len(figure.axes[0].patches)

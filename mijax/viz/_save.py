@@ -26,7 +26,7 @@ def save(figure: "Figure", stem: str | Path) -> tuple[Path, Path]:
     Raises:
         OutputError: when a file cannot be written.
 
-    Example:
+    Examples:
         >>> import numpy as np, pathlib, tempfile
         >>> from mijax.viz import heatmap
         >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -54,7 +54,7 @@ def save_png(figure: "Figure", path: str | Path) -> Path:
     Raises:
         OutputError: when it cannot be written.
 
-    Example:
+    Examples:
         >>> import numpy as np, tempfile
         >>> from mijax.viz import heatmap
         >>> save_png(heatmap(np.eye(2)), f"{tempfile.mkdtemp()}/a.png").name

@@ -89,7 +89,7 @@ def terminal_heatmap(
     Raises:
         ShapeError: when labels do not fit or the grid is empty.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from rich.console import Console
         >>> Console(color_system=None).print(terminal_heatmap(np.eye(2)))
