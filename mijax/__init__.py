@@ -40,7 +40,9 @@ from mijax.core import sweep as sweep
 if TYPE_CHECKING:
     from mijax import core as core
     from mijax import data as data
+    from mijax import experiment as experiment
     from mijax import io as io
+    from mijax import lens as lens
     from mijax import models as models
     from mijax import nn as nn
     from mijax import testing as testing
@@ -51,6 +53,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """Imports a subpackage on first use, so `import mijax` stays quick."""
-    if name in ("core", "data", "experiment", "io", "models", "nn", "testing", "viz"):
+    packages = "core data experiment io lens models nn testing viz"
+    if name in packages.split():
         return importlib.import_module(f"mijax.{name}")
     raise AttributeError(f"module 'mijax' has no attribute {name!r}")

@@ -96,6 +96,13 @@ def test_entries_exist_once():
     assert set(listed) <= public
 
 
+@pytest.mark.parametrize("package", PACKAGES[1:])
+def test_subpackages_come_with_the_root(package):
+    """`import mijax` is enough to write `mijax.<package>`."""
+    name = package.removeprefix("mijax.")
+    assert mijax.__getattr__(name) is importlib.import_module(package)
+
+
 def test_importing_mijax_is_light():
     """What `import mijax` may not import is not imported at the top of the core."""
     heavy = "torch|transformers|matplotlib|flax|penzai|orbax|tyro|pydantic"
