@@ -112,7 +112,11 @@ def test_missing_number_is_not_reproduced(capsys, toy):
 
 
 def start(*words):
-    code = "import sys; from mijax.cli import main; sys.exit(main())"
+    # A shell that starts jobs in the background has them ignore interrupts.
+    code = (
+        "import signal, sys; from mijax.cli import main; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); sys.exit(main())"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code, *words],
         stdout=subprocess.PIPE,
