@@ -31,8 +31,10 @@ from mijax.core import generate as generate
 from mijax.core import gradients as gradients
 from mijax.core import interval as interval
 from mijax.core import kl as kl
+from mijax.core import l2 as l2
 from mijax.core import logit_difference as logit_difference
 from mijax.core import probability as probability
+from mijax.core import probability_difference as probability_difference
 from mijax.core import recovered as recovered
 from mijax.core import run as run
 from mijax.core import sweep as sweep

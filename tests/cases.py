@@ -68,6 +68,16 @@ METRICS = {
     ),
     "kl": mijax.kl(jax.random.normal(jax.random.key(1), (3, 7, 64)), position=LAST),
     "accuracy": mijax.accuracy(jnp.array([4, 5, 6]), position=LAST),
+    "best_logit_difference": mijax.logit_difference(
+        jnp.array([4, 5, 6]), [[7, -1], [8, 10], [9, 11]], position=LAST
+    ),
+    "probability_difference": mijax.probability_difference(
+        [[4, 7], [5, -1], [6, 8]], jnp.array([1, 2, 3]), position=LAST
+    ),
+    "l2": mijax.l2(
+        jax.random.normal(jax.random.key(2), (3, 7, 64)),
+        position=jnp.stack([LAST - 2, LAST], 1),
+    ),
 }
 
 

@@ -18,13 +18,15 @@ from mijax.core._intervals import interval as interval
 from mijax.core._metrics import AbstractMetric as AbstractMetric
 from mijax.core._metrics import accuracy as accuracy
 from mijax.core._metrics import cross_entropy as cross_entropy
-from mijax.core._metrics import kl as kl
 from mijax.core._metrics import logit_difference as logit_difference
 from mijax.core._metrics import probability as probability
+from mijax.core._metrics import probability_difference as probability_difference
 from mijax.core._metrics import recovered as recovered
 from mijax.core._model import AbstractBlock as AbstractBlock
 from mijax.core._model import AbstractModel as AbstractModel
 from mijax.core._plan import Chunks as Chunks
+from mijax.core._references import kl as kl
+from mijax.core._references import l2 as l2
 from mijax.core._rows import Past as Past
 from mijax.core._rows import Place as Place
 from mijax.core._run import capture as capture

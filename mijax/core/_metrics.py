@@ -83,6 +83,22 @@ def as_ids(tokens: Any) -> Int[Array, "..."]:
     return jnp.asarray(ids, jnp.int32)
 
 
+def as_sets(tokens: Any) -> Int[Array, "..."]:
+    """Returns token ids like `as_ids`, or `[prompt, k]` with -1 where there is none."""
+    ids = np.asarray(tokens)
+    if ids.dtype.kind not in "iu" or ids.ndim != 2:
+        return as_ids(tokens)
+    if not (ids >= 0).any(axis=1).all():
+        empty = int((ids < 0).all(axis=1).argmax())
+        raise ShapeError(f"Prompt {empty} has no token ids; give it one at least.")
+    return jnp.asarray(ids, jnp.int32)
+
+
+def own_set(operand: Array, prompt: Array | None) -> Int[Array, " k"]:
+    """Returns a prompt's own token ids, -1 where there is none."""
+    return jnp.atleast_1d(own(operand, prompt))
+
+
 def as_position(position: Any) -> Array | None:
     """Returns positions as an array, or `None`."""
     return None if position is None else jnp.asarray(position, jnp.int32)
@@ -91,19 +107,26 @@ def as_position(position: Any) -> Array | None:
 class LogitDifference(AbstractMetric):
     """See `logit_difference`."""
 
-    answer: Int[Array, "*prompt"]
-    wrong: Int[Array, "*prompt"]
+    answer: Int[Array, "..."]
+    wrong: Int[Array, "..."]
     position: Int[Array, "..."] | None
 
     def ids(self, prompt: Int[Array, ""] | None) -> Int[Array, " k"]:
-        """Reads two tokens."""
-        return jnp.stack([own(self.answer, prompt), own(self.wrong, prompt)])
+        """Reads the answers, then the wrong ones."""
+        both = (own_set(self.answer, prompt), own_set(self.wrong, prompt))
+        return jnp.maximum(jnp.concatenate(both), 0)
 
     def score(
         self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
     ) -> Float[Array, ""]:
-        """Subtracts."""
-        return (logits[:, 0] - logits[:, 1]).mean()
+        """Subtracts the best of both."""
+        answer, wrong = own_set(self.answer, prompt), own_set(self.wrong, prompt)
+
+        def best(of: Array, ids: Array) -> Array:
+            return jnp.where(ids >= 0, of, -jnp.inf).max(-1)
+
+        k = len(answer)
+        return (best(logits[:, :k], answer) - best(logits[:, k:], wrong)).mean()
 
 
 def logit_difference(
@@ -111,9 +134,13 @@ def logit_difference(
 ) -> LogitDifference:
     """Logit of the answer minus logit of the wrong answer, in nats.
 
+    Of several answers or wrong ones the largest logit counts, as in Heimersheim and
+    Janiak 2023.
+
     Args:
-        answer: token id, or one per prompt.
-        wrong: token id, or one per prompt.
+        answer: token id, one per prompt, or `[prompt, k]` with -1 where a prompt has
+            fewer than `k`.
+        wrong: the same for the wrong answer.
         position: where to read: an integer, one per prompt, or `[prompt, reads]`
             (averaged). The last position by default; with padded prompts give
             `prompts.last`.
@@ -121,12 +148,17 @@ def logit_difference(
     Returns:
         A metric.
 
+    Raises:
+        ShapeError: something else than token ids, or a prompt without any.
+
     Examples:
         >>> float(logit_difference(0, 2)(jnp.array([[3.0, 1.0, -1.0]])))
         4.0
+        >>> float(logit_difference(0, [[1, 2]])(jnp.array([[3.0, 1.0, -1.0]])))
+        2.0
     """
     where = as_position(position)
-    return LogitDifference(answer=as_ids(answer), wrong=as_ids(wrong), position=where)
+    return LogitDifference(answer=as_sets(answer), wrong=as_sets(wrong), position=where)
 
 
 class Probability(AbstractMetric):
@@ -157,6 +189,53 @@ def probability(answer: Any, *, position: Any = None) -> Probability:
         0.25
     """
     return Probability(answer=as_ids(answer), position=as_position(position))
+
+
+class ProbabilityDifference(AbstractMetric):
+    """See `probability_difference`."""
+
+    answers: Int[Array, "..."]
+    wrong: Int[Array, "..."]
+    position: Int[Array, "..."] | None
+
+    def score(
+        self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
+    ) -> Float[Array, ""]:
+        """Normalises over the vocabulary, then sums."""
+        p = jax.nn.softmax(logits, axis=-1)
+
+        def total(ids: Array) -> Array:
+            return jnp.where(ids >= 0, p[:, jnp.maximum(ids, 0)], 0.0).sum(-1)
+
+        answers, wrong = own_set(self.answers, prompt), own_set(self.wrong, prompt)
+        return (total(answers) - total(wrong)).mean()
+
+
+def probability_difference(
+    answers: Any, wrong: Any, *, position: Any = None
+) -> ProbabilityDifference:
+    r"""Probability of all answers minus that of all wrong ones.
+
+    $\sum_{a} p_a - \sum_{w} p_w$, from -1 to 1 (Hanna et al. 2023, arXiv:2305.00586).
+
+    Args:
+        answers: token id, one per prompt, or `[prompt, k]` with -1 where a prompt has
+            fewer than `k`.
+        wrong: the same for the wrong answers.
+        position: where to read; see `logit_difference`.
+
+    Returns:
+        A metric.
+
+    Raises:
+        ShapeError: something else than token ids, or a prompt without any.
+
+    Examples:
+        >>> float(probability_difference([[0, 1, 2]], [[3, -1]])(jnp.zeros((1, 4))))
+        0.5
+    """
+    answers, wrong, where = as_sets(answers), as_sets(wrong), as_position(position)
+    return ProbabilityDifference(answers=answers, wrong=wrong, position=where)
 
 
 class CrossEntropy(AbstractMetric):
@@ -190,57 +269,6 @@ def cross_entropy(labels: Any, *, position: Any = None) -> CrossEntropy:
     """
     labels = jnp.asarray(labels, jnp.int32)
     return CrossEntropy(labels=labels, position=as_position(position))
-
-
-class KL(AbstractMetric):
-    """See `kl`."""
-
-    reference: Float[Array, "..."]
-    position: Int[Array, "..."] | None
-
-    def score(
-        self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
-    ) -> Float[Array, ""]:
-        """Sums over the vocabulary and averages over the positions read."""
-        reference = self.reference
-        if reference.ndim == 3:
-            reference = own(reference, prompt)
-        log_q = jax.nn.log_softmax(logits, axis=-1)
-        return (jnp.exp(reference) * (reference - log_q)).sum(-1).mean()
-
-
-def kl(reference_logits: Any, *, position: Any = None) -> KL:
-    r"""Divergence from a reference run, $KL(p_\mathrm{ref} \| p)$, in nats.
-
-    Args:
-        reference_logits: logits of the reference run, `[seq, vocab]` or
-            `[prompt, seq, vocab]`; those at the positions read are kept.
-        position: where to read; see `logit_difference`.
-
-    Returns:
-        A metric.
-
-    Examples:
-        >>> logits = jnp.array([[1.0, 2.0, 3.0]])
-        >>> float(kl(logits)(logits))
-        0.0
-    """
-    logits = jnp.asarray(reference_logits)
-    if logits.ndim not in (2, 3):
-        raise ShapeError(
-            f"Reference logits are [seq, vocab] or [prompt, seq, vocab], got shape "
-            f"{logits.shape}."
-        )
-    where = as_position(position)
-    seq = logits.shape[-2]
-    if logits.ndim == 2:
-        kept = logits[jnp.atleast_1d(seq - 1 if where is None else where)]
-    else:
-        index = jnp.asarray(seq - 1 if where is None else where)
-        index = index[:, None] if index.ndim == 1 else jnp.atleast_2d(index)
-        index = jnp.broadcast_to(index, (logits.shape[0], index.shape[1]))
-        kept = jnp.take_along_axis(logits, index[..., None], axis=1)
-    return KL(reference=jax.nn.log_softmax(kept, axis=-1), position=where)
 
 
 class Accuracy(AbstractMetric):

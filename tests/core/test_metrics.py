@@ -41,6 +41,49 @@ def test_values_by_hand():
     )
 
 
+def test_sets_of_answers_by_hand():
+    rows = np.asarray(LOGITS)[np.arange(3), np.asarray(LAST)]
+    p = np.exp(rows) / np.exp(rows).sum(-1, keepdims=True)
+    answers, wrong = [[4, 7], [5, -1], [6, 8]], [[1, -1, -1], [2, 3, 9], [63, 0, -1]]
+    sets = [
+        ([a for a in xs if a >= 0], [w for w in ys if w >= 0])
+        for xs, ys in zip(answers, wrong, strict=True)
+    ]
+    best = [rows[i, a].max() - rows[i, w].max() for i, (a, w) in enumerate(sets)]
+    found = mijax.logit_difference(answers, wrong, position=LAST)(LOGITS)
+    chex.assert_trees_all_close(found, jnp.array(best), atol=1e-6)
+    more = [p[i, a].sum() - p[i, w].sum() for i, (a, w) in enumerate(sets)]
+    found = mijax.probability_difference(answers, wrong, position=LAST)(LOGITS)
+    chex.assert_trees_all_close(found, jnp.array(more), atol=1e-6)
+    everything = jnp.tile(jnp.arange(1, 64), (3, 1))
+    found = mijax.probability_difference(everything, 0, position=LAST)(LOGITS)
+    chex.assert_trees_all_close(found, jnp.asarray(1 - 2 * p[:, 0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [mijax.kl, mijax.l2])
+def test_one_reference_serves_prompts_that_read_at_their_own_positions(make):
+    shared = LOGITS[0]
+    found = make(shared, position=LAST)(LOGITS)
+    each = make(jnp.stack([shared] * 3), position=LAST)(LOGITS)
+    chex.assert_trees_all_close(found, each, atol=1e-6)
+    last = make(LOGITS)(LOGITS + jnp.linspace(0, 1, 64))
+    at = make(LOGITS, position=6)(LOGITS + jnp.linspace(0, 1, 64))
+    chex.assert_trees_all_equal(last, at)
+
+
+def test_l2_by_hand():
+    other = jax.random.normal(jax.random.key(9), (3, 7, 64))
+    squared = (np.asarray(LOGITS) - np.asarray(other)) ** 2
+    everywhere = jnp.tile(jnp.arange(7), (3, 1))
+    found = mijax.l2(LOGITS, position=everywhere)(other)
+    chex.assert_trees_all_close(found, jnp.asarray(squared.mean((1, 2))), atol=1e-4)
+    chex.assert_trees_all_close(
+        mijax.l2(LOGITS)(other), jnp.asarray(squared[:, -1].mean(-1)), atol=1e-4
+    )
+    one = mijax.l2(LOGITS[0], position=[[0, 2]])(other[0])
+    chex.assert_trees_all_close(one, jnp.asarray(squared[0, [0, 2]].mean()), atol=1e-4)
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metric_does_not_depend_on_the_batch(name):
     metric = METRICS[name]
@@ -85,6 +128,9 @@ def test_intervals_cover_and_shrink():
         (lambda: mijax.logit_difference(" Mary", 3), "tokenizer.token"),
         (lambda: METRICS["logit_difference"](LOGITS[0]), "3 prompts"),
         (lambda: mijax.kl(jnp.ones(4)), "seq, vocab"),
+        (lambda: mijax.l2(jnp.ones(4)), "seq, vocab"),
+        (lambda: mijax.logit_difference([[3, 1], [-1, -1]], 3), "Prompt 1"),
+        (lambda: mijax.probability_difference(3, [[[1]]]), "tokenizer.token"),
     ],
 )
 def test_refuses(bad, says):

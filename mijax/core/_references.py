@@ -1,0 +1,119 @@
+"""Metrics that compare with the logits of a reference run."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mijax._errors import ShapeError
+from mijax.core._metrics import AbstractMetric, as_position, own
+
+
+class KL(AbstractMetric):
+    """See `kl`."""
+
+    reference: Float[Array, "..."]
+    position: Int[Array, "..."] | None
+
+    def score(
+        self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
+    ) -> Float[Array, ""]:
+        """Sums over the vocabulary and averages over the positions read."""
+        log_p = own_rows(self.reference, prompt)
+        log_q = jax.nn.log_softmax(logits, axis=-1)
+        return (jnp.exp(log_p) * (log_p - log_q)).sum(-1).mean()
+
+
+def kl(reference_logits: Any, *, position: Any = None) -> KL:
+    r"""Divergence from a reference run, $KL(p_\mathrm{ref} \| p)$, in nats.
+
+    Args:
+        reference_logits: logits of the reference run, `[seq, vocab]` or
+            `[prompt, seq, vocab]`; those at the positions read are kept.
+        position: where to read; see `logit_difference`.
+
+    Returns:
+        A metric.
+
+    Raises:
+        ShapeError: reference logits of another rank.
+
+    Examples:
+        >>> logits = jnp.array([[1.0, 2.0, 3.0]])
+        >>> float(kl(logits)(logits))
+        0.0
+    """
+    where = as_position(position)
+    log_p = jax.nn.log_softmax(rows_read(reference_logits, where), axis=-1)
+    return KL(reference=log_p, position=where)
+
+
+class L2(AbstractMetric):
+    """See `l2`."""
+
+    reference: Float[Array, "..."]
+    position: Int[Array, "..."] | None
+
+    def score(
+        self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
+    ) -> Float[Array, ""]:
+        """Averages over the vocabulary and the positions read."""
+        return ((logits - own_rows(self.reference, prompt)) ** 2).mean()
+
+
+def l2(reference_logits: Any, *, position: Any = None) -> L2:
+    r"""Mean squared difference from the logits of a reference run.
+
+    $\frac{1}{|P||V|} \sum_{p \in P, v \in V} (\ell_{pv} - \ell^\mathrm{ref}_{pv})^2$
+    over the positions read and the vocabulary, which is what Conmy et al. 2023
+    (arXiv:2304.14997) measure on compiled programs.
+
+    Args:
+        reference_logits: logits of the reference run, `[seq, vocab]` or
+            `[prompt, seq, vocab]`; those at the positions read are kept.
+        position: where to read; see `logit_difference`. `[prompt, reads]` reads many
+            positions of each prompt.
+
+    Returns:
+        A metric.
+
+    Raises:
+        ShapeError: reference logits of another rank.
+
+    Examples:
+        >>> logits = jnp.zeros((2, 4))
+        >>> float(l2(logits)(logits + 3))
+        9.0
+        >>> both = jnp.array([[0, 1]])
+        >>> float(l2(logits, position=both)(logits.at[0].add(2)))
+        2.0
+    """
+    where = as_position(position)
+    return L2(reference=rows_read(reference_logits, where), position=where)
+
+
+def rows_read(
+    reference_logits: Any, position: Int[Array, "..."] | None
+) -> Float[Array, "..."]:
+    """Keeps what a metric reads, `[reads, vocab]` or `[prompt, reads, vocab]`."""
+    logits = jnp.asarray(reference_logits)
+    if logits.ndim not in (2, 3):
+        raise ShapeError(
+            f"Reference logits are [seq, vocab] or [prompt, seq, vocab], got shape "
+            f"{logits.shape}."
+        )
+    where = jnp.asarray(logits.shape[-2] - 1 if position is None else position)
+    if where.ndim == 0:
+        return logits[..., where[None], :]
+    where = where[:, None] if where.ndim == 1 else where
+    if logits.ndim == 2:
+        return logits[where]
+    return jnp.take_along_axis(logits, where[..., None], axis=1)
+
+
+def own_rows(
+    reference: Float[Array, "..."], prompt: Int[Array, ""] | None
+) -> Float[Array, "reads vocab"]:
+    """Returns a prompt's own rows of what was kept."""
+    return reference if reference.ndim == 2 else own(reference, prompt)
