@@ -70,6 +70,10 @@ def generate(
             "generate needs at least one step, a temperature of at least 0, and a key "
             f"to sample; got steps={steps}, temperature={temperature}, key={key}."
         )
+    if not model.causal:
+        raise ShapeError(
+            "generate needs a causal model: in this one a token depends on later ones."
+        )
     context = getattr(model, "context", None)
     if context is not None and batch.shape[1] + steps > context:
         raise PositionError(

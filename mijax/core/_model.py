@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mijax._errors import ShapeError
+from mijax._errors import ShapeError, SiteError
 from mijax.core._edits import compose, edit
 from mijax.core._rows import AbstractRows, Past, Place, Sequence
 from mijax.core._sites import BlockSites, Sites
+from mijax.core._stream import AbstractStream
 
 
 class AbstractBlock(eqx.Module):
@@ -40,6 +41,30 @@ class AbstractBlock(eqx.Module):
         Returns:
             The residual stream after the block, and the activation at each site.
         """
+
+    def connect(
+        self, stream: AbstractStream, edits: BlockSites[Any], place: Place
+    ) -> AbstractStream:
+        """Says who of this block reads the residual stream and who writes to it.
+
+        Circuits are found through this; a block that does without them need not
+        define it.
+
+        Args:
+            stream: the residual stream before the block.
+            edits: what to change at `q k v scores pattern z mlp_pre mlp_post mlp_out`.
+            place: the layer and where the rows stand.
+
+        Returns:
+            The stream after the block.
+
+        Raises:
+            SiteError: the block does not define it.
+        """
+        raise SiteError(
+            f"{type(self).__name__} does not say how it reads and writes the residual "
+            "stream: define `connect`, as in mijax.nn.Block."
+        )
 
 
 class AbstractModel(eqx.Module):
@@ -72,6 +97,17 @@ class AbstractModel(eqx.Module):
         ids: Int[Array, "*rows k"] | None = None,
     ) -> Float[Array, "*rows vocab"]:
         """Returns logits of every token, or of the tokens `ids` of each row only."""
+
+    def embeddings(
+        self, tokens: Int[Array, " rows"], position: Int[Array, " rows"]
+    ) -> dict[str, Float[Array, "rows embed"]]:
+        """Returns the terms whose sum is `embed`, by name."""
+        return {"input": self.embed(tokens, position)}
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token depends on itself and the tokens before it only."""
+        return True
 
     @property
     def n_layers(self) -> int:

@@ -153,7 +153,7 @@ def sweep(
     shapes = site_shapes(model, batch.shape[1])
     grid = cells(placed, over, shapes, (batch.shape[0], batch.shape[1]))
     base = run_base(model, batch, placed.site, metric)
-    lanes = _lanes(placed, grid, base)
+    lanes = _lanes(placed, grid, base, model.causal)
     values = np.repeat(np.asarray(base.metric), np.prod(grid.shape[1:], dtype=int))
     work = Work(values.size)
     if lanes.cell.size:
@@ -184,7 +184,7 @@ def _only(edits: Sites[Any]) -> Placed:
     return placed
 
 
-def _lanes(placed: Placed, grid: Cells, base: Base) -> Lanes:
+def _lanes(placed: Placed, grid: Cells, base: Base, causal: bool) -> Lanes:
     """Finds the lanes that change something, and from where they run."""
     layered = placed.site in BLOCK_SITES
     index = grid.places
@@ -212,6 +212,8 @@ def _lanes(placed: Placed, grid: Cells, base: Base) -> Lanes:
     last = np.asarray(base.reads).max(1)[prompt]
     stop = np.minimum(index.get("stop", np.full_like(zero, END)), last + 1)
     cell = np.flatnonzero(first < stop)
+    if not causal:
+        first, last = np.zeros_like(first), np.full_like(last, seq - 1)
     length = last - first + 1
     return Lanes(cell, prompt[cell], layer[cell], first[cell], length[cell])
 

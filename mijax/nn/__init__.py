@@ -5,10 +5,12 @@ from mijax.nn._basic import GELU as GELU
 from mijax.nn._basic import Embedding as Embedding
 from mijax.nn._basic import Identity as Identity
 from mijax.nn._basic import LayerNorm as LayerNorm
+from mijax.nn._basic import Product as Product
 from mijax.nn._basic import ReLU as ReLU
 from mijax.nn._basic import RMSNorm as RMSNorm
 from mijax.nn._basic import Rotary as Rotary
 from mijax.nn._basic import SiLU as SiLU
+from mijax.nn._basic import Softmax as Softmax
 from mijax.nn._basic import Unembedding as Unembedding
 from mijax.nn._basic import scaled_like as scaled_like
 from mijax.nn._blocks import AttentionBlock as AttentionBlock

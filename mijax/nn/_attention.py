@@ -1,21 +1,21 @@
-"""Causal self-attention with an edit at every step."""
+"""Self-attention with an edit at every step."""
 
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mijax.core import BlockSites, Past, Place, edit
-from mijax.nn._basic import Rotary
+from mijax.nn._basic import Product, Rotary, Softmax
 
 
 class Attention(eqx.Module):
     """Multi-head attention; grouped-query where there are fewer key/value heads.
 
     Query head `h` reads key/value head `h // (heads / kv_heads)`. Biases and rotary
-    positions are `None` where the model has none.
+    positions are `None` where the model has none. `causal=False` lets every query
+    read every key (compiled programs, encoders).
     """
 
     w_q: Float[Array, "*layer embed heads head_dim"]
@@ -27,6 +27,9 @@ class Attention(eqx.Module):
     b_v: Float[Array, "*layer kv_heads head_dim"] | None = None
     b_o: Float[Array, "*layer embed"] | None = None
     rotary: Rotary | None = None
+    softmax: Softmax = Softmax()
+    product: Product = Product()
+    causal: bool = eqx.field(static=True, default=True)
 
     def __call__(
         self,
@@ -48,11 +51,10 @@ class Attention(eqx.Module):
         Returns:
             What attention writes to the residual stream, and its activations by site.
         """
-        groups = self.w_q.shape[1] // self.w_k.shape[1]
         kept, after = place.rows.keep(x), place.after
         q = edit(edits.q, project(kept, self.w_q, self.b_q), after)
         k, v = project(x, self.w_k, self.b_k), project(x, self.w_v, self.b_v)
-        k_view, v_view = (jnp.repeat(a, groups, axis=1) for a in (k, v))
+        k_view, v_view = (jnp.repeat(a, self.groups, axis=1) for a in (k, v))
         # An edit may change one query head's view of a key that its group shares.
         if edits.k is not None or edits.v is not None:
             k = k_view = edit(edits.k, k_view, place)
@@ -62,6 +64,35 @@ class Attention(eqx.Module):
         out = jnp.einsum("nhd,hde->ne", acts["z"], self.w_o)
         acts["attn_out"] = edit(edits.attn_out, add(out, self.b_o), after)
         return acts["attn_out"], acts
+
+    @property
+    def groups(self) -> int:
+        """Number of query heads that share a key and a value head."""
+        return self.w_q.shape[-2] // self.w_k.shape[-2]
+
+    def heads(
+        self,
+        x: tuple[Float[Array, "rows heads embed"], ...],
+        edits: BlockSites[Any],
+        place: Place,
+    ) -> tuple[Float[Array, "rows heads embed"], Float[Array, " embed"] | None]:
+        """Computes what each head writes, when each reads an input of its own.
+
+        Args:
+            x: normalised inputs of the queries, the keys and the values of every query
+                head. Under grouped-query attention heads that share a key may then
+                see different ones; the weights are shared all the same.
+            edits: what to change at `q`, `k`, `v`, `scores`, `pattern` and `z`.
+            place: the layer and where the rows stand; a whole sequence.
+
+        Returns:
+            What each head writes to the residual stream, and the bias that is nobody's.
+        """
+        q = edit(edits.q, project_each(x[0], self.w_q, self.b_q), place)
+        k = edit(edits.k, project_each(x[1], self.w_k, self.b_k), place)
+        v = edit(edits.v, project_each(x[2], self.w_v, self.b_v), place)
+        z = self.attend(q, k, v, edits, place, None)["z"]
+        return jnp.einsum("nhd,hde->nhe", z, self.w_o), self.b_o
 
     def attend(
         self,
@@ -98,20 +129,18 @@ class Attention(eqx.Module):
                 past_k = self.rotary(past_k, jnp.arange(past_k.shape[1]))
         queries, keys = asking.queries(q), rows.keys(k, past_k)
         queries = queries.reshape(*queries.shape[:-2], kv_heads, -1, head_dim)
-        scores = jnp.einsum("...qhgd,...khd->...hgqk", queries, keys) / head_dim**0.5
+        scores = self.product("...qhgd,...khd->...hgqk", queries, keys) / head_dim**0.5
         scores = scores.reshape(*scores.shape[:-4], heads, *scores.shape[-2:])
         scores, scores_site = edit_grid(edits.scores, scores, after)
-        masked = jnp.where(
-            jnp.expand_dims(asking.causal(), -3),
-            scores.astype(jnp.float32),
-            jnp.finfo(jnp.float32).min,
-        )
-        pattern = jax.nn.softmax(masked, axis=-1).astype(q.dtype)
+        if self.causal:
+            reads = jnp.expand_dims(asking.causal(), -3)
+            scores = jnp.where(reads, scores, jnp.finfo(scores.dtype).min)
+        pattern = self.softmax(scores).astype(q.dtype)
         pattern, pattern_site = edit_grid(edits.pattern, pattern, after)
         grouped = pattern.reshape(
             *pattern.shape[:-3], kv_heads, -1, *pattern.shape[-2:]
         )
-        z = jnp.einsum("...hgqk,...khd->...qhgd", grouped, rows.keys(v, past_v))
+        z = self.product("...hgqk,...khd->...qhgd", grouped, rows.keys(v, past_v))
         z = asking.flat(z.reshape(*z.shape[:-3], heads, head_dim))
         z = edit(edits.z, z, after)
         return {"scores": scores_site, "pattern": pattern_site, "z": z}
@@ -124,6 +153,18 @@ def project(
 ) -> Float[Array, "rows heads head_dim"]:
     """Reads every head's input from the residual stream."""
     return add(jnp.einsum("ne,ehd->nhd", x, weight), bias)
+
+
+def project_each(
+    x: Float[Array, "rows heads embed"],
+    weight: Float[Array, "embed kv_heads head_dim"],
+    bias: Float[Array, "kv_heads head_dim"] | None,
+) -> Float[Array, "rows heads head_dim"]:
+    """Reads every head's own input; consecutive heads share a weight."""
+    rows, heads, embed = x.shape
+    grouped = x.reshape(rows, weight.shape[1], -1, embed)
+    out = jnp.einsum("nkge,ekd->nkgd", grouped, weight)
+    return add(out, None if bias is None else bias[:, None]).reshape(rows, heads, -1)
 
 
 def add(x: Array, bias: Array | None) -> Array:

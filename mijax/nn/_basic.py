@@ -140,6 +140,26 @@ class ReLU(eqx.Module):
         return jax.nn.relu(x)
 
 
+class Softmax(eqx.Module):
+    """Softmax over the last axis, in float32: a node of its own, to be replaced."""
+
+    def __call__(self, x: Float[Array, "... key_seq"]) -> Float[Array, "... key_seq"]:
+        """Normalises."""
+        return jax.nn.softmax(x.astype(jnp.float32), axis=-1)
+
+
+class Product(eqx.Module):
+    """Product of two activations, `einsum(spec, a, b)`: a node of its own.
+
+    Attention has two (queries with keys, pattern with values) and a gated MLP one.
+    Backward rules replace it to say how its two factors share a gradient.
+    """
+
+    def __call__(self, spec: str, a: Array, b: Array) -> Array:
+        """Multiplies."""
+        return jnp.einsum(spec, a, b)
+
+
 class Rotary(eqx.Module):
     """Rotary positions (Su et al. 2021, arXiv:2104.09864), halves rotated together.
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from mijax.core import AbstractBlock, BlockSites, Past, Place, edit
+from mijax.core import AbstractBlock, AbstractStream, BlockSites, Past, Place, edit
 from mijax.nn._attention import Attention
 from mijax.nn._basic import Identity, LayerNorm, RMSNorm
 from mijax.nn._mlp import AbstractMLP
@@ -39,6 +39,15 @@ class Block(AbstractBlock):
             resid_pre=pre, resid_mid=mid, resid_post=post, **attn, **mlp
         )
 
+    def connect(
+        self, stream: AbstractStream, edits: BlockSites[Any], place: Place
+    ) -> AbstractStream:
+        """See `AbstractBlock`: the MLP reads what the heads write."""
+        inputs = tuple(self.norm_1(x) for x in stream.read_heads())
+        stream = stream.write_heads(*self.attention.heads(inputs, edits, place))
+        out, _ = self.mlp(self.norm_2(stream.read_mlp()), edits, place)
+        return stream.write_mlp(out)
+
 
 class ParallelBlock(AbstractBlock):
     """Attention and MLP side by side, both reading `resid_pre` (GPT-J, NeoX).
@@ -68,6 +77,15 @@ class ParallelBlock(AbstractBlock):
             resid_pre=pre, resid_mid=None, resid_post=post, **attn, **mlp
         )
 
+    def connect(
+        self, stream: AbstractStream, edits: BlockSites[Any], place: Place
+    ) -> AbstractStream:
+        """See `AbstractBlock`: heads and MLP read the same stream."""
+        inputs = tuple(self.norm_1(x) for x in stream.read_heads())
+        out, _ = self.mlp(self.norm_2(stream.read_mlp()), edits, place)
+        stream = stream.write_heads(*self.attention.heads(inputs, edits, place))
+        return stream.write_mlp(out)
+
 
 class AttentionBlock(AbstractBlock):
     """Attention alone (Elhage et al. 2021). It has no MLP sites and no `resid_mid`."""
@@ -90,3 +108,10 @@ class AttentionBlock(AbstractBlock):
         return post, BlockSites(
             resid_pre=pre, resid_mid=None, resid_post=post, **attn, **NO_MLP
         )
+
+    def connect(
+        self, stream: AbstractStream, edits: BlockSites[Any], place: Place
+    ) -> AbstractStream:
+        """See `AbstractBlock`: there are heads only."""
+        inputs = tuple(self.norm_1(x) for x in stream.read_heads())
+        return stream.write_heads(*self.attention.heads(inputs, edits, place))

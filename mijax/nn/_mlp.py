@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from mijax.core import BlockSites, Place, edit
 from mijax.nn._attention import add
+from mijax.nn._basic import Product
 
 Activation = Callable[[Array], Array]
 
@@ -52,12 +53,14 @@ class GatedMLP(AbstractMLP):
     w_in: Float[Array, "*layer embed mlp"]
     w_out: Float[Array, "*layer mlp embed"]
     activation: Activation
+    product: Product = Product()
 
     def __call__(
         self, x: Float[Array, "rows embed"], edits: BlockSites[Any], place: Place
     ) -> tuple[Float[Array, "rows embed"], dict[str, Array]]:
         """Computes the MLP at the rows."""
         pre = edit(edits.mlp_pre, x @ self.w_gate, place)
-        post = edit(edits.mlp_post, self.activation(pre) * (x @ self.w_in), place)
+        post = self.product("nm,nm->nm", self.activation(pre), x @ self.w_in)
+        post = edit(edits.mlp_post, post, place)
         out = edit(edits.mlp_out, post @ self.w_out, place)
         return out, {"mlp_pre": pre, "mlp_post": post, "mlp_out": out}

@@ -43,6 +43,20 @@ class Transformer(AbstractModel):
         x = self.embedding(tokens)
         return x if self.positions is None else x + self.positions(position)
 
+    def embeddings(
+        self, tokens: Int[Array, " rows"], position: Int[Array, " rows"]
+    ) -> dict[str, Float[Array, "rows embed"]]:
+        """Returns the `token` and the `position` term; without the latter, `input`."""
+        if self.positions is None:
+            return {"input": self.embedding(tokens)}
+        return {"token": self.embedding(tokens), "position": self.positions(position)}
+
+    @property
+    def causal(self) -> bool:
+        """Whether the blocks' attention is causal."""
+        attention = getattr(self.blocks, "attention", None)
+        return getattr(attention, "causal", True)
+
     def normalise(self, x: Float[Array, "*rows embed"]) -> Float[Array, "*rows embed"]:
         """Applies the final norm."""
         return self.norm(x)

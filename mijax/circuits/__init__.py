@@ -1,0 +1,14 @@
+"""Circuits: a mask over the edges of a model, and calculus on it."""
+
+from mijax.circuits._eap import EAP as EAP
+from mijax.circuits._eap import EAPIG as EAPIG
+from mijax.circuits._graph import Graph as Graph
+from mijax.circuits._method import AbstractAttribution as AbstractAttribution
+from mijax.circuits._method import AbstractMethod as AbstractMethod
+from mijax.circuits._method import discover as discover
+from mijax.circuits._scores import Scores as Scores
+from mijax.circuits._task import AbstractAblation as AbstractAblation
+from mijax.circuits._task import Counterfactual as Counterfactual
+from mijax.circuits._task import Fixed as Fixed
+from mijax.circuits._task import Task as Task
+from mijax.circuits._task import Zero as Zero

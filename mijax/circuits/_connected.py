@@ -1,0 +1,256 @@
+"""The one forward of every circuit method: each receiver sees a stream of its own.
+
+What receiver `r` reads is
+
+    x_r = x + tap_r - sum_s (1 - mask[s, r]) (now_s - reference_s)
+
+where `x` is the residual stream, `now_s` what sender `s` writes in this run and
+`reference_s` what it is replaced by. With a full mask and no taps it is the model.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mijax.circuits._graph import Graph
+from mijax.core import AbstractMetric, AbstractModel, AbstractStream, Place, Sites
+from mijax.core._chunk import measure
+from mijax.core._model import split_layered
+from mijax.core._rows import Sequence
+from mijax.core._sites import empty
+
+
+class Inputs(eqx.Module):
+    """What enters the first block.
+
+    Attributes:
+        senders: what each input sender writes, `[input, rows, embed]`.
+        rest: what belongs to no sender: position embeddings, unless they are split
+            off as a sender of their own.
+    """
+
+    senders: Float[Array, "input rows embed"]
+    rest: Float[Array, "rows embed"]
+
+
+def enter(model: AbstractModel, graph: Graph, tokens: Int[Array, " rows"]) -> Inputs:
+    """Embeds a prompt."""
+    position = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+    terms = jnp.stack(list(model.embeddings(tokens, position).values()))
+    size = len(graph.inputs)
+    return Inputs(terms[:size], terms[size:].sum(0))
+
+
+class Gate(eqx.Module):
+    """How much of each sender's difference from its reference passes.
+
+    Attributes:
+        edges: share that each receiver sees of each sender, `[sender, receiver]`;
+            `None` is all of it.
+        nodes: share of each sender that is written, `[sender, 1]`, or of each of its
+            neurons, `[sender, embed]`; `None` is all of it.
+    """
+
+    edges: Float[Array, "sender receiver"] | None = None
+    nodes: Float[Array, "sender embed_or_1"] | None = None
+
+
+class Taps(eqx.Module):
+    """What is added, so that a gradient can be taken there.
+
+    Attributes:
+        receivers: added to what each receiver reads, `[receiver, rows, embed]`.
+        senders: added to what each sender writes, `[sender, rows, embed]`.
+    """
+
+    receivers: Float[Array, "receiver rows embed"] | None = None
+    senders: Float[Array, "sender rows embed"] | None = None
+
+
+class Ran(eqx.Module):
+    """What a run gives.
+
+    Attributes:
+        final: the stream that the logits read, `[rows, embed]`.
+        senders: what each sender wrote, `[sender, rows, embed]`.
+        inputs: the stream before each block, `[layer, rows, embed]`.
+        middles: the stream before each MLP writes, or `None`.
+    """
+
+    final: Float[Array, "rows embed"]
+    senders: Float[Array, "sender rows embed"]
+    inputs: Float[Array, "layer rows embed"]
+    middles: Float[Array, "layer rows embed"] | None
+
+
+class Stream(AbstractStream):
+    """The stream inside one block; arrays hold this block's slice, `None` is unused."""
+
+    x: Float[Array, "rows embed"]
+    first: Int[Array, ""]
+    n_heads: int = eqx.field(static=True)
+    sent: Float[Array, "sender rows embed"] | None = None
+    edges: Float[Array, "sender reader"] | None = None
+    nodes: Float[Array, "writer embed_or_1"] | None = None
+    reference: Float[Array, "writer rows embed"] | None = None
+    taps: Taps = Taps()
+    written: tuple[Array, ...] = ()
+    middle: Float[Array, "rows embed"] | None = None
+
+    def read(self, start: int, stop: int) -> Float[Array, "reader rows embed"]:
+        """Returns what the block's receivers from `start` to `stop` see."""
+        x = jnp.broadcast_to(self.x, (stop - start, *self.x.shape))
+        if self.taps.receivers is not None:
+            x = x + self.taps.receivers[start:stop]
+        if self.sent is None or self.edges is None:
+            return x
+        return x - missing(self.edges[:, start:stop], self.sent)
+
+    def read_heads(self) -> tuple[Float[Array, "rows heads embed"], ...]:
+        """Returns what queries, keys and values see."""
+        x = self.read(0, 3 * self.n_heads)
+        x = x.reshape(3, self.n_heads, *x.shape[1:])
+        return tuple(jnp.moveaxis(x, 1, 2))
+
+    def read_mlp(self) -> Float[Array, "rows embed"]:
+        """Returns what the MLP sees."""
+        return self.read(3 * self.n_heads, 3 * self.n_heads + 1)[0]
+
+    def write_heads(
+        self,
+        heads: Float[Array, "rows heads embed"],
+        bias: Float[Array, " embed"] | None,
+    ) -> "Stream":
+        """Adds what the heads write."""
+        x = self.x if bias is None else self.x + bias
+        return replace(self, x=x).write(jnp.moveaxis(heads, 0, 1), 0)
+
+    def write_mlp(self, out: Float[Array, "rows embed"]) -> "Stream":
+        """Adds what the MLP writes."""
+        return replace(self, middle=self.x).write(out[None], self.n_heads)
+
+    def write(self, now: Float[Array, "k rows embed"], at: int) -> "Stream":
+        """Adds what the block's senders from `at` on write."""
+        size = now.shape[0]
+        if self.taps.senders is not None:
+            now = now + self.taps.senders[at : at + size]
+        x, sent, written = self.x + now.sum(0), self.sent, now
+        if self.reference is not None:
+            passing = now - self.reference[at : at + size]
+            if self.nodes is not None:
+                stopped = (1 - self.nodes[at : at + size, None]) * passing
+                passing, written = passing - stopped, now - stopped
+                x = x - stopped.sum(0)
+            if sent is not None:
+                start = (self.first + at, 0, 0)
+                sent = jax.lax.dynamic_update_slice(sent, passing, start)
+        return replace(self, x=x, sent=sent, written=(*self.written, written))
+
+
+def connected(
+    model: AbstractModel,
+    graph: Graph,
+    inputs: Inputs,
+    *,
+    prompt: Int[Array, ""] | None = None,
+    edits: Sites[Any] | None = None,
+    gate: Gate | None = None,
+    reference: Float[Array, "sender rows embed"] | None = None,
+    taps: Taps | None = None,
+) -> Ran:
+    """Runs a model with a stream of its own for every receiver.
+
+    Args:
+        model: the model.
+        graph: its graph.
+        inputs: what enters the first block (see `enter`).
+        prompt: index of the prompt in its batch, for edits that hold one per prompt.
+        edits: edits inside the blocks.
+        gate: what passes; all by default.
+        reference: what each sender is replaced by; needed with a gate.
+        taps: what is added at receivers and senders: the gradient in it is the
+            gradient there.
+
+    Returns:
+        The stream that the logits read, and what every sender wrote.
+    """
+    gate = Gate() if gate is None else gate
+    taps = Taps() if taps is None else taps
+    edits = empty() if edits is None else edits
+    size, first = len(graph.inputs), jnp.arange(graph.n_layers) * graph.writers
+    start = Stream(inputs.rest, jnp.int32(0), graph.n_heads)
+    if gate.edges is not None:
+        sent = jnp.zeros((len(graph.senders), *inputs.rest.shape), inputs.rest.dtype)
+        start = replace(start, sent=sent)
+    nodes, known, shift = jax.tree.map(
+        lambda a: a[:size], (gate.nodes, reference, taps.senders)
+    )
+    start = replace(start, nodes=nodes, reference=known, taps=Taps(senders=shift))
+    start = start.write(inputs.senders, 0)
+    arrays, static = eqx.partition(model.blocks, eqx.is_array)
+    scanned, shared = split_layered(edits.blocks)
+    rows = Sequence(jnp.arange(inputs.rest.shape[0], dtype=jnp.int32), prompt, prompt)
+
+    def body(carry: Any, layered: Any) -> tuple[Any, Any]:
+        x, sent = carry
+        layer, arrays, scanned, first, own = layered
+        stream = Stream(x, first, graph.n_heads, sent, *own)
+        block = eqx.combine(arrays, static)
+        place = Place(rows, layer)
+        stream = block.connect(stream, eqx.combine(scanned, shared), place)
+        written = jnp.concatenate(stream.written)
+        return (stream.x, stream.sent), (written, x, stream.middle)
+
+    own = (
+        _by_layer(gate.edges, graph.n_layers, graph.readers, axis=1),
+        *(
+            _by_layer(array, graph.n_layers, graph.writers, skip=size)
+            for array in (gate.nodes, reference)
+        ),
+        Taps(
+            _by_layer(taps.receivers, graph.n_layers, graph.readers),
+            _by_layer(taps.senders, graph.n_layers, graph.writers, skip=size),
+        ),
+    )
+    layers = jnp.arange(graph.n_layers, dtype=jnp.int32)
+    (x, sent), (written, before, middles) = jax.lax.scan(
+        body, (start.x, start.sent), (layers, arrays, scanned, first + size, own)
+    )
+    if sent is not None and gate.edges is not None:
+        x = x - missing(gate.edges[:, -1:], sent)[0]
+    if taps.receivers is not None:
+        x = x + taps.receivers[-1]
+    senders = jnp.concatenate(
+        [start.written[0], written.reshape(-1, *written.shape[2:])]
+    )
+    return Ran(x, senders, before, middles)
+
+
+def score(
+    model: AbstractModel, metric: AbstractMetric, final: Array, prompt: Array
+) -> Float[Array, ""]:
+    """Evaluates a metric on the stream that the logits read."""
+    read = final[metric.reads(prompt, final.shape[0])]
+    return measure(model, metric, read[None], jnp.asarray(prompt)[None])[0]
+
+
+def _by_layer(
+    array: Array | None, layers: int, size: int, *, skip: int = 0, axis: int = 0
+) -> Array | None:
+    """Splits an axis of senders or receivers by layer and puts the layers first."""
+    if array is None:
+        return None
+    part = jax.lax.slice_in_dim(array, skip, skip + layers * size, axis=axis)
+    shape = (*part.shape[:axis], layers, size, *part.shape[axis + 1 :])
+    return jnp.moveaxis(part.reshape(shape), axis, 0)
+
+
+def missing(
+    edges: Float[Array, "sender reader"], sent: Float[Array, "sender rows embed"]
+) -> Float[Array, "reader rows embed"]:
+    """Returns what does not reach each receiver."""
+    return jnp.einsum("sr,snd->rnd", 1 - edges, sent)

@@ -1,0 +1,82 @@
+"""Gradients of a metric at every receiver and sender, and what they make of an edge."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mijax.circuits._connected import Gate, Inputs, Ran, Taps, connected, score
+from mijax.circuits._graph import Graph
+from mijax.circuits._scores import Level
+from mijax.circuits._task import Task
+from mijax.core import AbstractModel, Sites
+
+
+def gradients(
+    model: AbstractModel,
+    graph: Graph,
+    task: Task,
+    inputs: Inputs,
+    prompt: Int[Array, ""],
+    *,
+    level: Level = "edge",
+    edits: Sites | None = None,
+    gate: Gate | None = None,
+    reference: Float[Array, "sender seq embed"] | None = None,
+) -> tuple[Float[Array, "port seq embed"], Ran]:
+    """Takes the gradient of a task's metric in one prompt.
+
+    Args:
+        model: the model.
+        graph: its graph.
+        task: what is measured.
+        inputs: what enters the first block.
+        prompt: which prompt.
+        level: `"edge"` for the gradient at what each receiver reads, else at what each
+            sender writes.
+        edits: edits inside the blocks.
+        gate: what passes.
+        reference: what senders are replaced by; needed with a gate.
+
+    Returns:
+        The gradients, one per receiver or per sender, and the run.
+    """
+
+    def value(taps: Array) -> tuple[Array, Ran]:
+        ran = connected(
+            model,
+            graph,
+            inputs,
+            prompt=prompt,
+            edits=edits,
+            gate=gate,
+            reference=reference,
+            taps=Taps(receivers=taps) if level == "edge" else Taps(senders=taps),
+        )
+        return score(model, task.metric, ran.final, prompt), ran
+
+    ports = graph.receivers if level == "edge" else graph.senders
+    zeros = jnp.zeros((len(ports), *inputs.rest.shape), inputs.rest.dtype)
+    return jax.grad(value, has_aux=True)(zeros)
+
+
+def attributed(
+    graph: Graph,
+    level: Level,
+    difference: Float[Array, "sender seq embed"],
+    gradient: Float[Array, "port seq embed"],
+) -> Float[Array, "..."]:
+    """Multiplies what senders change by the gradient where it is read.
+
+    Args:
+        graph: the graph.
+        level: of the scores.
+        difference: what each sender writes minus what replaces it.
+        gradient: at every receiver for edges, else at every sender.
+
+    Returns:
+        Scores of one prompt: `[sender, receiver]`, `[sender]` or `[sender, embed]`.
+    """
+    if level == "edge":
+        return jnp.einsum("snd,rnd->sr", difference, gradient) * graph.edges
+    out = "s" if level == "node" else "sd"
+    return jnp.einsum(f"snd,snd->{out}", difference, gradient)

@@ -1,0 +1,169 @@
+"""`discover`: one verb for every discovery method."""
+
+import abc
+import warnings
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mijax._errors import OutputError
+from mijax.circuits._graph import Graph
+from mijax.circuits._scores import Level, Scores, mean_and_error
+from mijax.circuits._task import Task, rows
+from mijax.core import AbstractModel
+from mijax.core._check import site_shapes
+from mijax.core._journal import Journal
+
+ZERO = (
+    "All scores are zero: the metric has no gradient where it was taken. A divergence "
+    "from the model's own output has none at the full model; use another metric, "
+    "integrated gradients, or an exact method."
+)
+Progress = Callable[[int, int], None] | None
+
+
+class Options(eqx.Module):
+    """How a discovery runs; nothing here changes its result.
+
+    Attributes:
+        progress: called with what is done and the total.
+        resume: file in which partial scores are kept, and from which an interrupted
+            discovery goes on.
+        memory: bytes of working memory to aim at.
+        keep_prompts: keep every prompt's own scores.
+    """
+
+    progress: Progress = None
+    resume: str | None = None
+    memory: int = 2**30
+    keep_prompts: bool = False
+
+
+class AbstractMethod(eqx.Module):
+    """A discovery method: a frozen value."""
+
+    @abc.abstractmethod
+    def discover(
+        self, model: AbstractModel, graph: Graph, task: Task, options: Options
+    ) -> Scores:
+        """Scores a graph."""
+
+
+class AbstractAttribution(AbstractMethod):
+    """A method that scores one prompt at a time."""
+
+    level: eqx.AbstractVar[Level]
+
+    @abc.abstractmethod
+    def attribute(
+        self, model: AbstractModel, graph: Graph, task: Task, prompt: Int[Array, ""]
+    ) -> Float[Array, "..."]:
+        """Returns the scores in one prompt."""
+
+    def prepare(self, model: AbstractModel) -> AbstractModel:
+        """Returns the model that is differentiated; the same by default."""
+        return model
+
+    def discover(
+        self, model: AbstractModel, graph: Graph, task: Task, options: Options
+    ) -> Scores:
+        """Averages over prompts, chunk by chunk."""
+        if options.resume is not None and options.keep_prompts:
+            raise OutputError("Scores of every prompt cannot be resumed: choose one.")
+        model = self.prepare(model)
+        chunks = rows(task, fit(model, graph, task, options.memory))
+        one = eqx.filter_eval_shape(_chunk, self, model, graph, task, chunks[0][0])
+        sums = np.zeros((2, *one.shape[1:]), np.float32)
+        journal = Journal(options.resume, (model, task, self))
+        journal.load(sums)
+        total, kept = jnp.asarray(sums), []
+        for i, (index, count) in enumerate(chunks):
+            if i < journal.done:
+                continue
+            found = _chunk(self, model, graph, task, jnp.asarray(index))[:count]
+            total = total + jnp.stack([found.sum(0), (found**2).sum(0)])
+            if options.keep_prompts:
+                kept.append(np.asarray(found))
+            if options.progress is not None:
+                total.block_until_ready()
+                options.progress(int(index[count - 1]) + 1, len(task))
+            if journal.due():
+                journal.save(np.asarray(total), i + 1)
+        mean, error = mean_and_error(total[0], total[1], len(task))
+        if not bool(jnp.any(mean)):
+            warnings.warn(ZERO, stacklevel=4)
+        prompts = np.concatenate(kept) if kept else None
+        return Scores(mean, error, prompts, graph, self.level, repr(self))
+
+
+def discover(
+    model: AbstractModel,
+    task: Task,
+    method: AbstractMethod,
+    *,
+    graph: Graph | None = None,
+    progress: Progress = None,
+    resume: str | None = None,
+    memory: int = 2**30,
+    keep_prompts: bool = False,
+) -> Scores:
+    """Scores how much each part of a model matters for a task.
+
+    Args:
+        model: any model whose blocks define `connect`.
+        task: prompts, metric and ablation.
+        method: for instance `EAPIG(steps=5)`.
+        graph: senders and receivers; `Graph.of(model)` by default.
+        progress: called with what is done and the total.
+        resume: file in which partial scores are kept, and from which an interrupted
+            discovery goes on.
+        memory: bytes of working memory to aim at.
+        keep_prompts: keep every prompt's own scores, for `stability`.
+
+    Returns:
+        A score for every edge, node or neuron: how much the metric falls when it is
+        ablated, with its standard error over prompts.
+
+    Raises:
+        SiteError: the model's blocks do not say how they read and write.
+        OutputError: a file to resume from that is of another discovery.
+
+    Examples:
+        >>> import jax, mijax
+        >>> from mijax import circuits
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> metric = mijax.logit_difference(3, 4)
+        >>> task = circuits.Task([[5, 6, 7]], [[5, 9, 7]], metric=metric)
+        >>> scores = circuits.discover(model, task, circuits.EAPIG(steps=5))
+        >>> scores.values.shape  # sender, receiver
+        (16, 40)
+    """
+    graph = Graph.of(model) if graph is None else graph
+    options = Options(progress, resume, memory, keep_prompts)
+    return method.discover(model, graph, task, options)
+
+
+@eqx.filter_jit
+def _chunk(
+    method: AbstractAttribution,
+    model: AbstractModel,
+    graph: Graph,
+    task: Task,
+    prompts: Int[Array, " n"],
+) -> Float[Array, "n ..."]:
+    """Scores some prompts."""
+    return jax.vmap(lambda i: method.attribute(model, graph, task, i))(prompts)
+
+
+def fit(model: AbstractModel, graph: Graph, task: Task, memory: int) -> int:
+    """Returns how many prompts go through a forward and backward at once."""
+    seq = task.clean.shape[1]
+    resid = site_shapes(model, seq).blocks.resid_pre
+    # A receiver holds its input, its normalised input and both their gradients.
+    arrays = 5 * len(graph.receivers) + 3 * len(graph.senders)
+    each = arrays * seq * resid.shape[-1] * resid.dtype.itemsize
+    return max(1, min(len(task), memory // each))
