@@ -1,8 +1,11 @@
 """Circuits: a mask over the edges of a model, and calculus on it."""
 
+from mijax.circuits._activations import EAPIGActivations as EAPIGActivations
 from mijax.circuits._eap import EAP as EAP
 from mijax.circuits._eap import EAPIG as EAPIG
+from mijax.circuits._flow import InformationFlowRoutes as InformationFlowRoutes
 from mijax.circuits._graph import Graph as Graph
+from mijax.circuits._means import mean_ablation as mean_ablation
 from mijax.circuits._method import AbstractAttribution as AbstractAttribution
 from mijax.circuits._method import AbstractMethod as AbstractMethod
 from mijax.circuits._method import discover as discover

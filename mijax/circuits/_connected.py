@@ -14,7 +14,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mijax.circuits._graph import Graph
 from mijax.core import AbstractMetric, AbstractModel, AbstractStream, Place, Sites
@@ -53,10 +53,12 @@ class Gate(eqx.Module):
             `None` is all of it.
         nodes: share of each sender that is written, `[sender, 1]`, or of each of its
             neurons, `[sender, embed]`; `None` is all of it.
+        constant: senders through which no gradient flows, `[sender]`.
     """
 
     edges: Float[Array, "sender receiver"] | None = None
     nodes: Float[Array, "sender embed_or_1"] | None = None
+    constant: Bool[Array, " sender"] | None = None
 
 
 class Taps(eqx.Module):
@@ -96,6 +98,7 @@ class Stream(AbstractStream):
     sent: Float[Array, "sender rows embed"] | None = None
     edges: Float[Array, "sender reader"] | None = None
     nodes: Float[Array, "writer embed_or_1"] | None = None
+    constant: Bool[Array, " writer"] | None = None
     reference: Float[Array, "writer rows embed"] | None = None
     taps: Taps = Taps()
     written: tuple[Array, ...] = ()
@@ -135,20 +138,23 @@ class Stream(AbstractStream):
 
     def write(self, now: Float[Array, "k rows embed"], at: int) -> "Stream":
         """Adds what the block's senders from `at` on write."""
-        size = now.shape[0]
-        if self.taps.senders is not None:
-            now = now + self.taps.senders[at : at + size]
-        x, sent, written = self.x + now.sum(0), self.sent, now
+        here = slice(at, at + now.shape[0])
+        if self.constant is not None:
+            stopped = jax.lax.stop_gradient(now)
+            now = jnp.where(self.constant[here, None, None], stopped, now)
+        sent = self.sent
         if self.reference is not None:
-            passing = now - self.reference[at : at + size]
+            passing = now - self.reference[here]
             if self.nodes is not None:
-                stopped = (1 - self.nodes[at : at + size, None]) * passing
-                passing, written = passing - stopped, now - stopped
-                x = x - stopped.sum(0)
+                stopped = (1 - self.nodes[here, None]) * passing
+                passing, now = passing - stopped, now - stopped
             if sent is not None:
                 start = (self.first + at, 0, 0)
                 sent = jax.lax.dynamic_update_slice(sent, passing, start)
-        return replace(self, x=x, sent=sent, written=(*self.written, written))
+        if self.taps.senders is not None:
+            now = now + self.taps.senders[here]
+        x, written = self.x + now.sum(0), (*self.written, now)
+        return replace(self, x=x, sent=sent, written=written)
 
 
 def connected(
@@ -186,11 +192,12 @@ def connected(
     if gate.edges is not None:
         sent = jnp.zeros((len(graph.senders), *inputs.rest.shape), inputs.rest.dtype)
         start = replace(start, sent=sent)
-    nodes, known, shift = jax.tree.map(
-        lambda a: a[:size], (gate.nodes, reference, taps.senders)
+    nodes, constant, known, shift = jax.tree.map(
+        lambda a: a[:size], (gate.nodes, gate.constant, reference, taps.senders)
     )
-    start = replace(start, nodes=nodes, reference=known, taps=Taps(senders=shift))
-    start = start.write(inputs.senders, 0)
+    start = replace(
+        start, nodes=nodes, constant=constant, reference=known, taps=Taps(None, shift)
+    ).write(inputs.senders, 0)
     arrays, static = eqx.partition(model.blocks, eqx.is_array)
     scanned, shared = split_layered(edits.blocks)
     rows = Sequence(jnp.arange(inputs.rest.shape[0], dtype=jnp.int32), prompt, prompt)
@@ -209,7 +216,7 @@ def connected(
         _by_layer(gate.edges, graph.n_layers, graph.readers, axis=1),
         *(
             _by_layer(array, graph.n_layers, graph.writers, skip=size)
-            for array in (gate.nodes, reference)
+            for array in (gate.nodes, gate.constant, reference)
         ),
         Taps(
             _by_layer(taps.receivers, graph.n_layers, graph.readers),
