@@ -1,15 +1,12 @@
-"""Indirect-object identification (Wang et al. 2023, arXiv:2211.00593)."""
+"""Indirect-object identification."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
 
-from mijax._errors import ConfigError, TokenError, nearest
-from mijax.data._prompts import Prompts, aligned
-from mijax.data._template import fill
+from mijax._errors import ConfigError, nearest
+from mijax.data._draws import Draw, collect, single
+from mijax.data._pairs import Pairs
 from mijax.data._tokenizer import Tokenizer
 
 # `{a}` and `{b}` are the two names in the order in which they come.
@@ -54,23 +51,6 @@ OBJECTS = (
 COUNTERFACTUALS = ("s2_io_flip", "abc")
 
 
-class IOI(NamedTuple):
-    """Prompts and their counterparts.
-
-    Attributes:
-        clean: prompts with the spans `io`, `subject`, `subject2`, `place`, `object`,
-            `last`.
-        corrupt: the counterpart of each prompt, token by token.
-        io: id of the name that completes each clean prompt.
-        s: id of the name that is repeated in it.
-    """
-
-    clean: Prompts
-    corrupt: Prompts
-    io: Int[Array, " batch"]
-    s: Int[Array, " batch"]
-
-
 def ioi(
     tokenizer: Tokenizer,
     n: int,
@@ -79,10 +59,12 @@ def ioi(
     templates: Sequence[str] = TEMPLATES,
     counterfactual: str = "s2_io_flip",
     prepend: Sequence[int] = (),
-) -> IOI:
+) -> Pairs:
     """Draws prompts like "When Mary and John went to the park, John gave a book to".
 
-    Half of them name the indirect object first (ABBA), half the subject first (BABA).
+    Indirect-object identification (Wang et al. 2023, arXiv:2211.00593): the answer is
+    the name that comes once, the wrong one the name that is repeated. Half of the
+    prompts name the indirect object first (ABBA), half the subject first (BABA).
     Names, places and objects are one token each.
 
     Args:
@@ -91,16 +73,29 @@ def ioi(
         seed: equal seeds give equal prompts.
         templates: texts with the slots `a`, `b` (the names in order of mention),
             `subject2`, `place` and `object`.
-        counterfactual: `"s2_io_flip"` repeats the other name, so the two answers swap;
-            `"abc"` has three other names, so there is no answer.
+        counterfactual: `"s2_io_flip"` repeats the other name, so the two answers swap
+            (Mueller et al. 2025, arXiv:2504.13151); `"abc"` has three other names, so
+            there is no answer (Wang et al.).
         prepend: token ids to put before each text.
 
     Returns:
-        Clean prompts, corrupt prompts, ids of the indirect object, ids of the subject.
+        Pairs with the spans `io`, `subject`, `subject2`, `place`, `object` and `last`.
+        Each order of the names in each template is a group of its own.
 
     Raises:
         ConfigError: there is no such counterfactual.
         TokenError: fewer than five names, or no place or object, are one token.
+
+    Examples:
+        >>> words = "Mary John Anna Tom Paul park book"
+        >>> tokenizer = Tokenizer.from_pieces([f" {word}" for word in words.split()])
+        >>> pairs = ioi(tokenizer, 2)
+        >>> pairs.clean.texts[0]
+        'When Tom and Paul went to the park, Paul gave a book to'
+        >>> pairs.corrupt.texts[0]
+        'When Tom and Paul went to the park, Tom gave a book to'
+        >>> tokenizer.pieces(pairs.answer.tolist())
+        [' Tom', ' Paul']
     """
     if counterfactual not in COUNTERFACTUALS:
         raise ConfigError(
@@ -109,42 +104,32 @@ def ioi(
         )
     random = np.random.default_rng(seed)
     names = single(tokenizer, NAMES, at_least=5)
-    places = single(tokenizer, PLACES, at_least=1)
-    objects = single(tokenizer, OBJECTS, at_least=1)
-    clean, corrupt, chosen = [], [], []
-    for i in range(n):
+    places = single(tokenizer, PLACES)
+    objects = single(tokenizer, OBJECTS)
+
+    def draw(i: int) -> Draw:
         io, subject, *others = (names[j] for j in random.permutation(len(names))[:5])
         # Templates and orders take turns, so every pair of them is there equally often.
-        text = templates[i // 2 % len(templates)]
-        text = text.replace("{a}", "{io}" if i % 2 == 0 else "{subject}")
-        text = text.replace("{b}", "{subject}" if i % 2 == 0 else "{io}")
-        row = {
+        which = i // 2 % len(templates)
+        first, second = ("io", "subject") if i % 2 == 0 else ("subject", "io")
+        text = templates[which].replace("{a}", f"{{{first}}}")
+        clean = {
             "io": io,
             "subject": subject,
             "subject2": subject,
             "place": places[random.integers(len(places))],
             "object": objects[random.integers(len(objects))],
         }
-        abc = dict(zip(("io", "subject", "subject2"), others, strict=True))
-        clean.append(row)
-        corrupt.append(row | (abc if counterfactual == "abc" else {"subject2": io}))
-        chosen.append(text)
-    before = fill(tokenizer, chosen, clean, prepend=prepend)
-    after = fill(tokenizer, chosen, corrupt, prepend=prepend)
-    aligned(before, after)
-    ids = {
-        name: jnp.array([tokenizer.token(" " + row[name]) for row in clean], jnp.int32)
-        for name in ("io", "subject")
-    }
-    return IOI(before, after, ids["io"], ids["subject"])
-
-
-def single(tokenizer: Tokenizer, words: Sequence[str], *, at_least: int) -> list[str]:
-    """Keeps the words that are one token after a space."""
-    kept = [word for word in words if len(tokenizer.encode(" " + word)) == 1]
-    if len(kept) < at_least:
-        raise TokenError(
-            f"Only {len(kept)} of {len(words)} words like {' ' + words[0]!r} are one "
-            f"token, expected {at_least} at least. Use a tokenizer with whole words."
+        abc: dict[str, str] = dict(
+            zip(("io", "subject", "subject2"), others, strict=True)
         )
-    return kept
+        return Draw(
+            template=text.replace("{b}", f"{{{second}}}"),
+            clean=clean,
+            corrupt=abc if counterfactual == "abc" else {"subject2": io},
+            answer=tokenizer.token(" " + io),
+            wrong=tokenizer.token(" " + subject),
+            group=2 * which + i % 2,
+        )
+
+    return collect(tokenizer, draw, n, prepend=prepend)

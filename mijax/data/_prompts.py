@@ -12,6 +12,7 @@ from mijax._errors import PositionError, nearest
 from mijax.data._tokenizer import Tokenizer
 
 Span = tuple[Int[Array, " batch"], Int[Array, " batch"]]
+Index = int | slice | Sequence[int] | np.ndarray | Array
 
 
 class Prompts(eqx.Module):
@@ -103,14 +104,9 @@ class Prompts(eqx.Module):
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
-    def __getitem__(self, index: int | slice | Sequence[int] | Array) -> "Prompts":
+    def __getitem__(self, index: Index) -> "Prompts":
         """Chooses prompts; one index gives a batch of one."""
-        rows = (
-            np.arange(len(self))[np.asarray(index)]
-            if not isinstance(index, slice)
-            else np.arange(len(self))[index]
-        )
-        rows = np.atleast_1d(rows)
+        rows = chosen(len(self), index)
         tokens, lengths, spans = jax.tree.map(
             lambda x: x[rows], (self.tokens, self.lengths, self.spans)
         )
@@ -153,6 +149,12 @@ class Prompts(eqx.Module):
                 f"These prompts have no place {name!r}.{nearest(name, self.spans)}"
             )
         return self.spans[name]
+
+
+def chosen(length: int, index: Index) -> np.ndarray:
+    """Returns the rows that an index chooses of so many."""
+    rows = np.arange(length)
+    return np.atleast_1d(rows[index if isinstance(index, slice) else np.asarray(index)])
 
 
 def as_ids(values: Sequence[int] | np.ndarray) -> Int[Array, "..."]:

@@ -38,6 +38,48 @@ class Tokenizer:
         self.bos = bos
         self.eos = eos
 
+    @classmethod
+    def from_pieces(cls, pieces: Sequence[str]) -> "Tokenizer":
+        """Makes a tokenizer of the pieces that are to be one token, for toy models.
+
+        Each word of a text is cut from the left into the longest pieces; what no piece
+        covers is cut into bytes.
+
+        Args:
+            pieces: texts within a word, with the leading space if they begin one.
+
+        Returns:
+            The tokenizer; ids 0 to 255 are bytes, the next ones the pieces in order.
+
+        Raises:
+            TokenError: a piece is empty or crosses the border between two words.
+
+        Examples:
+            >>> tokenizer = Tokenizer.from_pieces([" Mary", " 17", "32"])
+            >>> tokenizer.pieces(tokenizer.encode(" Mary 1732!"))
+            [' Mary', ' 17', '32', '!']
+        """
+        from tokenizers import Tokenizer as Backend  # noqa: PLC0415
+        from tokenizers import decoders, models, pre_tokenizers  # noqa: PLC0415
+
+        byte = {value: character for character, value in byte_alphabet().items()}
+        spelled = ("".join(byte[b] for b in piece.encode()) for piece in pieces)
+        words = dict.fromkeys([*byte.values(), *spelled])
+        backend = Backend(
+            models.WordPiece(
+                {word: i for i, word in enumerate(words)},
+                unk_token=byte[0],
+                continuing_subword_prefix="",
+                max_input_chars_per_word=10**6,
+            )
+        )
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        tokenizer = cls(backend)
+        for piece in pieces:
+            tokenizer.token(piece)
+        return tokenizer
+
     @property
     def vocab_size(self) -> int:
         """Number of ids, special tokens included."""
