@@ -25,7 +25,7 @@ import numpy as np
 import mijax
 import mijax.experiment
 from mijax import viz
-from mijax.data import IOI, Prompts, ioi
+from mijax.data import Pairs, Prompts, ioi
 from mijax.lens import Direct, direct_logit_attribution
 from mijax.models import Loaded
 
@@ -74,26 +74,31 @@ def run(config: Config, run: mijax.experiment.Run) -> None:
         for site, grid in grids.items()
     }
     direct = direct_logit_attribution(
-        loaded.model, task.clean.tokens, task.io, task.s, position=task.clean.last
+        loaded.model,
+        task.clean.tokens,
+        task.answer,
+        task.wrong,
+        position=task.clean.last,
     )
     report_positions(grids, share, run)
     report_heads(config, grids, share, (clean, float(corrupt)), direct, run)
 
 
-def behaviour(loaded: Loaded, task: IOI, run: mijax.experiment.Run) -> float:
+def behaviour(loaded: Loaded, task: Pairs, run: mijax.experiment.Run) -> float:
     """Reports how well the model does the task; returns its mean logit difference."""
     last = mijax.Site("logits", position=task.clean.last)
     logits = mijax.capture(loaded.model, task.clean.tokens, last)[:, None]
-    difference = mijax.logit_difference(task.io, task.s)(logits)
+    difference = mijax.logit_difference(task.answer, task.wrong)(logits)
     run.number("logit_difference", mijax.interval(difference), note="clean prompts")
     over = float((difference > 0).mean())
     run.number("io_over_s", over, note="share of prompts where IO beats S")
-    run.number("io_probability", mijax.interval(mijax.probability(task.io)(logits)))
+    probability = mijax.probability(task.answer)(logits)
+    run.number("io_probability", mijax.interval(probability))
     return float(difference.mean())
 
 
 def patched(
-    loaded: Loaded, task: IOI, site: str, config: Config, run: mijax.experiment.Run
+    loaded: Loaded, task: Pairs, site: str, config: Config, run: mijax.experiment.Run
 ) -> mijax.Sweep:
     """Patches a site of the clean run into the corrupt one, everywhere."""
     acts = mijax.capture(loaded.model, task.clean.tokens, mijax.Site(site))
@@ -109,7 +114,7 @@ def patched(
             task.corrupt.tokens,
             mijax.Patch(acts).at(site),
             over=over,
-            metric=mijax.logit_difference(task.io, task.s, position=task.clean.last),
+            metric=task.logit_difference(),
             progress=progress,
             chunks=chunks,
         )

@@ -7,8 +7,8 @@ import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from mijax._errors import ConfigError, LoadError, PositionError, TokenError
-from mijax.data import Prompts, Tokenizer, aligned, fill, ioi, read_tokenizer
+from mijax._errors import LoadError, PositionError, TokenError
+from mijax.data import Prompts, Tokenizer, aligned, fill, read_tokenizer
 from mijax.data._ioi import NAMES, OBJECTS, PLACES, TEMPLATES
 from mijax.models import load
 
@@ -192,46 +192,21 @@ def test_fill_with_templates_that_differ(tokenizer):
     one_line(caught, "'{b}'")
 
 
-@pytest.mark.parametrize("counterfactual", ["s2_io_flip", "abc"])
-def test_ioi(tokenizer, counterfactual):
-    task = ioi(tokenizer, 64, seed=3, counterfactual=counterfactual)
-    clean, corrupt, io, s = task
-    aligned(clean, corrupt)
-    rows = np.arange(64)
-    np.testing.assert_array_equal(clean.tokens[rows, clean.position("io")], io)
-    for name in ("subject", "subject2"):
-        np.testing.assert_array_equal(clean.tokens[rows, clean.position(name)], s)
-    assert (io != s).all()
-    for name in ("io", "subject", "subject2", "place", "object"):
-        assert (clean.span(name).stop - clean.span(name).start == 1).all()
-    first = clean.position("io") < clean.position("subject")
-    assert first.sum() == 32
-    differ = [i for i in range(64) if clean.texts[i] != corrupt.texts[i]]
-    assert len(differ) == 64
-    second = corrupt.tokens[rows, corrupt.position("subject2")]
-    if counterfactual == "s2_io_flip":
-        np.testing.assert_array_equal(second, io)
-        assert ((clean.tokens != corrupt.tokens).sum(-1) == 1).all()
-    else:
-        names = [
-            np.asarray(corrupt.tokens[rows, corrupt.position(name)])
-            for name in ("io", "subject", "subject2")
-        ]
-        stacked = np.stack([*names, np.asarray(io), np.asarray(s)])
-        assert all(len(set(column)) == 5 for column in stacked.T)
-    again = ioi(tokenizer, 64, seed=3, counterfactual=counterfactual)
-    assert again.clean.texts == clean.texts
-    assert again.corrupt.texts == corrupt.texts
-    assert ioi(tokenizer, 64, seed=4).clean.texts != clean.texts
-
-
-def test_ioi_errors(tokenizer):
-    with pytest.raises(ConfigError) as caught:
-        ioi(tokenizer, 2, counterfactual="s2_flip")
-    one_line(caught, "s2_io_flip")
-    with pytest.raises(TokenError) as caught:
-        ioi(byte_level([]), 2)
-    one_line(caught, "one token")
+def test_tokenizer_from_pieces():
+    tokenizer = Tokenizer.from_pieces([" Mary", " Ma", " 17", "32", "ï"])
+    for text, expected in (
+        (" Mary 1732", [" Mary", " 17", "32"]),
+        (" Max\n", [" Ma", "x", "↵"]),
+        ("naï", ["n", "a", "ï"]),
+    ):
+        ids = tokenizer.encode(text)
+        assert tokenizer.pieces(ids) == expected
+        assert tokenizer.decode(ids) == text
+    assert tokenizer.encode("A ") == [tokenizer.token("A"), tokenizer.token(" ")]
+    assert tokenizer.token(" Mary") == 256
+    for piece in ("two words", ""):
+        with pytest.raises(TokenError):
+            Tokenizer.from_pieces([piece])
 
 
 def test_golden_tokenizer():

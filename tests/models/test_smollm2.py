@@ -49,10 +49,10 @@ def test_ioi(loaded):
     run = jax.jit(jax.vmap(lambda tokens: loaded.model(tokens)[0]))
     rows = jnp.arange(len(task.clean))
     last = run(task.clean.tokens)[rows, task.clean.last]
-    difference = last[rows, task.io] - last[rows, task.s]
+    difference = last[rows, task.answer] - last[rows, task.wrong]
     assert difference.mean() > 1
     other = run(task.corrupt.tokens)[rows, task.corrupt.last]
-    assert (other[rows, task.io] - other[rows, task.s]).mean() < -1
+    assert (other[rows, task.answer] - other[rows, task.wrong]).mean() < -1
 
 
 def test_memory():

@@ -1,0 +1,117 @@
+"""Years that come after another year."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mijax._errors import TokenError
+from mijax.data._draws import Draw, collect, single
+from mijax.data._pairs import Pairs
+from mijax.data._tokenizer import Tokenizer
+
+TEMPLATE = "The {noun} lasted from the year {century}{year} to the year {century2}"
+NOUNS = (
+    *("war", "siege", "reign", "rule", "journey", "voyage", "expedition", "conflict"),
+    *("dispute", "alliance", "marriage", "friendship", "plague", "epidemic", "famine"),
+    *("campaign", "revolt", "rebellion", "uprising", "occupation", "invasion", "trial"),
+    *("investigation", "negotiation", "treaty", "agreement", "contract", "project"),
+    *("program", "study", "test", "experiment", "tour", "pilgrimage", "quest", "work"),
+    *("construction", "expansion", "crisis", "decline", "dynasty", "kingdom", "empire"),
+    *("exile", "imprisonment", "illness", "drought", "tradition", "process", "plan"),
+    *("operation", "rivalry", "attack", "battle", "scandal", "fall", "rise", "boom"),
+)
+CENTURIES = tuple(str(century) for century in range(11, 18))
+YEARS = tuple(f"{year:02d}" for year in range(100))
+# The counterpart's year; every other year comes after it.
+FIRST = "01"
+
+
+def greater_than(
+    tokenizer: Tokenizer,
+    n: int,
+    *,
+    seed: int = 0,
+    nouns: Sequence[str] = NOUNS,
+    prepend: Sequence[int] = (),
+) -> Pairs:
+    """Draws prompts like "The war lasted from the year 1732 to the year 17".
+
+    Greater-than (Hanna et al. 2023, arXiv:2305.00586): right are all two-digit tokens
+    above the year, here `33` to `99`, wrong those up to it, `00` to `32`. The
+    counterpart starts in the year `01` of the same century, so nearly every answer is
+    right. Measure with `pairs.probability_difference()`. Centuries run from 11 to 17,
+    years from 02 to 98; those that the tokenizer does not split into century and year
+    are left out.
+
+    Args:
+        tokenizer: the model's tokenizer; two digits are one token in it.
+        n: number of prompts.
+        seed: equal seeds give equal prompts.
+        nouns: what lasts; those that are one token are used.
+        prepend: token ids to put before each text.
+
+    Returns:
+        Pairs with the spans `noun`, `century`, `year`, `century2` and `last`.
+
+    Raises:
+        TokenError: the tokenizer does not split years into a century and two digits,
+            or no noun is one token.
+
+    Examples:
+        >>> years = [f"{year:02d}" for year in range(100)]
+        >>> tokenizer = Tokenizer.from_pieces([" war", " 17", *years])
+        >>> pairs = greater_than(tokenizer, 1)
+        >>> pairs.clean.texts[0]
+        'The war lasted from the year 1784 to the year 17'
+        >>> pairs.corrupt.texts[0]
+        'The war lasted from the year 1701 to the year 17'
+        >>> tokenizer.pieces(pairs.answer[0].tolist())[:2]
+        ['85', '86']
+    """
+    random = np.random.default_rng(seed)
+    known = single(tokenizer, nouns)
+    dates = split_dates(tokenizer)
+    ids = [tokenizer.token(year) for year in YEARS]
+
+    def draw(_: int) -> Draw:
+        century, years = dates[random.integers(len(dates))]
+        year = years[random.integers(len(years))]
+        return Draw(
+            template=TEMPLATE,
+            clean={
+                "noun": known[random.integers(len(known))],
+                "century": century,
+                "year": year,
+                "century2": century,
+            },
+            corrupt={"year": FIRST},
+            answer=ids[int(year) + 1 :],
+            wrong=ids[: int(year) + 1],
+        )
+
+    return collect(tokenizer, draw, n, prepend=prepend)
+
+
+def split_dates(tokenizer: Tokenizer) -> list[tuple[str, list[str]]]:
+    """Finds the centuries and the years of each that are tokens of their own."""
+    dates = []
+    if all(len(tokenizer.encode(year)) == 1 for year in YEARS):
+        for century in CENTURIES:
+            parts = tokenizer.encode(" " + century)
+            split = [
+                year
+                for year in YEARS
+                if tokenizer.encode(f" {century}{year}")
+                == [*parts, tokenizer.token(year)]
+            ]
+            years = [year for year in split if FIRST < year < YEARS[-1]]
+            if len(parts) == 1 and FIRST in split and years:
+                dates.append((century, years))
+    if not dates:
+        pieces = tokenizer.pieces(tokenizer.encode(" 1732"))
+        raise TokenError(
+            f"' 1732' is {', '.join(map(repr, pieces))} in this tokenizer, expected "
+            "' 17' and '32'. Use a model whose tokenizer keeps two digits together, "
+            "such as GPT-2, or another task, such as addition."
+        )
+    return dates
