@@ -1,0 +1,190 @@
+"""From scores to circuits: the best, the best connected, those above a threshold."""
+
+import heapq
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from mijax._errors import ConfigError
+from mijax.circuits._circuit import Circuit, owners
+from mijax.circuits._scores import Scores
+
+
+class Select(Protocol):
+    """How a circuit of some size is chosen: `top`, `greedy`, or a function alike."""
+
+    def __call__(self, scores: Scores, n: int, *, absolute: bool) -> Circuit:
+        """Returns the circuit."""
+        ...
+
+
+def top(
+    scores: Scores, n: int, *, absolute: bool = False, prune: bool = True
+) -> Circuit:
+    """Takes the `n` best edges, nodes or neurons.
+
+    Exactly `n` are taken, negative ones too if `n` is large, and then what is not on
+    a path from the input to the logits is dropped. Of nodes, every edge between them
+    is in; the input is a node like the others. Of neurons, a sender is in if any of
+    its neurons is, and its other neurons are not.
+
+    Args:
+        scores: at any level.
+        n: how many edges, nodes or neurons.
+        absolute: rank by size, whatever the sign.
+        prune: drop what is disconnected.
+
+    Returns:
+        The circuit.
+
+    Raises:
+        ConfigError: there are fewer than `n`, or scores that are not numbers.
+
+    Examples:
+        >>> import jax, mijax
+        >>> from mijax import circuits
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> metric = mijax.logit_difference(3, 4)
+        >>> task = circuits.Task([[5, 6, 7]], [[5, 9, 7]], metric=metric)
+        >>> scores = circuits.discover(model, task, circuits.EAP())
+        >>> circuits.top(scores, 40, prune=False).n_edges
+        40
+    """
+    check_size(scores, n)
+    key = ranking(scores, absolute)
+    order = np.argsort(-key, axis=None, kind="stable")[:n]
+    mask = np.zeros(key.shape, bool)
+    mask.reshape(-1)[order] = True
+    return made(scores, mask, prune)
+
+
+def threshold(
+    scores: Scores, at: float, *, absolute: bool = False, prune: bool = True
+) -> Circuit:
+    """Takes all edges, nodes or neurons that score `at` or more.
+
+    Args:
+        scores: at any level; see `top` for what nodes and neurons mean.
+        at: least score.
+        absolute: compare sizes, whatever the sign.
+        prune: drop what is disconnected.
+
+    Returns:
+        The circuit.
+
+    Raises:
+        ConfigError: scores that are not numbers.
+    """
+    return made(scores, ranking(scores, absolute) >= at, prune)
+
+
+def greedy(
+    scores: Scores, n: int, *, absolute: bool = False, prune: bool = True
+) -> Circuit:
+    """Grows a circuit from the logits, one edge at a time.
+
+    The frontier are at first the edges into the logits. Its best edge is taken; if
+    the sender is new, all edges into it (query, key and value) join the frontier.
+    After `n` edges, senders that nothing reaches are pruned.
+
+    Args:
+        scores: of edges.
+        n: how many edges.
+        absolute: rank by size, whatever the sign.
+        prune: drop what is disconnected.
+
+    Returns:
+        The circuit.
+
+    Raises:
+        ConfigError: scores of something else than edges, fewer than `n` edges, or
+            scores that are not numbers.
+    """
+    if scores.level != "edge":
+        raise ConfigError(
+            f"Greedy selection takes scores of edges, got level {scores.level!r}: use "
+            "top."
+        )
+    check_size(scores, n)
+    key, graph = ranking(scores, absolute), scores.graph
+    owner, real = owners(graph), graph.edges
+    logits = len(graph.receivers) - 1
+    frontier = [(-key[s, logits], s, logits) for s in range(len(graph.senders))]
+    heapq.heapify(frontier)
+    chosen, reached = np.zeros(real.shape, bool), set()
+    for _ in range(n):
+        _, sender, receiver = heapq.heappop(frontier)
+        chosen[sender, receiver] = True
+        if sender in reached:
+            continue
+        reached.add(sender)
+        for into in np.flatnonzero(owner == sender):
+            for other in np.flatnonzero(real[:, into]):
+                heapq.heappush(frontier, (-key[other, into], int(other), int(into)))
+    return made(scores, chosen, prune)
+
+
+def prune(circuit: Circuit) -> Circuit:
+    """Drops what is not on a path from the input to the logits.
+
+    A node stays if an edge leaves it and an edge enters it, at query, key or value;
+    the input needs none that enters, the logits none that leaves. An edge stays if
+    both its nodes do. This is repeated until nothing changes; then the neurons of
+    nodes that are gone are dropped too.
+
+    Args:
+        circuit: any circuit.
+
+    Returns:
+        A circuit in which every edge is on a path, possibly the empty one.
+    """
+    graph, neurons = circuit.graph, circuit.neurons
+    owner, edges = owners(graph), circuit.edges.copy()
+    if neurons is not None:
+        edges &= np.any(neurons, axis=1)[:, None]
+    while True:
+        entered = np.zeros(len(graph.senders), bool)
+        entered[owner[:-1][edges[:, :-1].any(0)]] = True
+        entered[: len(graph.inputs)] = True
+        alive = np.any(edges, axis=1) & entered
+        kept = edges & alive[:, None] & np.append(alive[owner[:-1]], True)
+        if np.array_equal(kept, edges):
+            break
+        edges = kept
+    if neurons is not None:
+        neurons = neurons & alive[:, None]
+    return Circuit(graph, edges, neurons)
+
+
+def ranking(scores: Scores, absolute: bool) -> Float[np.ndarray, "..."]:
+    """Returns what is ranked, minus infinity where there is no edge."""
+    values = np.asarray(scores.values)
+    if np.isnan(values).any():
+        raise ConfigError(
+            f"{int(np.isnan(values).sum())} scores are not numbers: score everything, "
+            "or put 0 where nothing is known."
+        )
+    return np.where(scores.real, np.abs(values) if absolute else values, -np.inf)
+
+
+def check_size(scores: Scores, n: int) -> None:
+    """Refuses a size that there is not."""
+    most = int(scores.real.sum())
+    if not 0 <= n <= most:
+        raise ConfigError(
+            f"There are {most} {scores.level}s to choose from, got n={n}."
+        )
+
+
+def made(scores: Scores, mask: Bool[np.ndarray, "..."], wanted: bool) -> Circuit:
+    """Makes a circuit of a mask at the level of the scores, and prunes if wanted."""
+    graph, neurons = scores.graph, None
+    if scores.level == "edge":
+        edges = mask & graph.edges
+    else:
+        neurons = mask if scores.level == "neuron" else None
+        inside = mask if neurons is None else np.any(neurons, axis=1)
+        edges = graph.edges & inside[:, None] & np.append(inside, True)[owners(graph)]
+    circuit = Circuit(graph, edges, neurons)
+    return prune(circuit) if wanted else circuit
