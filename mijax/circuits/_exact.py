@@ -1,0 +1,217 @@
+"""Exact edge patching: every edge replaced alone, and the rest of the model re-run.
+
+Heads are independent of each other, so one pass through a block in which the query (or
+key, or value) of every head misses a sender gives what each head would write, and each
+of these is a lane of its own. Lanes re-run the layers after the receiver, from the first token
+that differs on, with the keys and values of the clean run before it.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mijax.circuits._connected import connected, enter
+from mijax.circuits._graph import Graph
+from mijax.circuits._method import AbstractMethod, Options
+from mijax.circuits._rerun import finish, without_mlp, without_sender
+from mijax.circuits._scores import Scores, mean_and_error
+from mijax.circuits._task import Task
+from mijax.core import AbstractMetric, AbstractModel
+from mijax.core._chunk import Base, measure, run_base
+from mijax.core._journal import Journal
+
+MOST_PAIRS = 512
+
+
+class Exact(AbstractMethod):
+    r"""Activation patching of every edge, one at a time.
+
+    The score of an edge is $m(\text{full}) - m(\text{full without it})$: exactly what
+    attribution methods estimate. Costs a partial forward per edge and prompt.
+    """
+
+    def discover(
+        self, model: AbstractModel, graph: Graph, task: Task, options: Options
+    ) -> Scores:
+        """Patches every edge in every prompt."""
+        known = _known(model, graph, task)
+        values = np.zeros((len(task), *graph.edges.shape), np.float32)
+        values[:, :, -1] = np.asarray(_logits(model, task.metric, known))
+        jobs = _jobs(graph, known, options.memory)
+        total = np.cumsum([job.lanes for job in jobs])
+        journal = Journal(options.resume, (model, task, self))
+        journal.load(values)
+        waiting: list[tuple[Job, Array]] = []
+        for i in range(journal.done, len(jobs) + 1):
+            found = (
+                [] if i == len(jobs) else [(jobs[i], jobs[i].run(model, task, known))]
+            )
+            # The device works on this job while the last one's results are fetched.
+            for job, result in waiting:
+                job.place(values, result)
+                if options.progress is not None:
+                    options.progress(int(total[i - 1]), int(total[-1]))
+                if journal.due():
+                    journal.save(values, i)
+            waiting = found
+        mean, error = mean_and_error(values.sum(0), (values**2).sum(0), len(task))
+        prompts = values if options.keep_prompts else None
+        return Scores(mean, error, prompts, graph, "edge", repr(self))
+
+
+class Known(eqx.Module):
+    """What all lanes share.
+
+    Attributes:
+        base: the clean run.
+        missing: what each sender writes minus its reference.
+        first: the first position at which any sender differs.
+    """
+
+    base: Base
+    missing: Float[Array, "prompt sender seq embed"]
+    first: Int[Array, " prompt"]
+
+
+@eqx.filter_jit
+def _known(model: AbstractModel, graph: Graph, task: Task) -> Known:
+    """Runs clean prompts and references."""
+    base = run_base(model, task.clean, "embed", task.metric)
+
+    def one(prompt: Array) -> Array:
+        inputs = enter(model, graph, task.clean[prompt])
+        clean = connected(model, graph, inputs, prompt=prompt).senders
+        return clean - task.ablation.reference(model, graph, task, prompt)
+
+    missing = jax.lax.map(one, jnp.arange(len(task), dtype=jnp.int32))
+    differs = jnp.any(missing != 0, axis=(1, 3))
+    seq = differs.shape[1]
+    first = jnp.where(differs.any(1), jnp.argmax(differs, axis=1), seq - 1)
+    return Known(base, missing, first if model.causal else jnp.zeros_like(first))
+
+
+@eqx.filter_jit
+def _logits(
+    model: AbstractModel, metric: AbstractMetric, known: Known
+) -> Float[Array, "prompt sender"]:
+    """Scores the edges into the logits."""
+    base = known.base
+
+    def one(inputs: Any) -> Array:
+        last, missing, reads, full, prompt = inputs
+        x = last[reads] - missing[:, reads]
+        return full - measure(model, metric, x, jnp.full(x.shape[0], prompt))
+
+    prompts = jnp.arange(base.last.shape[0], dtype=jnp.int32)
+    each = (base.last, known.missing, base.reads, base.metric, prompts)
+    return jax.lax.map(one, each)
+
+
+class Job(eqx.Module):
+    """Pairs of a prompt and a sender, for one layer's heads or for its MLP.
+
+    Attributes:
+        layer: the receivers' layer.
+        prompt: prompt of each pair.
+        sender: sender of each pair.
+        count: pairs that count; the rest repeat the last.
+        start: first position that lanes run.
+        mlp: whether the MLP misses the sender, else each head's query, key and value.
+        graph: the graph.
+    """
+
+    layer: int = eqx.field(static=True)
+    prompt: np.ndarray
+    sender: np.ndarray
+    count: int = eqx.field(static=True)
+    start: int = eqx.field(static=True)
+    mlp: bool = eqx.field(static=True)
+    graph: Graph = eqx.field(static=True)
+
+    @property
+    def lanes(self) -> int:
+        """Number of lanes that count."""
+        return self.count * (1 if self.mlp else 3 * self.graph.n_heads)
+
+    def run(self, model: AbstractModel, task: Task, known: Known) -> Array:
+        """Returns the score of every lane, `[pair, receiver]`."""
+        return _run(
+            *(model, self.graph, task.metric, known),
+            (jnp.int32(self.layer), jnp.asarray(self.prompt), jnp.asarray(self.sender)),
+            start=self.start,
+            mlp=self.mlp,
+            last=self.layer == self.graph.n_layers - 1,
+        )
+
+    def place(self, values: np.ndarray, found: Array) -> None:
+        """Writes a result to where it belongs."""
+        first = self.layer * self.graph.readers
+        heads = 3 * self.graph.n_heads
+        here = slice(first + heads, first + heads + 1) if self.mlp else None
+        here = here or slice(first, first + heads)
+        keep = slice(self.count)
+        values[self.prompt[keep], self.sender[keep], here] = np.asarray(found)[keep]
+
+
+def _jobs(graph: Graph, known: Known, memory: int) -> list[Job]:
+    """Cuts all pairs into jobs of few shapes."""
+    _, _, seq, embed = known.base.x.shape
+    # Every width is a compilation: four at most.
+    step = -(-seq // 4)
+    starts = np.asarray(known.first) // step * step
+    jobs = []
+    for start in np.unique(starts):
+        prompts = np.flatnonzero(starts == start)
+        row_bytes = 40 * embed * (seq - int(start))
+        for layer in range(graph.n_layers):
+            for mlp in (False, True)[: 1 + graph.mlp]:
+                beside = graph.n_heads if mlp and not graph.parallel else 0
+                before = np.arange(len(graph.inputs) + layer * graph.writers + beside)
+                size = memory // (row_bytes * (1 if mlp else 3 * graph.n_heads))
+                size = max(1, min(size, MOST_PAIRS))
+                pairs = np.meshgrid(prompts, before, indexing="ij")
+                prompt, sender = (a.reshape(-1).astype(np.int32) for a in pairs)
+                for at in range(0, len(prompt), size):
+                    index = np.minimum(np.arange(at, at + size), len(prompt) - 1)
+                    count = min(size, len(prompt) - at)
+                    pair = (prompt[index], sender[index])
+                    jobs.append(Job(layer, *pair, count, int(start), mlp, graph))
+    return jobs
+
+
+@eqx.filter_jit
+def _run(
+    model: AbstractModel,
+    graph: Graph,
+    metric: AbstractMetric,
+    known: Known,
+    job: tuple[Array, Array, Array],
+    *,
+    start: int,
+    mlp: bool,
+    last: bool,
+) -> Float[Array, "pair receiver"]:
+    """Runs one job."""
+    layer, prompts, senders = job
+    base = known.base
+    seq = base.x.shape[2]
+
+    def one(prompt: Array, sender: Array) -> Array:
+        missing = known.missing[prompt, sender]
+        rows = base.reads[prompt] if last else jnp.arange(start, seq)
+        remove = without_mlp if mlp else without_sender
+        return remove(model, graph, base.x[layer, prompt], missing, layer, prompt, rows)
+
+    x = jax.vmap(one)(prompts, senders)
+    pairs, readers = x.shape[:2]
+    x = x.reshape(-1, *x.shape[2:])
+    prompt = jnp.repeat(prompts, readers)
+    if last:
+        found = measure(model, metric, x, prompt)
+    else:
+        found = finish(model, metric, base, x, layer + 1, prompt, start)
+    return base.metric[prompts][:, None] - found.reshape(pairs, readers)
