@@ -1,5 +1,7 @@
 """Tiny models and ground truth to test methods on."""
 
+from mijax.testing._planted import Planted as Planted
+from mijax.testing._planted import planted as planted
 from mijax.testing._tiny import tiny_attention_only as tiny_attention_only
 from mijax.testing._tiny import tiny_gpt2 as tiny_gpt2
 from mijax.testing._tiny import tiny_llama as tiny_llama

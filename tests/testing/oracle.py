@@ -3,19 +3,9 @@
 import numpy as np
 
 
-def senders_of(model):
-    """Names of the senders, in the order of computation."""
-    names = ["token", "position"]
-    for layer in range(model.n_layers):
-        names += [f"a{layer}.h{head}" for head in range(n_heads(model))]
-        if hasattr(model.blocks, "mlp"):
-            names.append(f"m{layer}")
-    return names
-
-
-def edges_of(model):
+def edges_of(model, *, split=False):
     """Every edge, as (sender, receiver)."""
-    seen, edges = ["token", "position"], []
+    seen, edges = ["token", "position"] if split else ["input"], []
     for layer in range(model.n_layers):
         heads = [f"a{layer}.h{head}" for head in range(n_heads(model))]
         edges += [(s, f"{h}<{x}>") for s in seen for h in heads for x in "qkv"]
@@ -23,22 +13,22 @@ def edges_of(model):
         if hasattr(model.blocks, "mlp"):
             edges += [(s, f"m{layer}") for s in seen]
             seen.append(f"m{layer}")
-    return edges + [(s, "logits") for s in seen]
+    return frozenset(edges + [(s, "logits") for s in seen])
 
 
-def circuit(model, tokens, edges, reference=None):
+def circuit(model, tokens, edges, reference=None, *, split=False):
     """Logits and what every sender writes when receivers see only `edges`.
 
     What a receiver does not see of a sender it sees as in `reference`, or as zero.
-    The model has no norms.
+    The input is one sender or, split, two. No norms.
     """
     tokens = np.asarray(tokens)
-    model_causal = model.blocks.attention.causal
-    sent = {
-        "token": np.asarray(model.embedding.weight, np.float64)[tokens],
-        "position": np.asarray(model.positions.weight, np.float64)[: len(tokens)],
-    }
-    zero = np.zeros_like(sent["token"])
+    token = np.asarray(model.embedding.weight, np.float64)[tokens]
+    position = np.asarray(model.positions.weight, np.float64)[: len(tokens)]
+    sent = {"input": token + position}
+    if split:
+        sent = {"token": token, "position": position}
+    zero = np.zeros_like(token)
 
     def seen(receiver):
         parts = [
@@ -63,7 +53,7 @@ def circuit(model, tokens, edges, reference=None):
                 for x, w in zip("qkv", (w_q, w_k, w_v), strict=True)
             )
             scores = q @ k.T / np.sqrt(k.shape[1])
-            if model_causal:
+            if att.causal:
                 scores = np.where(np.tri(len(tokens), dtype=bool), scores, -np.inf)
             pattern = np.exp(scores - scores.max(-1, keepdims=True))
             pattern /= pattern.sum(-1, keepdims=True)

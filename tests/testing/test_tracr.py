@@ -1,5 +1,6 @@
 """Compiled models compute their programs, and their edges are those that matter."""
 
+import functools
 import importlib.util
 import json
 import re
@@ -8,7 +9,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from oracle import circuit, edges_of
+from oracle import circuit as masked
+from oracle import edges_of
 
 import mijax
 from mijax._errors import LoadError, TokenError
@@ -41,6 +43,9 @@ TOLERANCE = {"pair_balance": 1e-3}
 @jax.jit
 def run(model, tokens):
     return model(tokens)[0]
+
+
+circuit = functools.partial(masked, split=True)
 
 
 def agree(compiled, valid=lambda values: True):
@@ -87,7 +92,7 @@ def test_other_edges_do_nothing(name):
     model, edges = compiled.model, compiled.edges
     for values in list(compiled.inputs())[::17]:
         tokens = compiled.encode(values)
-        everything, _ = circuit(model, tokens, edges_of(model))
+        everything, _ = circuit(model, tokens, edges_of(model, split=True))
         np.testing.assert_allclose(everything, run(model, tokens), atol=1e-5)
         alone, _ = circuit(model, tokens, edges)
         np.testing.assert_allclose(alone, everything, atol=1e-12)
@@ -144,7 +149,7 @@ def test_compiled_programs(name):
     model, edges = compiled.model, compiled.edges
     for values in [v for v in compiled.inputs() if valid(v)][::29]:
         tokens = compiled.encode(values)
-        logits, _ = circuit(model, tokens, edges_of(model))
+        logits, _ = circuit(model, tokens, edges_of(model, split=True))
         alone, _ = circuit(model, tokens, edges)
         np.testing.assert_allclose(alone, logits, atol=1e-9)
 
