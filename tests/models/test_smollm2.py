@@ -44,15 +44,16 @@ def test_logits(loaded):
         np.testing.assert_allclose(total, golden[f"prompt{i}_logsumexp"], atol=1e-3)
 
 
-def test_ioi(loaded):
-    task = data.ioi(loaded.tokenizer, 16, seed=0)
+@pytest.mark.parametrize(
+    "task", [data.ioi, data.gendered_pronouns, data.subject_verb_agreement]
+)
+def test_tasks(loaded, task):
+    """Its answer to a prompt is right, and to the counterpart the other one."""
+    pairs = task(loaded.tokenizer, 16, seed=0)
     run = jax.jit(jax.vmap(lambda tokens: loaded.model(tokens)[0]))
-    rows = jnp.arange(len(task.clean))
-    last = run(task.clean.tokens)[rows, task.clean.last]
-    difference = last[rows, task.answer] - last[rows, task.wrong]
-    assert difference.mean() > 1
-    other = run(task.corrupt.tokens)[rows, task.corrupt.last]
-    assert (other[rows, task.answer] - other[rows, task.wrong]).mean() < -1
+    metric = pairs.logit_difference()
+    assert metric(run(pairs.clean.tokens)).mean() > 1
+    assert metric(run(pairs.corrupt.tokens)).mean() < -1
 
 
 def test_memory():
