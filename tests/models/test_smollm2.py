@@ -49,7 +49,7 @@ def test_logits(loaded):
 )
 def test_tasks(loaded, task):
     """Its answer to a prompt is right, and to the counterpart the other one."""
-    pairs = task(loaded.tokenizer, 16, seed=0)
+    pairs = task(loaded.tokenizer, 8, seed=0)
     run = jax.jit(jax.vmap(lambda tokens: loaded.model(tokens)[0]))
     metric = pairs.logit_difference()
     assert metric(run(pairs.clean.tokens)).mean() > 1
