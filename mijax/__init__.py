@@ -33,6 +33,7 @@ from mijax.core import interval as interval
 from mijax.core import kl as kl
 from mijax.core import l2 as l2
 from mijax.core import logit_difference as logit_difference
+from mijax.core import negative as negative
 from mijax.core import probability as probability
 from mijax.core import probability_difference as probability_difference
 from mijax.core import recovered as recovered

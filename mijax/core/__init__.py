@@ -24,6 +24,7 @@ from mijax.core._metrics import probability_difference as probability_difference
 from mijax.core._metrics import recovered as recovered
 from mijax.core._model import AbstractBlock as AbstractBlock
 from mijax.core._model import AbstractModel as AbstractModel
+from mijax.core._negative import negative as negative
 from mijax.core._plan import Chunks as Chunks
 from mijax.core._references import kl as kl
 from mijax.core._references import l2 as l2

@@ -1,0 +1,44 @@
+"""A metric with its sign changed: divergences as something to keep large."""
+
+from jaxtyping import Array, Float, Int
+
+from mijax.core._metrics import AbstractMetric
+
+
+class Negative(AbstractMetric):
+    """See `negative`."""
+
+    metric: AbstractMetric
+    position: Int[Array, "..."] | None
+
+    def ids(self, prompt: Int[Array, ""] | None) -> Int[Array, " k"] | None:
+        """Reads what the metric reads."""
+        return self.metric.ids(prompt)
+
+    def score(
+        self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
+    ) -> Float[Array, ""]:
+        """Changes the sign."""
+        return -self.metric.score(logits, prompt)
+
+
+def negative(metric: AbstractMetric) -> Negative:
+    """Minus a metric, so that more of it is better.
+
+    Circuits are found on metrics of which more is better. A divergence from the model
+    (`kl`, `l2`) or a loss (`cross_entropy`) is one of which less is.
+
+    Args:
+        metric: a metric of which less is better.
+
+    Returns:
+        A metric.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from mijax.core import l2
+        >>> logits = jnp.zeros((1, 4))
+        >>> float(negative(l2(logits))(logits + 3))
+        -9.0
+    """
+    return Negative(metric=metric, position=metric.position)
