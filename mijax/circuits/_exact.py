@@ -2,8 +2,8 @@
 
 Heads are independent of each other, so one pass through a block in which the query (or
 key, or value) of every head misses a sender gives what each head would write, and each
-of these is a lane of its own. Lanes re-run the layers after the receiver, from the first token
-that differs on, with the keys and values of the clean run before it.
+of these is a lane of its own. Lanes re-run the layers after the receiver,
+from the first token that differs on, with the clean run's keys and values before it.
 """
 
 from typing import Any

@@ -13,7 +13,7 @@ from mijax.circuits._connected import connected, enter
 from mijax.circuits._graph import Graph
 from mijax.core import AbstractMetric, AbstractModel
 from mijax.core._check import as_tokens
-from mijax.data import Prompts, aligned
+from mijax.data import Pairs, Prompts, aligned
 
 
 class AbstractAblation(eqx.Module):
@@ -126,6 +126,27 @@ class Task(eqx.Module):
             )
         self.metric = metric
         self.ablation = Counterfactual() if ablation is None else ablation
+
+    @classmethod
+    def of(
+        cls,
+        pairs: Pairs,
+        *,
+        metric: AbstractMetric | None = None,
+        ablation: AbstractAblation | None = None,
+    ) -> "Task":
+        """Makes a task of prompts and counterparts.
+
+        Args:
+            pairs: for instance `mijax.data.ioi(tokenizer, 100)`.
+            metric: `pairs.logit_difference()` by default.
+            ablation: what the rest of the model is replaced by.
+
+        Returns:
+            The task.
+        """
+        metric = pairs.logit_difference() if metric is None else metric
+        return cls(pairs.clean, pairs.corrupt, metric=metric, ablation=ablation)
 
     def __len__(self) -> int:
         return self.clean.shape[0]

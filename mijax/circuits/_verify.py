@@ -1,0 +1,210 @@
+"""Rank, then verify: patch exactly what ranking found, and a sample of the rest."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from mijax._errors import ShapeError
+from mijax.circuits._connected import Gate, connected, enter, score
+from mijax.circuits._graph import Graph
+from mijax.circuits._method import Progress
+from mijax.circuits._scores import Scores
+from mijax.circuits._task import Task
+from mijax.core import AbstractModel, Interval, interval
+
+
+class Line(NamedTuple):
+    """One edge or node: estimate, exact effect, and the interval of the latter."""
+
+    name: str
+    estimate: float
+    exact: float
+    low: float
+    high: float
+
+
+class Verification(eqx.Module):
+    """Exact effects of the best-ranked parts, and of a random sample of the others.
+
+    Attributes:
+        names: the best `top`, then the sample.
+        estimate: what the method said, `[part]`.
+        exact: how much the metric falls when the part is ablated, `[part]`.
+        prompts: the same in each prompt, `[part, prompt]`.
+        top: how many were chosen by rank.
+        rest: number of parts that the sample stands for.
+        correlation: Pearson r of estimate and exact effect, over all that were patched.
+        missed: share of the rest whose exact effect is larger than that of the weakest
+            of the best, as an interval from the sample (Wilson).
+    """
+
+    names: tuple[str, ...] = eqx.field(static=True)
+    estimate: Float[np.ndarray, " part"]
+    exact: Interval
+    prompts: Float[np.ndarray, "part prompt"]
+    top: int = eqx.field(static=True)
+    rest: int = eqx.field(static=True)
+    correlation: float = eqx.field(static=True)
+    missed: tuple[float, float, float] = eqx.field(static=True)
+
+    def table(self) -> list[Line]:
+        """Returns a line per part, the best first, then the sample."""
+        parts = (self.estimate, self.exact.mean, self.exact.low, self.exact.high)
+        columns = (np.asarray(part).tolist() for part in parts)
+        return [Line(*line) for line in zip(self.names, *columns, strict=True)]
+
+
+def verify(
+    model: AbstractModel,
+    task: Task,
+    scores: Scores,
+    *,
+    top: int = 50,
+    sample: int = 50,
+    key: PRNGKeyArray | None = None,
+    absolute: bool = True,
+    progress: Progress = None,
+    memory: int = 2**30,
+) -> Verification:
+    """Patches the best-ranked edges (or nodes) exactly, and a sample of the others.
+
+    Args:
+        model: the model.
+        task: prompts, metric and ablation.
+        scores: of edges or nodes.
+        top: how many to take by rank.
+        sample: how many of the others to draw, without replacement.
+        key: for the sample; `jax.random.key(0)` by default.
+        absolute: rank by size, whatever the sign.
+        progress: called with runs done and their total.
+        memory: bytes of working memory to aim at.
+
+    Returns:
+        Exact effects with their intervals, and a bound on what ranking missed.
+
+    Raises:
+        ShapeError: scores of neurons, or nothing to verify.
+
+    Examples:
+        >>> import mijax
+        >>> from mijax import circuits
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> metric = mijax.logit_difference(3, 4)
+        >>> task = Task([[5, 6, 7], [8, 6, 7]], [[5, 9, 7], [8, 2, 7]], metric=metric)
+        >>> scores = circuits.discover(model, task, circuits.EAP())
+        >>> found = verify(model, task, scores, top=5, sample=5)
+        >>> found.exact.mean.shape
+        (10,)
+    """
+    if scores.level == "neuron" or top < 1 or sample < 0:
+        raise ShapeError(
+            "verify takes scores of edges or nodes and at least one of them, got level "
+            f"{scores.level!r}, top={top}, sample={sample}."
+        )
+    key = jax.random.key(0) if key is None else key
+    values = np.asarray(scores.values)
+    size = np.abs(values) if absolute else values
+    order = np.argsort(-np.where(scores.real, size, -np.inf), axis=None, kind="stable")
+    order = order[: int(scores.real.sum())]
+    best, others = order[:top], order[top:]
+    drawn = np.asarray(jax.random.permutation(key, len(others)))[:sample]
+    index = np.concatenate([best, others[drawn]])
+    effects = _effects(model, task, scores, index, progress, memory)
+    found = interval(jnp.asarray(effects.T), key=key)
+    exact, estimate = np.asarray(found.mean), values.reshape(-1)[index]
+    strong = np.abs(exact) if absolute else exact
+    over = strong[len(best) :] > strong[: len(best)].min()
+    return Verification(
+        names=tuple(scores.name(int(i)) for i in index),
+        estimate=estimate,
+        exact=found,
+        prompts=effects,
+        top=len(best),
+        rest=len(others),
+        correlation=pearson(estimate, exact),
+        missed=wilson(int(over.sum()), len(over)),
+    )
+
+
+def pearson(x: np.ndarray, y: np.ndarray) -> float:
+    """Returns the correlation of two arrays, 0 where one of them is constant."""
+    if len(x) < 2 or not x.std() or not y.std():
+        return 0.0
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float, float]:
+    """Returns a share and its Wilson score interval, (0, 0, 1) without a sample."""
+    if not n:
+        return 0.0, 0.0, 1.0
+    share, spread = hits / n, z**2 / n
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * np.sqrt(share * (1 - share) / n + spread / (4 * n))
+    return share, max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def _effects(
+    model: AbstractModel,
+    task: Task,
+    scores: Scores,
+    index: np.ndarray,
+    progress: Progress,
+    memory: int,
+) -> Float[np.ndarray, "part prompt"]:
+    """Ablates parts one at a time."""
+    graph, width = scores.graph, scores.values.shape[-1]
+    edge = scores.level == "edge"
+    sender, receiver = np.divmod(index, width) if edge else (index, index * 0)
+    embed = task.clean.shape[1] * model_width(model, graph, task)
+    size = max(1, min(len(index), memory // (16 * embed * len(graph.senders))))
+    out = np.zeros((len(index), len(task)), np.float32)
+    for prompt in range(len(task)):
+        for at in range(0, len(index), size):
+            part = np.minimum(np.arange(at, at + size), len(index) - 1)
+            lanes = (jnp.asarray(sender[part]), jnp.asarray(receiver[part]))
+            found = _ablate(model, graph, task, jnp.int32(prompt), lanes, edge)
+            here = out[at : at + size, prompt]
+            here[:] = np.asarray(found)[: len(here)]
+            if progress is not None:
+                done = prompt * len(index) + min(at + size, len(index))
+                progress(done, out.size)
+    return out
+
+
+def model_width(model: AbstractModel, graph: Graph, task: Task) -> int:
+    """Returns the size of the residual stream."""
+    shape = jax.eval_shape(lambda: enter(model, graph, task.clean[0]).rest)
+    return shape.shape[-1]
+
+
+@eqx.filter_jit
+def _ablate(
+    model: AbstractModel,
+    graph: Graph,
+    task: Task,
+    prompt: Int[Array, ""],
+    lanes: tuple[Array, Array],
+    edge: bool,
+) -> Float[Array, " lane"]:
+    """Returns what the metric loses in one prompt, lane by lane."""
+    reference = task.ablation.reference(model, graph, task, prompt)
+    inputs = enter(model, graph, task.clean[prompt])
+
+    def run(gate: Gate | None) -> Array:
+        ran = connected(
+            model, graph, inputs, prompt=prompt, gate=gate, reference=reference
+        )
+        return score(model, task.metric, ran.final, prompt)
+
+    def one(sender: Array, receiver: Array) -> Array:
+        if edge:
+            whole: Any = jnp.ones(graph.edges.shape, reference.dtype)
+            return run(Gate(edges=whole.at[sender, receiver].set(0)))
+        whole = jnp.ones((len(graph.senders), 1), reference.dtype)
+        return run(Gate(nodes=whole.at[sender].set(0)))
+
+    return run(None) - jax.vmap(one)(*lanes)
