@@ -4,8 +4,16 @@ from mijax.circuits._acdc import ACDC as ACDC
 from mijax.circuits._acdc import ACDCSweep as ACDCSweep
 from mijax.circuits._acdc import acdc_thresholds as acdc_thresholds
 from mijax.circuits._activations import EAPIGActivations as EAPIGActivations
+from mijax.circuits._areas import MIB_FRACTIONS as MIB_FRACTIONS
+from mijax.circuits._areas import Evaluation as Evaluation
+from mijax.circuits._areas import Faithfulness as Faithfulness
+from mijax.circuits._circuit import Circuit as Circuit
 from mijax.circuits._eap import EAP as EAP
 from mijax.circuits._eap import EAPIG as EAPIG
+from mijax.circuits._evaluate import divergence as divergence
+from mijax.circuits._evaluate import evaluate as evaluate
+from mijax.circuits._evaluate import faithfulness as faithfulness
+from mijax.circuits._evaluate import run_circuits as run_circuits
 from mijax.circuits._flow import InformationFlowRoutes as InformationFlowRoutes
 from mijax.circuits._graph import Graph as Graph
 from mijax.circuits._hisp import HISP as HISP
@@ -15,6 +23,10 @@ from mijax.circuits._method import AbstractMethod as AbstractMethod
 from mijax.circuits._method import discover as discover
 from mijax.circuits._random import Random as Random
 from mijax.circuits._scores import Scores as Scores
+from mijax.circuits._select import greedy as greedy
+from mijax.circuits._select import prune as prune
+from mijax.circuits._select import threshold as threshold
+from mijax.circuits._select import top as top
 from mijax.circuits._task import AbstractAblation as AbstractAblation
 from mijax.circuits._task import Counterfactual as Counterfactual
 from mijax.circuits._task import Fixed as Fixed
