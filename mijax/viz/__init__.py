@@ -1,6 +1,7 @@
 """Pictures and pages: heatmaps, curves, bars, attention, circuits."""
 
 from mijax.viz._circuit import circuit_graph as circuit_graph
+from mijax.viz._circuit_page import circuit_page as circuit_page
 from mijax.viz._heatmap import attention_grid as attention_grid
 from mijax.viz._heatmap import heatmap as heatmap
 from mijax.viz._heatmap import heatmaps as heatmaps
