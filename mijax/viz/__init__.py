@@ -2,6 +2,8 @@
 
 from mijax.viz._circuit import circuit_graph as circuit_graph
 from mijax.viz._circuit_page import circuit_page as circuit_page
+from mijax.viz._curves import faithfulness_curves as faithfulness_curves
+from mijax.viz._curves import score_scatter as score_scatter
 from mijax.viz._heatmap import attention_grid as attention_grid
 from mijax.viz._heatmap import heatmap as heatmap
 from mijax.viz._heatmap import heatmaps as heatmaps
