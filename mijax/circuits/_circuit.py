@@ -70,12 +70,13 @@ class Circuit(eqx.Module):
             )
 
     @classmethod
-    def of(cls, graph: Graph, names: Iterable[str]) -> "Circuit":
+    def of(cls, graph: Graph, names: Iterable[str | tuple[str, str]]) -> "Circuit":
         """Makes a circuit of edges given by name.
 
         Args:
             graph: senders and receivers.
-            names: edges, for instance `"a9.h9<k> <- a5.h5"`.
+            names: edges, for instance `"a9.h9<k> <- a5.h5"`, or pairs of a sender and
+                a receiver.
 
         Returns:
             The circuit.

@@ -147,21 +147,26 @@ class Graph:
         """
         return find(name, self.receivers, "receiver")
 
-    def edge(self, name: str) -> tuple[int, int]:
-        """Returns sender and receiver of an edge like `"a9.h9<k> <- a5.h5"`.
+    def edge(self, name: str | tuple[str, str]) -> tuple[int, int]:
+        """Returns the indices of an edge's sender and receiver.
+
+        Args:
+            name: like `"a9.h9<k> <- a5.h5"`, or the pair `("a5.h5", "a9.h9<k>")`.
 
         Raises:
             SiteError: there is no such edge.
         """
-        match = EDGE.fullmatch(name)
-        if match is None:
-            raise SiteError(
-                f"{name!r} is not an edge: write 'receiver <- sender', for instance "
-                "'a9.h9<k> <- a5.h5'."
-            )
-        receiver, sender = self.receiver(match[1]), self.sender(match[2])
+        if isinstance(name, str):
+            match = EDGE.fullmatch(name)
+            if match is None:
+                raise SiteError(
+                    f"{name!r} is not an edge: write 'receiver <- sender', for "
+                    "instance 'a9.h9<k> <- a5.h5'."
+                )
+            name = match[2], match[1]
+        sender, receiver = self.sender(name[0]), self.receiver(name[1])
         if not self.edges[sender, receiver]:
-            raise SiteError(f"{match[2]} does not come before {match[1]}: no edge.")
+            raise SiteError(f"{name[0]} does not come before {name[1]}: no edge.")
         return sender, receiver
 
     def name(self, sender: int, receiver: int) -> str:

@@ -64,6 +64,13 @@ class AbstractAttribution(AbstractMethod):
     ) -> Float[Array, "..."]:
         """Returns the scores in one prompt."""
 
+    def shape(self, model: AbstractModel, graph: Graph) -> tuple[int, ...]:
+        """Returns the shape of the scores."""
+        if self.level == "edge":
+            return graph.edges.shape
+        embed = site_shapes(model, 1).blocks.resid_pre.shape[-1]
+        return (len(graph.senders), embed)[: 1 + (self.level == "neuron")]
+
     def prepare(self, model: AbstractModel) -> AbstractModel:
         """Returns the model that is differentiated; the same by default."""
         return model
@@ -76,8 +83,7 @@ class AbstractAttribution(AbstractMethod):
             raise OutputError("Scores of every prompt cannot be resumed: choose one.")
         model = self.prepare(model)
         chunks = rows(task, fit(model, graph, task, options.memory))
-        one = eqx.filter_eval_shape(_chunk, self, model, graph, task, chunks[0][0])
-        sums = np.zeros((2, *one.shape[1:]), np.float32)
+        sums = np.zeros((2, *self.shape(model, graph)), np.float32)
         journal = Journal(options.resume, (model, task, self))
         journal.load(sums)
         total, kept = jnp.asarray(sums), []

@@ -32,6 +32,7 @@ METHODS = {
     "eap_ig_inputs": "EAP-IG-inputs",
     "eap_ig_activations": "EAP-IG-activations",
     "clean_corrupted": "clean-corrupted",
+    "exact": "exact",
 }
 EXAMPLE = """example:
   python eap_ig.py --eap-ig EAP-IG --weights model.safetensors --tokens prompts.npz \\
@@ -55,6 +56,9 @@ def main() -> None:
         took = []
         for _ in range(arguments.repeats):
             graph = graphs.Graph.from_model(model)
+            if name == "exact":
+                took.append(exact(model, graph, data, arguments.exact_edges))
+                continue
             start = time.perf_counter()
             attribute.attribute(
                 model,
@@ -79,6 +83,7 @@ def main() -> None:
         "tokens": len(data[0][0][0]),
         "steps": arguments.steps,
         "edges": len(graph.edges),
+        "exact_edges": arguments.exact_edges,
         "seconds": {name: round(value, 3) for name, value in times.items()},
     }
     print(json.dumps(result))
@@ -102,12 +107,26 @@ def parse() -> argparse.Namespace:
     add("--heads", type=int, default=None, help="number of heads (default embed / 64)")
     add("--tokens", required=True, help="npz with clean, corrupt, answer, wrong")
     add("--methods", nargs="+", choices=METHODS, default=["eap", "eap_ig_inputs"])
+    add("--exact-edges", type=int, default=20, help="edges that `exact` patches")
     add("--steps", type=int, default=5, help="of integrated gradients")
     add("--batch", type=int, default=None, help="prompts to a batch (default all)")
     add("--repeats", type=int, default=1, help="the fastest counts")
     add("--threads", type=int, default=2)
     add("--out", type=Path, help="npz for scores, seconds and the names of nodes")
     return parser.parse_args()
+
+
+def exact(model: Any, graph: Any, data: Any, count: int) -> float:
+    """Seconds for patching some edges, spread over the graph, as the reference does."""
+    evaluate: Any = importlib.import_module("eap.evaluate")
+    graph.in_graph |= graph.real_edge_mask
+    edges = list(graph.edges.values())
+    start = time.perf_counter()
+    for edge in edges[:: max(1, len(edges) // count)][:count]:
+        edge.in_graph = False
+        evaluate.evaluate_graph(model, graph, data, loss, quiet=True, skip_clean=True)
+        edge.in_graph = True
+    return time.perf_counter() - start
 
 
 def reference(root: Path) -> tuple[Any, Any]:
