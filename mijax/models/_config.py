@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from mijax._errors import LoadError, nearest
+from mijax.io import Gguf
 from mijax.nn import GELU, ReLU, SiLU
 
 ACTIVATIONS = {
@@ -104,6 +105,20 @@ class Keys:
                     f"{path}: unknown key '{key}' = {value!r} may change what the "
                     f"model computes.{hint} Remove it if it does not."
                 )
+
+
+def check_gguf(gguf: Gguf, name: str, known: Collection[str]) -> None:
+    """Refuses metadata of the architecture that the family does not read.
+
+    Raises:
+        LoadError: names the first such key.
+    """
+    for key in gguf.fields:
+        if key.startswith(f"{name}.") and key.removeprefix(f"{name}.") not in known:
+            raise LoadError(
+                f"{gguf.path}: metadata '{key}' = {gguf.metadata(key)!r} may change "
+                "what the model computes and is not supported."
+            )
 
 
 def close(key: str, known: Collection[str]) -> bool:

@@ -10,7 +10,14 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
 from mijax.io import Gguf
-from mijax.models._config import ACTIVATIONS, Keys, activation_name, divide, need
+from mijax.models._config import (
+    ACTIVATIONS,
+    Keys,
+    activation_name,
+    check_gguf,
+    divide,
+    need,
+)
 from mijax.models._family import Family, Preset, Rule, Table, same, short
 from mijax.models._init import Normal, layer_norm
 from mijax.nn import MLP, Attention, Block, Embedding, Transformer, Unembedding
@@ -148,6 +155,7 @@ def table(spec: GPT2Spec) -> Table:
 
 def from_gguf(gguf: Gguf) -> GPT2Spec:
     """Reads GGUF metadata."""
+    check_gguf(gguf, "gpt2", GGUF_KEYS)
     number = lambda key: gguf.metadata(f"gpt2.{key}")  # noqa: E731
     return GPT2Spec(
         layers=number("block_count"),
@@ -159,6 +167,19 @@ def from_gguf(gguf: Gguf) -> GPT2Spec:
         eps=short(number("attention.layer_norm_epsilon")),
         tied="output.weight" not in gguf.shapes,
     )
+
+
+GGUF_KEYS = frozenset(
+    [
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+        "attention.layer_norm_epsilon",
+        "vocab_size",
+    ]
+)
 
 
 def gguf_table(spec: GPT2Spec) -> Table:

@@ -14,7 +14,14 @@ from jaxtyping import PRNGKeyArray
 
 from mijax._errors import LoadError
 from mijax.io import Gguf
-from mijax.models._config import ACTIVATIONS, Keys, activation_name, divide, need
+from mijax.models._config import (
+    ACTIVATIONS,
+    Keys,
+    activation_name,
+    check_gguf,
+    divide,
+    need,
+)
 from mijax.models._family import Family, Preset, Rule, Table, same, short
 from mijax.models._init import Normal, rms_norm
 from mijax.nn import (
@@ -207,12 +214,7 @@ def from_gguf(gguf: Gguf) -> LlamaSpec:
     """Reads GGUF metadata."""
     path = str(gguf.path)
     number = lambda key, *default: gguf.metadata(f"llama.{key}", *default)  # noqa: E731
-    for key in gguf.fields:
-        if key.startswith("llama.") and key.removeprefix("llama.") not in GGUF_KEYS:
-            raise LoadError(
-                f"{path}: metadata '{key}' = {gguf.metadata(key)!r} may change what "
-                "the model computes and is not supported."
-            )
+    check_gguf(gguf, "llama", GGUF_KEYS)
     embed, heads = number("embedding_length"), number("attention.head_count")
     head_dim = number("attention.key_length", embed // heads)
     for key in ("rope.dimension_count", "attention.value_length"):

@@ -175,6 +175,14 @@ def test_refusals(tmp_path, arguments, word):
     one_line(caught, path, word)
 
 
+@pytest.mark.parametrize("key", ["gpt2.attention.scale", "gpt2.use_parallel_residual"])
+def test_gpt2_refuses_metadata_that_it_does_not_read(tmp_path, key):
+    path = write(tmp_path / "a.gguf", "gpt2", fields={key: 1})
+    with pytest.raises(LoadError) as caught:
+        models.load(path)
+    one_line(caught, path, key)
+
+
 def test_truncated(tmp_path):
     path = write(tmp_path / "a.gguf", "llama")
     whole = path.read_bytes()
