@@ -10,6 +10,7 @@ from mijax.circuits._areas import Faithfulness as Faithfulness
 from mijax.circuits._circuit import Circuit as Circuit
 from mijax.circuits._eap import EAP as EAP
 from mijax.circuits._eap import EAPIG as EAPIG
+from mijax.circuits._edge_pruning import EdgePruning as EdgePruning
 from mijax.circuits._evaluate import divergence as divergence
 from mijax.circuits._evaluate import evaluate as evaluate
 from mijax.circuits._evaluate import faithfulness as faithfulness
@@ -17,10 +18,15 @@ from mijax.circuits._evaluate import run_circuits as run_circuits
 from mijax.circuits._flow import InformationFlowRoutes as InformationFlowRoutes
 from mijax.circuits._graph import Graph as Graph
 from mijax.circuits._hisp import HISP as HISP
+from mijax.circuits._masks import AbstractMask as AbstractMask
+from mijax.circuits._masks import sparsity as sparsity
 from mijax.circuits._means import mean_ablation as mean_ablation
 from mijax.circuits._method import AbstractAttribution as AbstractAttribution
 from mijax.circuits._method import AbstractMethod as AbstractMethod
 from mijax.circuits._method import discover as discover
+from mijax.circuits._optimal import OptimalAblation as OptimalAblation
+from mijax.circuits._optimal import optimal_ablation as optimal_ablation
+from mijax.circuits._probing import SubnetworkProbing as SubnetworkProbing
 from mijax.circuits._random import Random as Random
 from mijax.circuits._scores import Scores as Scores
 from mijax.circuits._select import greedy as greedy
@@ -32,3 +38,4 @@ from mijax.circuits._task import Counterfactual as Counterfactual
 from mijax.circuits._task import Fixed as Fixed
 from mijax.circuits._task import Task as Task
 from mijax.circuits._task import Zero as Zero
+from mijax.circuits._ugs import UGS as UGS
