@@ -41,6 +41,8 @@ from mijax.core import run as run
 from mijax.core import sweep as sweep
 
 if TYPE_CHECKING:
+    from mijax import attribution as attribution
+    from mijax import circuits as circuits
     from mijax import core as core
     from mijax import data as data
     from mijax import experiment as experiment
@@ -56,7 +58,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """Imports a subpackage on first use, so `import mijax` stays quick."""
-    packages = "core data experiment io lens models nn testing viz"
+    packages = "attribution circuits core data experiment io lens models nn testing viz"
     if name in packages.split():
         return importlib.import_module(f"mijax.{name}")
     raise AttributeError(f"module 'mijax' has no attribute {name!r}")

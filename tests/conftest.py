@@ -10,6 +10,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from jaxtyping import install_import_hook
 
 with install_import_hook("mijax", "beartype.beartype"):
+    import mijax.attribution
     import mijax.core
     import mijax.data
     import mijax.io

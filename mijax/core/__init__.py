@@ -37,6 +37,7 @@ from mijax.core._sites import SITES as SITES
 from mijax.core._sites import BlockSites as BlockSites
 from mijax.core._sites import Site as Site
 from mijax.core._sites import Sites as Sites
+from mijax.core._stop import StopGradient as StopGradient
 from mijax.core._stream import AbstractStream as AbstractStream
 from mijax.core._sweep import Sweep as Sweep
 from mijax.core._sweep import sweep as sweep

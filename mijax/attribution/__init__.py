@@ -1,0 +1,7 @@
+"""Attributions: what every site is worth, from one backward pass or a few."""
+
+from mijax.attribution._atp import AtP as AtP
+from mijax.attribution._atp import IntegratedGradients as IntegratedGradients
+from mijax.attribution._atp_star import AtPStar as AtPStar
+from mijax.attribution._method import AbstractMethod as AbstractMethod
+from mijax.attribution._method import attribute as attribute
