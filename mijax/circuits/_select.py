@@ -75,6 +75,15 @@ def threshold(
 
     Raises:
         ConfigError: scores that are not numbers.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from mijax.circuits import Graph
+        >>> graph = Graph(("input",), n_layers=1, n_heads=1, mlp=True, parallel=False)
+        >>> values = jnp.array([0.5, -2.0, 1.0])  # input, a0.h0, m0
+        >>> scores = Scores(values, None, None, graph, "node", "by hand")
+        >>> threshold(scores, 0.5).names()
+        ('m0 <- input', 'logits <- input', 'logits <- m0')
     """
     return made(scores, ranking(scores, absolute) >= at, prune)
 
@@ -100,6 +109,17 @@ def greedy(
     Raises:
         ConfigError: scores of something else than edges, fewer than `n` edges, or
             scores that are not numbers.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from mijax.circuits import Graph
+        >>> graph = Graph(("input",), n_layers=1, n_heads=1, mlp=True, parallel=False)
+        >>> values = jnp.zeros(graph.edges.shape).at[graph.edge("logits <- m0")].set(1)
+        >>> values = values.at[graph.edge("m0 <- a0.h0")].set(3)
+        >>> values = values.at[graph.edge("a0.h0<v> <- input")].set(2)
+        >>> scores = Scores(values, None, None, graph, "edge", "by hand")
+        >>> greedy(scores, 3).names()
+        ('a0.h0<v> <- input', 'm0 <- a0.h0', 'logits <- m0')
     """
     if scores.level != "edge":
         raise ConfigError(
@@ -138,6 +158,13 @@ def prune(circuit: Circuit) -> Circuit:
 
     Returns:
         A circuit in which every edge is on a path, possibly the empty one.
+
+    Examples:
+        >>> from mijax.circuits import Graph
+        >>> graph = Graph(("input",), n_layers=2, n_heads=1, mlp=True, parallel=False)
+        >>> names = ["m1 <- input", "logits <- m1", "m1 <- a0.h0"]
+        >>> prune(Circuit.of(graph, names)).names()
+        ('m1 <- input', 'logits <- m1')
     """
     graph, neurons = circuit.graph, circuit.neurons
     owner, edges = owners(graph), circuit.edges.copy()

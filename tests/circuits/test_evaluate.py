@@ -12,7 +12,7 @@ import mijax
 from mijax import circuits
 from mijax._errors import ConfigError, SiteError
 from mijax.circuits import Circuit, Faithfulness, Graph, Scores
-from mijax.circuits import _evaluate as module
+from mijax.circuits import _measure as module
 from tests import cases
 
 GOLDEN = Path(__file__).parent.parent / "golden"

@@ -1,0 +1,257 @@
+"""Graphs as files, in the format of the reference implementation of EAP-IG."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from mijax._errors import ConfigError, LoadError, nearest
+from mijax.circuits._circuit import Circuit, owners, same_graph
+from mijax.circuits._graph import Graph
+from mijax.circuits._scores import Level, Scores
+from mijax.io import replace_file
+
+CFG = {"n_layers": int, "n_heads": int, "parallel_attn_mlp": bool, "d_model": int}
+OF_NODES = {"in_graph": bool, "score": float, "neurons": list, "neurons_scores": list}
+OF_EDGES = {"score": float, "in_graph": bool}
+
+
+def save_json(
+    path: str | os.PathLike[str],
+    scores: Scores,
+    circuit: Circuit | None = None,
+    *,
+    embed: int,
+) -> None:
+    """Writes scores and a circuit as the reference implementation of EAP-IG does.
+
+    `{"cfg": ..., "nodes": {name: {"in_graph"}}, "edges": {"a0.h1->m0": {"score",
+    "in_graph"}}}`; nodes carry `"score"` if nodes were scored, `"neurons_scores"` if
+    neurons were, and `"neurons"` if the circuit selects some. Edges that were not
+    scored have score 0. The file appears whole or not at all.
+
+    Args:
+        path: the file.
+        scores: at any level.
+        circuit: which edges are in the graph; none by default.
+        embed: size of the residual stream, which the format asks for.
+
+    Raises:
+        ConfigError: a graph that the format does not know: several inputs, or blocks
+            without an MLP; or neurons that are not `embed` many.
+        ShapeError: scores and circuit of different graphs.
+        OutputError: the file cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> graph = Graph(("input",), n_layers=1, n_heads=1, mlp=True, parallel=False)
+        >>> values = jnp.asarray(graph.edges, jnp.float32)
+        >>> scores = Scores(values, None, None, graph, "edge", "by hand")
+        >>> path = f"{tempfile.mkdtemp()}/graph.json"
+        >>> save_json(path, scores, Circuit.full(graph), embed=8)
+        >>> load_json(path)[1]
+        Circuit(8 of 8 edges)
+    """
+    graph = scores.graph
+    circuit = Circuit.empty(graph) if circuit is None else circuit
+    same_graph(Circuit.empty(graph), circuit)
+    if graph.inputs != ("input",) or not graph.mlp:
+        raise ConfigError(
+            "The format knows one input and an MLP in every block; this graph has "
+            f"inputs {', '.join(graph.inputs)} and {'' if graph.mlp else 'no '}MLPs."
+        )
+    for name, array in (
+        ("scores", scores.values if scores.level == "neuron" else None),
+        ("circuit", circuit.neurons),
+    ):
+        if array is not None and array.shape[-1] != embed:
+            raise ConfigError(
+                f"The {name} have {array.shape[-1]} neurons a node, embed is {embed}."
+            )
+    content = {
+        "cfg": {
+            "n_layers": graph.n_layers,
+            "n_heads": graph.n_heads,
+            "parallel_attn_mlp": graph.parallel,
+            "d_model": embed,
+        },
+        "nodes": nodes_of(scores, circuit),
+        "edges": edges_of(scores, circuit),
+    }
+
+    def write(scratch: Path) -> None:
+        scratch.write_text(json.dumps(content))
+
+    replace_file(path, write)
+
+
+def load_json(path: str | os.PathLike[str]) -> tuple[Scores, Circuit]:
+    """Reads scores and a circuit that the reference implementation, or we, wrote.
+
+    Which edges are in the circuit is what the edges say; nodes say it once more and
+    are not needed for it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Scores, at the finest level that the file has any of, and the circuit.
+
+    Raises:
+        LoadError: no such file, not JSON, or a key or value that is missing, unknown
+            or of another type.
+
+    Examples:
+        >>> load_json("none.json")
+        Traceback (most recent call last):
+        mijax._errors.LoadError: Cannot read none.json: No such file or directory.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise LoadError(f"Cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise LoadError(f"{path} is not JSON: {error}.") from error
+    content = record(content, dict.fromkeys(("cfg", "nodes", "edges"), dict), f"{path}")
+    cfg = record(content["cfg"], CFG, f"{path}: cfg")
+    layers, heads, parallel = (cfg[key] for key in list(CFG)[:3])
+    graph = Graph(("input",), layers, heads, True, parallel)
+    edges, values = read_edges(graph, content["edges"], path)
+    nodes = content["nodes"]
+    check_keys(nodes, (*graph.senders, "logits"), f"{path}: nodes")
+    for name, found in nodes.items():
+        record(found, OF_NODES, f"{path}: node {name}", needed=("in_graph",))
+    level: Level = "edge"
+    size = cfg["d_model"]
+    scored = read_nodes(graph, nodes, "score", (), path)
+    if scored is not None:
+        level, values = "node", scored
+    scored = read_nodes(graph, nodes, "neurons_scores", (size,), path)
+    if scored is not None:
+        level, values = "neuron", scored
+    neurons = read_nodes(graph, nodes, "neurons", (size,), path)
+    method = f"read from {path.name}"
+    scores = Scores(jnp.asarray(values, jnp.float32), None, None, graph, level, method)
+    return scores, Circuit(graph, edges, neurons)
+
+
+def nodes_of(scores: Scores, circuit: Circuit) -> dict[str, dict[str, Any]]:
+    """Returns what the format says of nodes."""
+    graph, values = scores.graph, np.asarray(scores.values)
+    entered = np.zeros(len(graph.senders), bool)
+    entered[owners(graph)[:-1][circuit.edges[:, :-1].any(0)]] = True
+    entered[0] = True
+    inside = np.any(circuit.edges, axis=1) & entered
+    found: dict[str, dict[str, Any]] = {}
+    for i, name in enumerate(graph.senders):
+        found[name] = {"in_graph": bool(inside[i])}
+        if scores.level == "node":
+            found[name]["score"] = float(values[i])
+        if circuit.neurons is not None:
+            found[name]["neurons"] = circuit.neurons[i].tolist()
+        if scores.level == "neuron":
+            found[name]["neurons_scores"] = values[i].tolist()
+    return {**found, "logits": {"in_graph": True}}
+
+
+def edges_of(scores: Scores, circuit: Circuit) -> dict[str, dict[str, Any]]:
+    """Returns what the format says of edges."""
+    graph = scores.graph
+    scored = scores.level == "edge"
+    values = np.asarray(scores.values) if scored else np.zeros(graph.edges.shape)
+    return {
+        f"{graph.senders[s]}->{graph.receivers[r]}": {
+            "score": float(values[s, r]),
+            "in_graph": bool(circuit.edges[s, r]),
+        }
+        for s, r in np.argwhere(graph.edges)
+    }
+
+
+def read_edges(graph: Graph, found: dict[str, Any], path: Path) -> tuple[Any, Any]:
+    """Returns which edges are in, and their scores."""
+    place = {
+        f"{graph.senders[s]}->{graph.receivers[r]}": (int(s), int(r))
+        for s, r in np.argwhere(graph.edges)
+    }
+    check_keys(found, place, f"{path}: edges")
+    edges = np.zeros(graph.edges.shape, bool)
+    values = np.zeros(graph.edges.shape, np.float32)
+    for name, where in place.items():
+        edge = record(found[name], OF_EDGES, f"{path}: edge {name}")
+        edges[where], values[where] = edge["in_graph"], edge["score"]
+    return edges, values
+
+
+def read_nodes(
+    graph: Graph,
+    nodes: dict[str, Any],
+    key: str,
+    shape: tuple[int, ...],
+    path: Path,
+) -> np.ndarray | None:
+    """Returns one entry of all nodes, `None` if no node has it."""
+    having = [name for name in graph.senders if key in nodes[name]]
+    if not having:
+        return None
+    lacking = next((name for name in graph.senders if key not in nodes[name]), None)
+    if lacking is not None:
+        raise LoadError(
+            f"{path}: node {having[0]} has {key!r} and {lacking} has not: give it to "
+            "all nodes or to none."
+        )
+    kind = bool if key == "neurons" else float
+    rows = [nodes[name][key] for name in graph.senders]
+    for name, row in zip(graph.senders, rows, strict=True):
+        entries = row if isinstance(row, list) else [row]
+        if (len(entries),) * len(shape) != shape or not all(
+            typed(entry, kind) for entry in entries
+        ):
+            size = f"{shape[0]} of them" if shape else "one"
+            raise LoadError(
+                f"{path}: {key!r} of node {name} is not {kind.__name__}, {size}."
+            )
+    return np.array(rows)
+
+
+def record(
+    found: Any, kinds: dict[str, type], where: str, needed: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """Returns a dictionary if it has the keys that it must have, and their types."""
+    if not isinstance(found, dict):
+        raise LoadError(f"{where} is not a dictionary but {found!r}.")
+    check_keys(found, kinds, where, kinds if needed is None else needed)
+    for key, value in found.items():
+        if not typed(value, kinds[key]):
+            wanted = kinds[key].__name__
+            raise LoadError(f"{where}: {key!r} is not of type {wanted}: {value!r:.60}.")
+    return found
+
+
+def typed(value: Any, kind: type) -> bool:
+    """Tells whether a value of a JSON file is of a type; integers are numbers."""
+    if kind is float:
+        kinds: tuple[type, ...] = (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def check_keys(
+    found: dict[str, Any],
+    known: Iterable[str],
+    where: str,
+    needed: Iterable[str] | None = None,
+) -> None:
+    """Refuses unknown and missing keys."""
+    known = dict.fromkeys(known)
+    for key in found:
+        if key not in known:
+            raise LoadError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
+    for key in known if needed is None else needed:
+        if key not in found:
+            raise LoadError(f"{where}: key {key!r} is missing.")
