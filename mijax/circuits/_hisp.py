@@ -55,6 +55,11 @@ class HISP(AbstractAttribution):
             close = nearest(self.level, LEVELS)
             raise ConfigError(f"There is no level {self.level!r}.{close}")
 
+    def shape(self, model: AbstractModel, graph: Graph) -> tuple[int, int]:
+        """Returns how many layers and how many parts of each are scored."""
+        each = graph.readers if self.level == "edge" else graph.writers
+        return graph.n_layers, each
+
     def attribute(
         self, model: AbstractModel, graph: Graph, task: Task, prompt: Int[Array, ""]
     ) -> Float[Array, "layer part"]:
