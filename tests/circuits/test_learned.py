@@ -138,6 +138,17 @@ def test_the_circuit_is_found(name):
     assert circuits.sparsity(scores) == pytest.approx(outside, abs=0.1)
 
 
+@pytest.mark.parametrize("name", ["probing, edges", "sampling, edges"])
+def test_the_mask_is_the_planted_circuit(name):
+    planted = mijax.testing.planted("induction")
+    metric = mijax.logit_difference(planted.answer, planted.wrong)
+    asked = circuits.Task(planted.clean, planted.corrupt, metric=metric)
+    scores = circuits.discover(planted.model, asked, METHODS[name])
+    kept = np.argwhere(np.asarray(scores.values) > np.log(2))
+    senders, receivers = scores.graph.senders, scores.graph.receivers
+    assert {(senders[i], receivers[j]) for i, j in kept} == planted.differing
+
+
 QUICK = {
     "probing": circuits.SubnetworkProbing(0.1, level="edge", steps=6, batch=7),
     "sampling": circuits.UGS(0.01, samples=2, steps=6, batch=7),
