@@ -7,7 +7,14 @@ from mijax.circuits._activations import EAPIGActivations as EAPIGActivations
 from mijax.circuits._areas import MIB_FRACTIONS as MIB_FRACTIONS
 from mijax.circuits._areas import Evaluation as Evaluation
 from mijax.circuits._areas import Faithfulness as Faithfulness
+from mijax.circuits._atp_star import AtPStar as AtPStar
 from mijax.circuits._circuit import Circuit as Circuit
+from mijax.circuits._connected import Gate as Gate
+from mijax.circuits._connected import Inputs as Inputs
+from mijax.circuits._connected import Ran as Ran
+from mijax.circuits._connected import Taps as Taps
+from mijax.circuits._connected import connected as connected
+from mijax.circuits._connected import enter as enter
 from mijax.circuits._criteria import Completeness as Completeness
 from mijax.circuits._criteria import Minimality as Minimality
 from mijax.circuits._criteria import completeness as completeness
@@ -19,7 +26,9 @@ from mijax.circuits._evaluate import divergence as divergence
 from mijax.circuits._evaluate import evaluate as evaluate
 from mijax.circuits._evaluate import faithfulness as faithfulness
 from mijax.circuits._evaluate import run_circuits as run_circuits
+from mijax.circuits._exact import Exact as Exact
 from mijax.circuits._flow import InformationFlowRoutes as InformationFlowRoutes
+from mijax.circuits._gim import GIM as GIM
 from mijax.circuits._graph import Graph as Graph
 from mijax.circuits._hisp import HISP as HISP
 from mijax.circuits._json import load_json as load_json
@@ -34,8 +43,11 @@ from mijax.circuits._null import Null as Null
 from mijax.circuits._null import null as null
 from mijax.circuits._optimal import OptimalAblation as OptimalAblation
 from mijax.circuits._optimal import optimal_ablation as optimal_ablation
+from mijax.circuits._paths import Paths as Paths
+from mijax.circuits._paths import path_patch as path_patch
 from mijax.circuits._probing import SubnetworkProbing as SubnetworkProbing
 from mijax.circuits._random import Random as Random
+from mijax.circuits._relp import RelP as RelP
 from mijax.circuits._roc import Roc as Roc
 from mijax.circuits._roc import interpbench_auroc as interpbench_auroc
 from mijax.circuits._roc import pessimistic_auc as pessimistic_auc
@@ -53,3 +65,5 @@ from mijax.circuits._task import Fixed as Fixed
 from mijax.circuits._task import Task as Task
 from mijax.circuits._task import Zero as Zero
 from mijax.circuits._ugs import UGS as UGS
+from mijax.circuits._verify import Verification as Verification
+from mijax.circuits._verify import verify as verify
