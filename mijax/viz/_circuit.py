@@ -1,5 +1,6 @@
 """A circuit as a graph: layers from below, edges by their scores."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -62,13 +63,15 @@ def circuit_graph(
     chosen = select(scores, edges=edges, top=top)
     layout = lay_out(chosen)
     width = max(layout.width + _LEFT + _RIGHT, 3.4)
-    figure, (axes,) = new_figure(width=width, height=layout.height + _ABOVE + _BELOW)
+    lines = textwrap.wrap(drawable(title), int(width / 0.092))
+    above = _ABOVE + 0.17 * max(len(lines) - 1, 0)
+    figure, (axes,) = new_figure(width=width, height=layout.height + above + _BELOW)
     # Inches of the layout are inches on paper, so that letters fit their boxes.
     figure.set_layout_engine("none")
     axes.set_position((0, 0, 1, 1))
     left = -_LEFT - (width - layout.width - _LEFT - _RIGHT) / 2
     axes.set_xlim(left, left + width)
-    axes.set_ylim(-_BELOW, layout.height + _ABOVE)
+    axes.set_ylim(-_BELOW, layout.height + above)
     axes.set_axis_off()
     _bands(axes, layout, left, width)
     parts = shares(chosen)
@@ -77,16 +80,15 @@ def circuit_graph(
     for box in layout.boxes:
         _box(axes, box)
     _legend(axes, chosen, measure, middle=left + width / 2)
-    if title:
-        axes.text(
-            left + width / 2,
-            layout.height + _ABOVE / 2,
-            drawable(title),
-            ha="center",
-            va="center",
-            fontsize=10,
-            parse_math=False,
-        )
+    axes.text(
+        left + width / 2,
+        layout.height + above / 2,
+        "\n".join(lines),
+        ha="center",
+        va="center",
+        fontsize=10,
+        parse_math=False,
+    )
     return figure
 
 

@@ -343,7 +343,9 @@ def _curve(
     x0, y0 = start.x + leave, start.y + start.height / 2
     if net.rank[chain[0]] == net.rank[chain[-1]]:  # from a head to the MLP beside it
         side = -1 if start.x < end.x else 1
-        x1, y1 = end.x + side * end.width / 2, end.y + 0.05 * side * leave
+        # Those from afar run above those from nearby.
+        rise = side * arrive / end.width * 0.9 * end.height
+        x1, y1 = end.x + side * end.width / 2, end.y + rise
         bend = 0.5 * abs(x1 - x0)
         return np.array([(x0, y0), (x0, y1), (x1 + side * bend, y1), (x1, y1)])
     x1, y1 = end.x + arrive, end.y - end.height / 2
