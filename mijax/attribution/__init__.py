@@ -3,5 +3,5 @@
 from mijax.attribution._atp import AtP as AtP
 from mijax.attribution._atp import IntegratedGradients as IntegratedGradients
 from mijax.attribution._atp_star import AtPStar as AtPStar
+from mijax.attribution._attribute import attribute as attribute
 from mijax.attribution._method import AbstractMethod as AbstractMethod
-from mijax.attribution._method import attribute as attribute

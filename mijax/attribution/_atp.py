@@ -26,6 +26,14 @@ class AtP(AbstractMethod):
             other direction, `m(patched) - m(corrupt)`.
         rule: a backward rule, `model -> model`, for instance `nn.GIM()`; `None` is the
             plain gradient.
+
+    Raises:
+        ConfigError: another run than these.
+
+    Examples:
+        >>> from mijax import nn
+        >>> AtP(rule=nn.GIM())
+        AtP(rule=GIM())
     """
 
     at: Literal["clean", "corrupt"] = eqx.field(static=True, default="clean")
@@ -64,6 +72,22 @@ class IntegratedGradients(AbstractMethod):
     Attributes:
         steps: points on the path.
         rule: a backward rule, `model -> model`; `None` is the plain gradient.
+
+    Raises:
+        ConfigError: no steps.
+
+    Examples:
+        >>> import mijax
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> clean, corrupt = [5, 6, 7], [5, 9, 7]
+        >>> metric = mijax.logit_difference(3, 4)
+        >>> scores = mijax.attribution.attribute(
+        ...     *(model, clean, corrupt, metric, Site("embed")),
+        ...     method=IntegratedGradients(30),
+        ... )
+        >>> lost = metric(mijax.run(model, clean)) - metric(mijax.run(model, corrupt))
+        >>> bool(abs(scores.sum() - lost) < 0.01)
+        True
     """
 
     steps: int = eqx.field(static=True, default=10)

@@ -36,6 +36,10 @@ class AtPStar(AbstractMethod):
     Attributes:
         qk_fix: recompute the softmax at `q` and `k`.
         grad_drop: average over layers dropped; without it scores keep their sign.
+
+    Examples:
+        >>> AtPStar(grad_drop=False)  # the QK fix alone
+        AtPStar(grad_drop=False)
     """
 
     qk_fix: bool = eqx.field(static=True, default=True)

@@ -1,16 +1,13 @@
-"""`attribute`: one verb for every attribution method."""
+"""What an attribution method is."""
 
 import abc
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, Int
 
-from mijax._errors import PositionError, SiteError
 from mijax.core import AbstractMetric, AbstractModel, Site
-from mijax.core._check import TokensLike, as_tokens, check_sites
 
 Rule = Callable[[AbstractModel], AbstractModel]
 
@@ -28,65 +25,6 @@ class AbstractMethod(eqx.Module):
         sites: Any,
     ) -> Any:
         """Returns the tree of `sites` with their scores; see `attribute`."""
-
-
-def attribute(
-    model: AbstractModel,
-    clean: TokensLike,
-    corrupt: TokensLike,
-    metric: AbstractMetric,
-    sites: Any,
-    *,
-    method: AbstractMethod | None = None,
-) -> Any:
-    """Estimates what every site of a clean run is worth to a metric.
-
-    A score above 0 says that the metric falls when the site's activation is replaced
-    by that of the corrupt run, position by position and head by head. All prompts run
-    at once, as in `gradients`; where they do not fit, give them in parts.
-
-    Args:
-        model: any `AbstractModel`.
-        clean: token ids of one prompt, or of a batch.
-        corrupt: counterparts of equal length.
-        metric: a metric, for instance `logit_difference(answer, wrong)`.
-        sites: a `Site`, or any tree of them (a dict, a list), without `feature`.
-        method: `AtP()` by default.
-
-    Returns:
-        The tree of `sites` with an array for each, `[*batch, layer, seq]`, or
-        `[*batch, layer, seq, heads]` where the site has heads: the units of the
-        metric. An integer index of a site drops its axis. `interval` makes means and
-        confidence intervals of prompts.
-
-    Raises:
-        SiteError: a site or index that the model does not have, or a feature.
-        PositionError: clean and corrupt tokens of different shapes.
-
-    Examples:
-        >>> import jax, mijax
-        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
-        >>> metric = mijax.logit_difference(3, 4)
-        >>> attribute(model, [5, 6, 7], [5, 9, 7], metric, mijax.Site("z")).shape
-        (3, 3, 4)
-    """
-    from mijax.attribution._atp import AtP  # noqa: PLC0415
-
-    clean, corrupt = as_tokens(clean), as_tokens(corrupt)
-    if clean.shape != corrupt.shape:
-        raise PositionError(
-            f"Clean prompts have shape {clean.shape} and corrupt ones "
-            f"{corrupt.shape}: give one counterpart of equal length for each."
-        )
-    check_sites(model, clean, sites)
-    for site in jax.tree.leaves(sites, is_leaf=is_site):
-        if site.feature is not None:
-            raise SiteError(
-                f"attribute sums over the last axis of {site.name!r}, so it takes no "
-                "feature; multiply capture and gradients for one score per feature."
-            )
-    method = AtP() if method is None else method
-    return method.scores(model, clean, corrupt, metric, sites)
 
 
 def is_site(node: Any) -> bool:

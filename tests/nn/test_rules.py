@@ -34,6 +34,11 @@ RULES = {
     "AttnLRP": nn.AttnLRP(),
 }
 
+CASES = [
+    *(("llama", rule) for rule in RULES),
+    *((name, rule) for name in MODELS if name != "llama" for rule in ("GIM", "RelP")),
+]
+
 
 def tiny(name):
     return MODELS[name](jax.random.key(1))
@@ -226,8 +231,7 @@ def test_gradients_are_those_derived_by_hand(name, case):
         np.testing.assert_allclose(found[site], value, atol=3e-5, err_msg=site)
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("name", "rule"), CASES)
 def test_outputs_do_not_change(name, rule):
     model = tiny(name)
     ruled = RULES[rule](model)
@@ -235,8 +239,7 @@ def test_outputs_do_not_change(name, rule):
         chex.assert_trees_all_equal(run(ruled), run(model))
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("name", "rule"), CASES)
 def test_gradients_change(name, rule):
     model = tiny(name)
     site = mijax.Site("embed")
