@@ -50,6 +50,8 @@ AFFORDABLE = (
 )
 # The faithfulness of the circuit that is drawn.
 HALF = 0.5
+# Edges of it on the page.
+MOST = 300
 
 
 class Config(mijax.experiment.Config):
@@ -63,7 +65,7 @@ class Config(mijax.experiment.Config):
     "Names of methods, or `all`."
     prompts: int = 16
     "Prompts on which circuits are found."
-    evaluation: int = 12
+    evaluation: int = 16
     "Other prompts, on which they are measured."
     seed: int = 0
     "Seed of the prompts."
@@ -262,4 +264,15 @@ def report_best(
         caption=f"{method.label}, the best signed scores: {share:.1%} of the edges "
         f"selected, {circuit.n_edges:,} left after pruning, faithfulness "
         f"{kept[at]:.2f}. At most {config.drawn} edges are drawn, largest first.",
+    )
+    run.page(
+        "circuit-page",
+        viz.circuit_page(
+            found.scores,
+            edges=circuit,
+            top=min(MOST, circuit.n_edges),
+            shown=config.drawn,
+            title=method.label,
+        ),
+        caption="The same with the scores of every edge and the paths through it.",
     )
