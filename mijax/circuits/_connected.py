@@ -56,8 +56,8 @@ class Gate(eqx.Module):
         constant: senders through which no gradient flows, `[sender]`.
     """
 
-    edges: Float[Array, "sender receiver"] | None = None
-    nodes: Float[Array, "sender embed_or_1"] | None = None
+    edges: Float[Array, "*circuit sender receiver"] | None = None
+    nodes: Float[Array, "*circuit sender embed_or_1"] | None = None
     constant: Bool[Array, " sender"] | None = None
 
 
@@ -69,8 +69,8 @@ class Taps(eqx.Module):
         senders: added to what each sender writes, `[sender, rows, embed]`.
     """
 
-    receivers: Float[Array, "receiver rows embed"] | None = None
-    senders: Float[Array, "sender rows embed"] | None = None
+    receivers: Float[Array, "*layer receiver rows embed"] | None = None
+    senders: Float[Array, "*layer sender rows embed"] | None = None
 
 
 class Ran(eqx.Module):
@@ -149,7 +149,8 @@ class Stream(AbstractStream):
                 stopped = (1 - self.nodes[here, None]) * passing
                 passing, now = passing - stopped, now - stopped
             if sent is not None:
-                start = (self.first + at, 0, 0)
+                zero = jnp.zeros_like(self.first)
+                start = (self.first + at, zero, zero)
                 sent = jax.lax.dynamic_update_slice(sent, passing, start)
         if self.taps.senders is not None:
             now = now + self.taps.senders[here]

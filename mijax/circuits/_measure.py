@@ -137,7 +137,7 @@ def _chunk(
     divergence: bool,
 ) -> Float[Array, "circuit prompt"]:
     """Measures some circuits in some prompts."""
-    gates = jax.tree.map(lambda a: a.astype(jnp.float32), Gate(edges, neurons))
+    gates = Gate(*jax.tree.map(lambda a: a.astype(jnp.float32), (edges, neurons)))
 
     def of_prompt(prompt: Array) -> Array:
         reference = task.ablation.reference(model, graph, task, prompt)

@@ -1,7 +1,7 @@
 """From scores to circuits: the best, the best connected, those above a threshold."""
 
 import heapq
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -11,6 +11,7 @@ from mijax.circuits._circuit import Circuit, owners
 from mijax.circuits._scores import Scores
 
 
+@runtime_checkable
 class Select(Protocol):
     """How a circuit of some size is chosen: `top`, `greedy`, or a function alike."""
 
