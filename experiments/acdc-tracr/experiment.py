@@ -27,11 +27,11 @@ Two tables are published, in the paper and, later, with its code
 here, and the table of the run shows both.
 
 - ACDC on `xproportion` with random ablation: 0.679 and 0.750 in the paper; 0.600 and
-  0.727 in the later table and in ours, with prompts of two seeds and thresholds from 0.1
-  to 1e-9. A larger area needs circuits that keep false edges, and no finished run keeps
-  any; the states that an unfinished run goes through do. Mixing up the positions of the
-  counterparts, as the published code does now, gives 0.900, and 0.600 instead of the
-  published 0.200 on `reverse`: the published runs are without.
+  0.727 in the later table and in ours, with prompts of two seeds and thresholds from
+  0.1 to 1e-9. A larger area needs circuits that keep false edges, and no finished run
+  keeps any; the states that an unfinished run goes through do. Mixing up the positions
+  of the counterparts, as the published code does now, gives 0.900, and 0.600 instead of
+  the published 0.200 on `reverse`: the published runs are without.
 - Subnetwork probing of edges with zero ablation: 0.801 and 0.829 (`reverse`,
   `xproportion`) in the paper, 0.692 and 0.561 in the later table. Ours takes the
   likelier side of every gate, by which all weights of the published range give one
