@@ -72,6 +72,7 @@ def case(name: str, scratch: Path, arguments: argparse.Namespace) -> dict[str, A
     random = np.random.default_rng(0)
     shape = (arguments.prompts, 15)
     clean, corrupt = (random.integers(0, 50257, shape).astype(np.int32) for _ in "ab")
+    scores = np.zeros(())
     if name == "exact":
         keep = slice(arguments.exact_prompts)
         ours = exact(model, clean[keep], corrupt[keep])
@@ -79,8 +80,13 @@ def case(name: str, scratch: Path, arguments: argparse.Namespace) -> dict[str, A
         ours, scores = attribution(model, clean, corrupt, METHODS[name])
     if not arguments.peer or not arguments.eap_ig:
         return ours
-    ids = {"answer": np.full(shape[0], 100), "wrong": np.full(shape[0], 200)}
-    np.savez(scratch / "prompts.npz", clean=clean, corrupt=corrupt, **ids)
+    np.savez(
+        scratch / "prompts.npz",
+        clean=clean,
+        corrupt=corrupt,
+        answer=np.full(shape[0], 100),
+        wrong=np.full(shape[0], 200),
+    )
     command = [arguments.peer, str(PEERS / "eap_ig.py"), "--eap-ig", arguments.eap_ig]
     command += ["--weights", str(folder / "model.safetensors")]
     command += ["--tokens", str(scratch / "prompts.npz")]
