@@ -2,6 +2,9 @@
 
 from mijax.testing._planted import Planted as Planted
 from mijax.testing._planted import planted as planted
+from mijax.testing._siit import Accuracies as Accuracies
+from mijax.testing._siit import Siit as Siit
+from mijax.testing._siit import siit as siit
 from mijax.testing._tiny import tiny_attention_only as tiny_attention_only
 from mijax.testing._tiny import tiny_gpt2 as tiny_gpt2
 from mijax.testing._tiny import tiny_llama as tiny_llama
