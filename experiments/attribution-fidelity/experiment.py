@@ -116,8 +116,7 @@ def drawn(loaded: Loaded, config: Config) -> Pairs:
     tokenizer = loaded.tokenizer
     prepend = () if tokenizer.bos is None else (tokenizer.bos,)
     size = {"length": config.length, "seed": config.seed, "prepend": prepend}
-    ids = tokenizer.backend.get_vocab_size()
-    return induction(ids, config.prompts, **size)
+    return induction(tokenizer.vocab_size, config.prompts, **size)
 
 
 def positions(pairs: Pairs, names: tuple[str, ...]) -> dict[str, Any]:
@@ -189,9 +188,11 @@ def tables(
     """Reports both correlations of every group as numbers, tables and a picture."""
     found = correlated(config, groups)
     for group, methods in found.items():
-        count = len(next(iter(groups[group].values())).names)
+        one = next(iter(groups[group].values()))
+        largest = np.abs(one.exact.mean(0)).max()
+        about = f"{len(one.names)} places, effects up to {largest:.2g}"
         for key, (pearson, spearman) in methods.items():
-            note = f"{labels[key]}, {count} places"
+            note = f"{labels[key]}, {about}"
             run.number(f"r_{group}_{key}", pearson, note=f"Pearson, {note}")
             run.number(f"rho_{group}_{key}", spearman, note=f"Spearman, {note}")
     table(f"Pearson's r, {what}", found, "pearson", labels, run)

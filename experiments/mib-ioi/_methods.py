@@ -1,4 +1,4 @@
-"""The methods of the benchmark, and three that came after it."""
+"""The methods of the benchmark, and three that it does not have."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 
 import mijax
-from mijax import circuits, nn
+from mijax import circuits
 from mijax.core import AbstractMetric, kl, negative
 from mijax.data import Pairs
 from mijax.nn import Transformer
@@ -48,7 +48,8 @@ def methods(*, ugs_steps: int) -> dict[str, Method]:
 
     Returns:
         The methods of the benchmark's table, in its order, then GIM at edges and at
-        nodes (Edin et al. 2025) and RelP (Jafari et al. 2025).
+        nodes (Edin et al. 2025), RelP (Jafari et al. 2025) and AtP* at nodes (Kramár
+        et al. 2024), whose scores have no sign.
     """
     return {
         "random": Method("Random", circuits.Random()),
@@ -64,9 +65,10 @@ def methods(*, ugs_steps: int) -> dict[str, Method]:
         "nap_ig_cf": Method("NAP-IG (CF)", circuits.EAPIG(steps=STEPS, level="node")),
         "ifr": Method("IFR", circuits.InformationFlowRoutes(), select=circuits.greedy),
         "ugs": Method("UGS", circuits.UGS(steps=ugs_steps), divergence=True),
-        "gim": Method("GIM, edges", circuits.EAP(rule=nn.GIM())),
-        "relp": Method("RelP, edges", circuits.EAP(rule=nn.RelP())),
-        "nap_gim": Method("GIM, nodes", circuits.EAP(rule=nn.GIM(), level="node")),
+        "gim": Method("GIM, edges", circuits.GIM()),
+        "relp": Method("RelP, edges", circuits.RelP()),
+        "nap_gim": Method("GIM, nodes", circuits.GIM(level="node")),
+        "nap_atp_star": Method("AtP*, nodes", circuits.AtPStar()),
     }
 
 

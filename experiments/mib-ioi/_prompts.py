@@ -45,8 +45,8 @@ def draw(
     def some(n: int) -> Pairs:
         if task == "ioi":
             return ioi(tokenizer, n, seed=seed, prepend=prepend)
-        ids = range(1, tokenizer.backend.get_vocab_size())
-        return induction(ids, n, length=RUN, seed=seed, prepend=prepend)
+        options = {"length": RUN, "seed": seed, "prepend": prepend}
+        return induction(tokenizer.vocab_size, n, **options)
 
     return split(some, sizes)
 

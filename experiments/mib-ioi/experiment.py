@@ -2,7 +2,8 @@
 
 Paper: Mueller et al. 2025, "MIB: A Mechanistic Interpretability Benchmark",
 https://arxiv.org/abs/2504.13151. GIM: Edin et al. 2025, https://arxiv.org/abs/2505.17630;
-RelP: Jafari et al. 2025, https://arxiv.org/abs/2508.21258.
+RelP: Jafari et al. 2025, https://arxiv.org/abs/2508.21258; AtP*: Kramár et al. 2024,
+https://arxiv.org/abs/2403.00745.
 
 Claim: gradients integrated over the input, and exact patching, find the circuits that
 do most of a task with the fewest edges; a single gradient finds worse ones, methods
