@@ -11,7 +11,6 @@ from jaxtyping import install_import_hook
 
 with install_import_hook("mijax", "beartype.beartype"):
     import mijax.attribution
-    import mijax.circuits
     import mijax.core
     import mijax.data
     import mijax.io
