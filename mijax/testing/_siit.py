@@ -177,12 +177,12 @@ def train(
     arrays: Any = model
     state = State(model, optimiser.init(arrays))
     for start in range(0, steps, every):
-        n = min(every, steps - start)
-        # Two programs at most: the last chunk may be shorter.
-        state = advance((key, jnp.int32(start), (steps, n, batch)), state)
+        done = min(start + every, steps)
+        span = (jnp.int32(start), jnp.int32(done))
+        state = advance((key, *span, (steps, batch)), state)
         if progress is not None:
             jax.block_until_ready(state)
-            progress(start + n, steps)
+            progress(done, steps)
     return state.model
 
 
@@ -195,18 +195,18 @@ def make_optimiser(steps: int) -> optax.GradientTransformation:
 
 @eqx.filter_jit(donate="all-except-first")
 def advance(
-    shared: tuple[PRNGKeyArray, Array, tuple[int, int, int]], state: State
+    shared: tuple[PRNGKeyArray, Array, Array, tuple[int, int]], state: State
 ) -> State:
-    """Runs some steps in one program; `state` is used up."""
-    key, start, (total, n, batch) = shared
-    optimiser = make_optimiser(total)
+    """Runs the steps from one to another; `state` is used up."""
+    key, first, last, (steps, batch) = shared
+    optimiser = make_optimiser(steps)
 
-    def step(state: State, i: Array) -> tuple[State, None]:
+    def step(i: Array, state: State) -> State:
         gradient = jax.grad(loss)(state.model, jax.random.fold_in(key, i), batch)
         updates, rest = optimiser.update(gradient, state.optimiser)
-        return State(eqx.apply_updates(state.model, updates), rest), None
+        return State(eqx.apply_updates(state.model, updates), rest)
 
-    return jax.lax.scan(step, state, start + jnp.arange(n))[0]
+    return jax.lax.fori_loop(first, last, step, state)
 
 
 def loss(model: Transformer, key: PRNGKeyArray, batch: int) -> Float[Array, ""]:
