@@ -25,7 +25,8 @@ class Method:
     Attributes:
         make: makes it from a seed and a number of steps.
         level: `"edge"` or `"node"`: what it scores.
-        learns: whether its scores depend on a seed; it then runs on a divergence.
+        learns: whether its scores depend on a seed.
+        divergence: whether it measures the divergence from the model's output.
         rule: its backward rule, for models in which that replaces anything.
         layers: fewest blocks that it takes.
     """
@@ -33,6 +34,7 @@ class Method:
     make: Factory
     level: str = "edge"
     learns: bool = False
+    divergence: bool = False
     rule: AbstractRule | None = None
     layers: int = 1
 
@@ -49,6 +51,7 @@ def ruled(rule: AbstractRule) -> Method:
 
 METHODS: Mapping[str, Method] = {
     "exact": fixed(circuits.Exact()),
+    "exact-div": Method(lambda seed, steps: circuits.Exact(), divergence=True),
     "acdc": fixed(circuits.ACDC()),
     "eap": fixed(circuits.EAP()),
     "eap-ig": fixed(circuits.EAPIG()),
@@ -62,18 +65,21 @@ METHODS: Mapping[str, Method] = {
             level="edge", steps=steps // 2, learning_rate=0.05, seed=seed
         ),
         learns=True,
+        divergence=True,
     ),
     "pruning": Method(
         lambda seed, steps: circuits.EdgePruning(
             target_sparsity=0.9, steps=steps, seed=seed
         ),
         learns=True,
+        divergence=True,
     ),
     "ugs": Method(
         lambda seed, steps: circuits.UGS(
             samples=4, steps=steps // 2, learning_rate=0.05, seed=seed
         ),
         learns=True,
+        divergence=True,
     ),
     "nap": fixed(circuits.EAP(level="node"), "node"),
     "nap-ig": fixed(circuits.EAPIG(level="node"), "node"),
@@ -85,6 +91,7 @@ METHODS: Mapping[str, Method] = {
         ),
         level="node",
         learns=True,
+        divergence=True,
     ),
 }
 
@@ -129,7 +136,7 @@ def find(name: str, case: Case, *, seeds: int, steps: int) -> Found:
     start, method = time.perf_counter(), METHODS[name]
     if name == "acdc":
         return sweep(case, start)
-    task = case.divergence if method.learns else case.task
+    task = case.divergence if method.divergence else case.task
     one_by_one = not method.learns and not name.startswith("hisp")
     with warnings.catch_warnings():
         # A metric without a gradient is a result here.

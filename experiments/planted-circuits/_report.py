@@ -28,10 +28,10 @@ def report(
     for level in LEVELS:
         rows = ranks(methods, level)
         known = [case for case in cases if case.edges or level == "node"]
-        for ablation, title in ABLATIONS.items():
+        for ablation, name in ABLATIONS.items():
             here = [case for case in known if case.ablation == ablation]
             if here:
-                title = f"{TITLES[level]}, {title}: area"
+                title = f"{TITLES[level]}, {name}: area"
                 tabulate(title, table, here, level, rows, run)
         run.figure(
             f"auroc-{level}s",
@@ -155,8 +155,8 @@ def draw(
             x="share of other edges taken",
             y="share of the circuit's edges taken",
         ),
-        caption="Of the first seed; areas in the legend are means over seeds. Curves at "
-        "the upper edge lie on each other.",
+        caption="Of the first seed; areas in the legend are means over seeds. Curves "
+        "at the upper edge lie on each other.",
     )
 
 
