@@ -14,7 +14,7 @@ from mijax.core._check import TokensLike, as_tokens, check_sites
 def attribute(
     model: AbstractModel,
     clean: TokensLike,
-    corrupt: TokensLike,
+    corrupt: Any,
     metric: AbstractMetric,
     sites: Any,
     *,
@@ -29,7 +29,7 @@ def attribute(
     Args:
         model: any `AbstractModel`.
         clean: token ids of one prompt, or of a batch.
-        corrupt: counterparts of equal length.
+        corrupt: their counterparts, tokens of the same shape.
         metric: a metric, for instance `logit_difference(answer, wrong)`.
         sites: a `Site`, or any tree of them (a dict, a list), without `feature`.
         method: `AtP()` by default.
