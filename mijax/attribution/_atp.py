@@ -1,6 +1,6 @@
 """Attribution patching, and gradients integrated over the input."""
 
-from typing import Any, Literal
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -36,7 +36,7 @@ class AtP(AbstractMethod):
         AtP(rule=GIM())
     """
 
-    at: Literal["clean", "corrupt"] = eqx.field(static=True, default="clean")
+    at: str = eqx.field(static=True, default="clean")
     rule: Rule | None = None
 
     def __check_init__(self):
