@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Array, Float, Real
@@ -21,6 +21,8 @@ Values = Real[Array | np.ndarray, "..."]
 _MARKERS = "osD^vPX"
 # A vector picture of more points than this is slow to show.
 _MOST_VECTOR_POINTS = 3000
+# A legend of more curves than this covers them.
+_MOST_INSIDE = 6
 
 
 def faithfulness_curves(
@@ -84,7 +86,10 @@ def faithfulness_curves(
     _scale(axes, np.concatenate([places for places, *_ in parts.values()]), log)
     clean_frame(axes)
     name_axes(axes, title=title, x=x, y=y)
-    legend = axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
+    # Beside the axes where it would cover the curves.
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+    where: dict[str, Any] = beside if len(curves) > _MOST_INSIDE else {}
+    legend = axes.legend(fontsize=8, framealpha=0.9, edgecolor="none", **where)
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure
