@@ -42,7 +42,7 @@ def report(
                         for m in rows
                     ]
                 ),
-                x_labels=[case.label for case in known],
+                x_labels=[f"{case.name}/{case.ablation[:4]}" for case in known],
                 y_labels=rows,
                 title=f"{TITLES[level]} of known circuits, found by their scores",
                 x="model / ablation",
@@ -109,11 +109,13 @@ def tabulate(
             continue
         cells = [cell.text if cell else None for cell in found]
         mean = f"{np.mean([cell.area for cell in there]):.2f}"
+        bare = f"{np.mean([cell.bare for cell in there]):.2f}"
         over = ", ".join(dict.fromkeys(cell.over for cell in there if cell.over))
         seconds = f"{sum(cell.seconds for cell in there):.1f}"
-        rows.append([method, *cells, mean, over or None, seconds])
-    rows.append(["random", *[f"{RANDOM:.2f}"] * (len(cases) + 1), None, None])
-    columns = ["method", *(case.name for case in cases), "mean", "interval", "seconds"]
+        rows.append([method, *cells, mean, bare, over or None, seconds])
+    rows.append(["random", *[f"{RANDOM:.2f}"] * (len(cases) + 2), None, None])
+    names = [case.name for case in cases]
+    columns = ["method", *names, "mean", "no floor", "interval", "seconds"]
     run.table(title, columns, rows)
 
 

@@ -14,7 +14,9 @@ from ._cases import Case
 from ._methods import METHODS, Found
 
 Level = Literal["edge", "node"]
-ROUNDING = 1e-6
+# Distractors of hand-built models score exactly 0, so that without a floor a gradient
+# of 1e-32, through attention that is saturated, would pass as found.
+FLOOR = 1e-6
 LEVELS: tuple[Level, ...] = ("edge", "node")
 
 
@@ -27,6 +29,7 @@ class Cell:
         case: label of the case.
         level: `"edge"`, or `"node"` for heads and MLPs as wholes.
         area: under the ROC curve; the mean over seeds.
+        bare: the same without a floor under scores.
         low: lower end of its interval.
         high: upper end.
         over: what the interval is over: `"prompts"` (95 %), `"seeds"` (the range) or
@@ -40,6 +43,7 @@ class Cell:
     case: str
     level: str
     area: float
+    bare: float
     low: float
     high: float
     over: str
@@ -58,7 +62,8 @@ class Cell:
 def cells(name: str, case: Case, found: Found, *, resamples: int) -> list[Cell]:
     """Scores what a method found, at every level that it ranks.
 
-    Edges are ranked by the size of their scores: one that hurts matters as well. A
+    Edges are ranked by the size of their scores: one that hurts matters as well; what
+    is less than a millionth of the largest counts as 0, unless a mask was learned. A
     node ranks by the best of its edges, or by its own score if the method gives one.
 
     Args:
@@ -85,8 +90,11 @@ def cells(name: str, case: Case, found: Found, *, resamples: int) -> list[Cell]:
 def cell(name: str, case: Case, found: Found, *, level: Level, resamples: int) -> Cell:
     """Scores what a method found at one level."""
     given = [found.circuits] if found.circuits else found.scores
+    bare = np.mean(
+        [roc(g, case.truth, level=level, absolute=True).auroc for g in given]
+    )
     if not (METHODS[name].learns or found.circuits):
-        given = [settled(one) for one in found.scores]
+        given = [floored(one) for one in found.scores]
     curves = [roc(one, case.truth, level=level, absolute=True) for one in given]
     areas = np.array([curve.auroc for curve in curves])
     ends, over = areas, "seeds" if len(areas) > 1 else ""
@@ -96,7 +104,8 @@ def cell(name: str, case: Case, found: Found, *, level: Level, resamples: int) -
     share = (0.025, 0.975) if over == "prompts" else (0, 1)
     low, high = np.quantile(ends, share)
     return Cell(
-        *(name, case.label, level, float(areas.mean()), float(low), float(high), over),
+        *(name, case.label, level, float(areas.mean()), float(bare)),
+        *(float(low), float(high), over),
         seconds=found.seconds,
         fpr=curves[0].fpr.tolist(),
         tpr=curves[0].tpr.tolist(),
@@ -113,13 +122,13 @@ def resampled(
     for rows in drawn:
         mean = jnp.asarray(each[rows].mean(0))
         one = eqx.tree_at(lambda scores: scores.values, scores, mean)
-        areas.append(roc(settled(one), case.truth, level=level, absolute=True).auroc)
+        areas.append(roc(floored(one), case.truth, level=level, absolute=True).auroc)
     return np.array(areas)
 
 
-def settled(scores: Scores) -> Scores:
-    """Makes scores tie that are rounding errors next to the largest."""
+def floored(scores: Scores) -> Scores:
+    """Sets scores to 0 that are less than a millionth of the largest."""
     values = np.asarray(scores.values)
-    large = np.abs(values) > ROUNDING * np.abs(values).max()
+    large = np.abs(values) > FLOOR * np.abs(values).max()
     new = jnp.asarray(np.where(large, values, 0))
     return eqx.tree_at(lambda scores: scores.values, scores, new)

@@ -9,9 +9,10 @@ for comparing methods on models with planted circuits.
 Claim: patching every edge finds every circuit whose edges each matter alone, and so
 does ACDC. Faster methods pay where their assumption fails: a gradient at the clean run
 where attention is saturated, so that queries and keys have none (EAP, GIM and HISP;
-integrated gradients see them); information flow, which does not ask what the behaviour
-needs. Where two parts cancel, each matters alone and both together do not, and
-whatever ranks by one removal at a time puts them beside the circuit. Methods that
+integrated gradients see them if the path leaves saturation, which it does towards zero
+and not always towards another prompt); information flow, which does not ask what the
+behaviour needs. Where two parts cancel, each matters alone and both together do not,
+and whatever ranks by one removal at a time puts them beside the circuit. Methods that
 learn a mask find it there, but their metric is another: exact patching finds it too
 when it measures a divergence, in which the cancelling parts weigh less (the row
 `exact-div`). On the trained model, as on those of InterpBench, ACDC and integrated
@@ -19,16 +20,19 @@ gradients are ahead of EAP.
 
 Two ablations have a known circuit each. Corrupt activations: the edges that carry what
 differs between the two prompts. Zero ablation: all that the mechanism reads, positions
-too. Compiled programs are known under zero ablation only, where the metric is minus the
-l2 from the model's own output (as published): it has no gradient at the full model, so
-that methods which take only that one score everything zero. Of the trained model the
-heads are known, not their edges, under corrupt activations. Methods that learn a mask
-and `exact-div` measure the divergence from the model's output, all others the
-difference of logits.
+too. Compiled programs are known under zero ablation only, where the metric is minus
+the l2 from the model's own output (as published): it has no gradient at the full
+model, so that methods which take only that one score everything zero. Of the trained
+model the heads are known, not their edges, under corrupt activations. Methods that
+learn a mask and `exact-div` measure the divergence from the model's output, all others
+the difference of logits.
 
-Areas are of rankings by the size of the score. Intervals: 95 % of a bootstrap over
-prompts where a method scores prompts one by one, else the range of its seeds. Random
-scores have the area 0.5.
+Areas are of rankings by the size of the score, where less than a millionth of the
+largest counts as 0: what is outside a hand-built circuit scores exactly 0, and a
+gradient of 1e-32 through saturated attention would pass as found. The column
+`no floor` has the mean without this. Intervals: 95 % of a bootstrap over prompts where
+a method scores prompts one by one, else the range of its seeds. Random scores have the
+area 0.5.
 
 Command:
     mijax run planted-circuits
