@@ -3,6 +3,7 @@
 import functools
 from pathlib import Path
 
+import cases
 import chex
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,6 @@ from mijax import circuits
 from mijax._errors import ConfigError, SiteError
 from mijax.circuits import Circuit, Faithfulness, Graph, Scores
 from mijax.circuits import _measure as module
-from tests import cases
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 GOLDENS = ("gpt2", "llama")
