@@ -11,6 +11,7 @@ from jaxtyping import install_import_hook
 
 with install_import_hook("mijax", "beartype.beartype"):
     import mijax.attribution
+    import mijax.circuits
     import mijax.core
     import mijax.data
     import mijax.io

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from mijax._errors import ConfigError, nearest
 from mijax.circuits._graph import Graph
-from mijax.circuits._method import AbstractMethod, Options, Progress
+from mijax.circuits._method import MEMORY, AbstractMethod, Options, Progress
 from mijax.circuits._scores import Scores
 from mijax.circuits._search import COUNTS, Evaluate, Kept, Search, steps_of
 from mijax.circuits._suffix import fit_prompts, run_clean, run_masks
@@ -122,7 +122,7 @@ def acdc_thresholds(
     graph: Graph | None = None,
     progress: Progress = None,
     resume: str | None = None,
-    memory: int = 2**30,
+    memory: int = MEMORY,
 ) -> ACDCSweep:
     """Runs ACDC at several thresholds.
 

@@ -3,12 +3,12 @@
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ConfigError
 from mijax.circuits._connected import Gate, connected, enter
+from mijax.circuits._eap import average
 from mijax.circuits._gradients import attributed, gradients
 from mijax.circuits._graph import Graph
 from mijax.circuits._method import AbstractAttribution
@@ -47,30 +47,20 @@ class EAPIGActivations(AbstractAttribution):
         clean = connected(model, graph, inputs, prompt=prompt).senders
         groups = groups_of(graph)
 
-        def point(total: Array, at: Any) -> tuple[Array, None]:
+        def point(at: Any) -> Array:
             members, alpha = at
             share = jnp.where(members, alpha, 1.0)[:, None]
             gate = Gate(nodes=share, constant=members)
-            found, _ = gradients(
+            return gradients(
                 *(model, graph, task, inputs, prompt),
                 level=self.level,
                 gate=gate,
                 reference=reference,
-            )
-            return total + found, None
+            )[0]
 
-        ports = graph.receivers if self.level == "edge" else graph.senders
-        total = jnp.zeros((len(ports), *clean.shape[1:]), clean.dtype)
         alphas = jnp.arange(1, self.steps + 1) / self.steps
-        every = jax.tree.map(
-            lambda a: a.reshape(-1, *a.shape[2:]),
-            (
-                jnp.repeat(groups[:, None], self.steps, axis=1),
-                jnp.repeat(alphas[None], len(groups), axis=0),
-            ),
-        )
-        total, _ = jax.lax.scan(point, total, every)
-        gradient = total / (len(groups) * self.steps)
+        points = jnp.repeat(groups, self.steps, 0), jnp.tile(alphas, len(groups))
+        gradient = average(point, points)
         return attributed(graph, self.level, clean - reference, gradient)
 
 

@@ -145,12 +145,9 @@ class Circuit(eqx.Module):
         return Circuit(self.graph, edges, self.neurons)
 
     def gate(self) -> Gate:
-        """Returns what `connected` takes: the mask as shares that pass."""
-        neurons = self.neurons
-        return Gate(
-            edges=jnp.asarray(self.edges, jnp.float32),
-            nodes=None if neurons is None else jnp.asarray(neurons, jnp.float32),
-        )
+        """Returns what `connected` takes."""
+        neurons = None if self.neurons is None else jnp.asarray(self.neurons)
+        return Gate(jnp.asarray(self.edges), neurons)
 
     def __len__(self) -> int:
         return self.n_edges

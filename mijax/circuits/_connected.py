@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mijax._errors import ShapeError
 from mijax.circuits._graph import Graph
-from mijax.core import AbstractMetric, AbstractModel, AbstractStream, Place, Sites
+from mijax.core import AbstractMetric, AbstractModel, AbstractStream, Place
 from mijax.core._chunk import measure
-from mijax.core._model import split_layered
 from mijax.core._rows import Sequence
 from mijax.core._sites import empty
 
@@ -38,7 +38,23 @@ class Inputs(eqx.Module):
 
 
 def enter(model: AbstractModel, graph: Graph, tokens: Int[Array, " rows"]) -> Inputs:
-    """Embeds a prompt."""
+    """Embeds a prompt.
+
+    Args:
+        model: the model.
+        graph: its graph.
+        tokens: ids of one prompt, `[seq]`.
+
+    Returns:
+        What enters the first block, by sender.
+
+    Examples:
+        >>> import jax, mijax
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> inputs = enter(model, Graph.of(model), jnp.array([5, 6, 7]))
+        >>> inputs.senders.shape  # input, seq, embed
+        (1, 3, 32)
+    """
     position = jnp.arange(tokens.shape[0], dtype=jnp.int32)
     terms = jnp.stack(list(model.embeddings(tokens, position).values()))
     size = len(graph.inputs)
@@ -49,15 +65,23 @@ class Gate(eqx.Module):
     """How much of each sender's difference from its reference passes.
 
     Attributes:
-        edges: share that each receiver sees of each sender, `[sender, receiver]`;
-            `None` is all of it.
+        edges: share that each receiver sees of each sender, `[sender, receiver]`, 0 to
+            1 or a mask; `None` is all of it.
         nodes: share of each sender that is written, `[sender, 1]`, or of each of its
             neurons, `[sender, embed]`; `None` is all of it.
         constant: senders through which no gradient flows, `[sender]`.
     """
 
-    edges: Float[Array, "*circuit sender receiver"] | None = None
-    nodes: Float[Array, "*circuit sender embed_or_1"] | None = None
+    edges: (
+        Float[Array, "*circuit sender receiver"]
+        | Bool[Array, "*circuit sender receiver"]
+        | None
+    ) = None
+    nodes: (
+        Float[Array, "*circuit sender embed_or_1"]
+        | Bool[Array, "*circuit sender embed_or_1"]
+        | None
+    ) = None
     constant: Bool[Array, " sender"] | None = None
 
 
@@ -164,7 +188,6 @@ def connected(
     inputs: Inputs,
     *,
     prompt: Int[Array, ""] | None = None,
-    edits: Sites[Any] | None = None,
     gate: Gate | None = None,
     reference: Float[Array, "sender rows embed"] | None = None,
     taps: Taps | None = None,
@@ -175,23 +198,48 @@ def connected(
         model: the model.
         graph: its graph.
         inputs: what enters the first block (see `enter`).
-        prompt: index of the prompt in its batch, for edits that hold one per prompt.
-        edits: edits inside the blocks.
+        prompt: index of the prompt in its batch.
         gate: what passes; all by default.
-        reference: what each sender is replaced by; needed with a gate.
+        reference: what each sender is replaced by, `[sender, rows, embed]`; needed
+            where the gate stops something.
         taps: what is added at receivers and senders: the gradient in it is the
             gradient there.
 
     Returns:
         The stream that the logits read, and what every sender wrote.
+
+    Raises:
+        ShapeError: a gate over edges or nodes, and nothing to replace them by.
+
+    Examples:
+        >>> import jax, mijax
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> graph = Graph.of(model)
+        >>> clean, corrupt = (
+        ...     enter(model, graph, jnp.array(ids)) for ids in ([5, 6, 7], [5, 9, 7])
+        ... )
+        >>> reference = connected(model, graph, corrupt).senders
+        >>> gate = Gate(edges=jnp.zeros(graph.edges.shape))  # the empty circuit
+        >>> ran = connected(model, graph, clean, gate=gate, reference=reference)
+        >>> ran.final.shape  # seq, embed
+        (3, 32)
     """
     gate = Gate() if gate is None else gate
     taps = Taps() if taps is None else taps
-    edits = empty() if edits is None else edits
+    if reference is None and (gate.edges is not None or gate.nodes is not None):
+        raise ShapeError(
+            "A gate over edges or nodes needs what senders are replaced by where it "
+            "stops them: give a reference, [sender, rows, embed]."
+        )
+    dtype = inputs.rest.dtype
+    edges, nodes, reference = jax.tree.map(
+        lambda a: a.astype(dtype), (gate.edges, gate.nodes, reference)
+    )
+    gate = Gate(edges, nodes, gate.constant)
     size, first = len(graph.inputs), jnp.arange(graph.n_layers) * graph.writers
     start = Stream(inputs.rest, jnp.int32(0), graph.n_heads)
     if gate.edges is not None:
-        sent = jnp.zeros((len(graph.senders), *inputs.rest.shape), inputs.rest.dtype)
+        sent = jnp.zeros((len(graph.senders), *inputs.rest.shape), dtype)
         start = replace(start, sent=sent)
     nodes, constant, known, shift = jax.tree.map(
         lambda a: a[:size], (gate.nodes, gate.constant, reference, taps.senders)
@@ -200,16 +248,15 @@ def connected(
         start, nodes=nodes, constant=constant, reference=known, taps=Taps(None, shift)
     ).write(inputs.senders, 0)
     arrays, static = eqx.partition(model.blocks, eqx.is_array)
-    scanned, shared = split_layered(edits.blocks)
     rows = Sequence(jnp.arange(inputs.rest.shape[0], dtype=jnp.int32), prompt, prompt)
 
     def body(carry: Any, layered: Any) -> tuple[Any, Any]:
         x, sent = carry
-        layer, arrays, scanned, first, own = layered
+        layer, arrays, first, own = layered
         stream = Stream(x, first, graph.n_heads, sent, *own)
         block = eqx.combine(arrays, static)
         place = Place(rows, layer)
-        stream = block.connect(stream, eqx.combine(scanned, shared), place)
+        stream = block.connect(stream, empty().blocks, place)
         written = jnp.concatenate(stream.written)
         return (stream.x, stream.sent), (written, x, stream.middle)
 
@@ -226,7 +273,7 @@ def connected(
     )
     layers = jnp.arange(graph.n_layers, dtype=jnp.int32)
     (x, sent), (written, before, middles) = jax.lax.scan(
-        body, (start.x, start.sent), (layers, arrays, scanned, first + size, own)
+        body, (start.x, start.sent), (layers, arrays, first + size, own)
     )
     if sent is not None and gate.edges is not None:
         x = x - missing(gate.edges[:, -1:], sent)[0]

@@ -10,8 +10,8 @@ from jaxtyping import Float, PRNGKeyArray
 from mijax._errors import ConfigError, nearest
 from mijax.circuits._areas import bootstrap
 from mijax.circuits._circuit import Circuit
-from mijax.circuits._measure import MEMORY, measured
-from mijax.circuits._method import Progress
+from mijax.circuits._measure import measured
+from mijax.circuits._method import MEMORY, Progress
 from mijax.circuits._select import prune
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel, Interval

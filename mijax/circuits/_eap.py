@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -101,19 +102,19 @@ class EAPIG(AbstractAttribution):
 
         def point(alpha: Array) -> Array:
             between = start + alpha * (inputs.senders - start)
-            between = replace(inputs, senders=between)
+            between = replace(inputs, senders=between.astype(inputs.rest.dtype))
             return gradients(model, graph, task, between, prompt, level=self.level)[0]
 
         gradient = average(point, self.alphas())
         return attributed(graph, self.level, clean - reference, gradient)
 
 
-def average(point: Callable[[Array], Array], points: Array) -> Array:
-    """Averages a function over points, one at a time."""
+def average(point: Callable[[Any], Array], points: Any) -> Array:
+    """Averages a function over points, one at a time, in float32 at least."""
     zero = jax.eval_shape(point, jax.tree.map(lambda a: a[0], points))
-    total = jnp.zeros(zero.shape, zero.dtype)
+    total = jnp.zeros(zero.shape, jnp.promote_types(zero.dtype, jnp.float32))
 
-    def add(total: Array, at: Array) -> tuple[Array, None]:
+    def add(total: Array, at: Any) -> tuple[Array, None]:
         return total + point(at), None
 
     total, _ = jax.lax.scan(add, total, points)

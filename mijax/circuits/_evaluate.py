@@ -12,8 +12,8 @@ from mijax.circuits._areas import (
     check_fractions,
 )
 from mijax.circuits._circuit import Circuit
-from mijax.circuits._measure import MEMORY, measured, several, warn_of_dead_ends
-from mijax.circuits._method import Progress
+from mijax.circuits._measure import measured, several, warn_of_dead_ends
+from mijax.circuits._method import MEMORY, Progress
 from mijax.circuits._scores import Scores
 from mijax.circuits._select import Select, top
 from mijax.circuits._task import Task

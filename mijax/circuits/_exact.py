@@ -18,7 +18,7 @@ from mijax.circuits._connected import connected, enter
 from mijax.circuits._graph import Graph
 from mijax.circuits._method import AbstractMethod, Options
 from mijax.circuits._rerun import finish, without_mlp, without_sender
-from mijax.circuits._scores import Scores, mean_and_error
+from mijax.circuits._scores import Scores, standard_error
 from mijax.circuits._task import Task
 from mijax.core import AbstractMetric, AbstractModel
 from mijax.core._chunk import Base, measure, run_base
@@ -58,9 +58,11 @@ class Exact(AbstractMethod):
                 if journal.due():
                     journal.save(values, i)
             waiting = found
-        mean, error = mean_and_error(values.sum(0), (values**2).sum(0), len(task))
+        mean = values.mean(0, dtype=np.float64)
+        squares = jnp.float32(((values - mean) ** 2).sum(0))
+        error = standard_error(squares, len(task))
         prompts = values if options.keep_prompts else None
-        return Scores(mean, error, prompts, graph, "edge", repr(self))
+        return Scores(jnp.float32(mean), error, prompts, graph, "edge", repr(self))
 
 
 class Known(eqx.Module):

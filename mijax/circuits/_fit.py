@@ -165,8 +165,6 @@ def gated(
     """Returns the metric of one prompt under a gate."""
     inputs = enter(model, graph, task.clean[prompt])
     reference = ablation.reference(model, graph, task, prompt)
-    dtype = inputs.rest.dtype
-    gate, reference = jax.tree.map(lambda a: a.astype(dtype), (gate, reference))
     ran = connected(model, graph, inputs, prompt=prompt, gate=gate, reference=reference)
     return score(model, task.metric, ran.final, prompt)
 

@@ -8,7 +8,7 @@ from mijax.circuits._connected import Gate, Inputs, Ran, Taps, connected, score
 from mijax.circuits._graph import Graph
 from mijax.circuits._scores import Level
 from mijax.circuits._task import Task
-from mijax.core import AbstractModel, Sites
+from mijax.core import AbstractModel
 
 
 def gradients(
@@ -19,7 +19,6 @@ def gradients(
     prompt: Int[Array, ""],
     *,
     level: Level = "edge",
-    edits: Sites | None = None,
     gate: Gate | None = None,
     reference: Float[Array, "sender seq embed"] | None = None,
 ) -> tuple[Float[Array, "port seq embed"], Ran]:
@@ -33,7 +32,6 @@ def gradients(
         prompt: which prompt.
         level: `"edge"` for the gradient at what each receiver reads, else at what each
             sender writes.
-        edits: edits inside the blocks.
         gate: what passes.
         reference: what senders are replaced by; needed with a gate.
 
@@ -47,7 +45,6 @@ def gradients(
             graph,
             inputs,
             prompt=prompt,
-            edits=edits,
             gate=gate,
             reference=reference,
             taps=Taps(receivers=taps) if level == "edge" else Taps(senders=taps),
@@ -77,6 +74,11 @@ def attributed(
         Scores of one prompt: `[sender, receiver]`, `[sender]` or `[sender, embed]`.
     """
     if level == "edge":
-        return jnp.einsum("snd,rnd->sr", difference, gradient) * graph.edges
-    out = "s" if level == "node" else "sd"
-    return jnp.einsum(f"snd,snd->{out}", difference, gradient)
+        return summed("snd,rnd->sr", difference, gradient) * graph.edges
+    return summed(f"snd,snd->{'s' if level == 'node' else 'sd'}", difference, gradient)
+
+
+def summed(spec: str, one: Array, other: Array) -> Array:
+    """Multiplies and sums, in float32 at least."""
+    wide = jnp.promote_types(jnp.result_type(one, other), jnp.float32)
+    return jnp.einsum(spec, one, other, preferred_element_type=wide)

@@ -14,6 +14,7 @@ from mijax.circuits._method import AbstractAttribution, Options
 from mijax.circuits._scores import Level, Scores
 from mijax.circuits._task import Task
 from mijax.core import AbstractEdit, AbstractModel, Place, compose
+from mijax.core._check import site_shapes
 from mijax.core._model import Layered
 
 LEVELS = ("edge", "node")
@@ -75,8 +76,9 @@ class HISP(AbstractAttribution):
             logits, _ = model(task.clean[prompt], compose(edits), prompt=prompt)
             return task.metric.of(logits, prompt)
 
+        dtype = site_shapes(model, 1).blocks.resid_pre.dtype
         full = [
-            jnp.ones((graph.n_layers, 1 if site == "mlp_out" else graph.n_heads))
+            jnp.ones((graph.n_layers, 1 if site == "mlp_out" else graph.n_heads), dtype)
             for site in sites
         ]
         found = jax.grad(value)(full)

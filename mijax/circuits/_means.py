@@ -82,9 +82,10 @@ def _sums(
         here = jnp.arange(tokens.shape[0]) < length
         out = connected(model, graph, enter(model, graph, tokens)).senders
         sums = sums.at[group].add(jnp.where(here[:, None], out, 0))
-        return (sums, counts.at[group].add(here.astype(out.dtype))), None
+        return (sums, counts.at[group].add(here.astype(counts.dtype))), None
 
     rest = enter(model, graph, tokens[0]).rest
-    sums = jnp.zeros((size, len(graph.senders), *rest.shape), rest.dtype)
-    counts = jnp.zeros((size, tokens.shape[1]), rest.dtype)
+    wide = jnp.promote_types(rest.dtype, jnp.float32)
+    sums = jnp.zeros((size, len(graph.senders), *rest.shape), wide)
+    counts = jnp.zeros((size, tokens.shape[1]), wide)
     return jax.lax.scan(add, (sums, counts), (tokens, lengths, group))[0]

@@ -16,14 +16,12 @@ from mijax._errors import ConfigError, SiteError
 from mijax.circuits._circuit import Circuit
 from mijax.circuits._connected import Gate, connected, enter, score
 from mijax.circuits._graph import Graph
-from mijax.circuits._method import Progress
+from mijax.circuits._method import MEMORY, Progress
 from mijax.circuits._select import prune
 from mijax.circuits._task import Task, rows
 from mijax.core import AbstractModel
 from mijax.core._check import site_shapes
 from mijax.core._references import KL
-
-MEMORY = 2**30
 
 
 def several(circuits: Circuit | Sequence[Circuit]) -> list[Circuit]:
@@ -137,7 +135,7 @@ def _chunk(
     divergence: bool,
 ) -> Float[Array, "circuit prompt"]:
     """Measures some circuits in some prompts."""
-    gates = Gate(*jax.tree.map(lambda a: a.astype(jnp.float32), (edges, neurons)))
+    gates = Gate(edges, neurons)
 
     def of_prompt(prompt: Array) -> Array:
         reference = task.ablation.reference(model, graph, task, prompt)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import OutputError
 from mijax.circuits._graph import Graph
-from mijax.circuits._scores import Level, Scores, mean_and_error
+from mijax.circuits._scores import Level, Scores, merged, standard_error
 from mijax.circuits._task import Task, rows
 from mijax.core import AbstractModel
 from mijax.core._check import site_shapes
@@ -23,6 +23,7 @@ ZERO = (
     "from the model's own output has none at the full model; use another metric, "
     "integrated gradients, or an exact method."
 )
+MEMORY = 2**30
 Progress = Callable[[int, int], None] | None
 
 
@@ -39,7 +40,7 @@ class Options(eqx.Module):
 
     progress: Progress = None
     resume: str | None = None
-    memory: int = 2**30
+    memory: int = MEMORY
     keep_prompts: bool = False
 
 
@@ -83,23 +84,23 @@ class AbstractAttribution(AbstractMethod):
             raise OutputError("Scores of every prompt cannot be resumed: choose one.")
         model = self.prepare(model)
         chunks = rows(task, fit(model, graph, task, options.memory))
-        sums = np.zeros((2, *self.shape(model, graph)), np.float32)
+        known = np.zeros((2, *self.shape(model, graph)), np.float32)
         journal = Journal(options.resume, (model, task, self))
-        journal.load(sums)
-        total, kept = jnp.asarray(sums), []
+        journal.load(known)
+        moments, kept = jnp.asarray(known), []
         for i, (index, count) in enumerate(chunks):
             if i < journal.done:
                 continue
             found = _chunk(self, model, graph, task, jnp.asarray(index))[:count]
-            total = total + jnp.stack([found.sum(0), (found**2).sum(0)])
+            moments = merged(moments, int(index[0]), found)
             if options.keep_prompts:
                 kept.append(np.asarray(found))
             if options.progress is not None:
-                total.block_until_ready()
+                moments.block_until_ready()
                 options.progress(int(index[count - 1]) + 1, len(task))
             if journal.due():
-                journal.save(np.asarray(total), i + 1)
-        mean, error = mean_and_error(total[0], total[1], len(task))
+                journal.save(np.asarray(moments), i + 1)
+        mean, error = moments[0], standard_error(moments[1], len(task))
         if not bool(jnp.any(mean)):
             warnings.warn(ZERO, stacklevel=4)
         prompts = np.concatenate(kept) if kept else None
@@ -114,7 +115,7 @@ def discover(
     graph: Graph | None = None,
     progress: Progress = None,
     resume: str | None = None,
-    memory: int = 2**30,
+    memory: int = MEMORY,
     keep_prompts: bool = False,
 ) -> Scores:
     """Scores how much each part of a model matters for a task.

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from mijax._errors import ConfigError
 from mijax.circuits._circuit import Circuit, owners
 from mijax.circuits._graph import Graph
-from mijax.circuits._measure import MEMORY, measured
-from mijax.circuits._method import Progress
+from mijax.circuits._measure import measured
+from mijax.circuits._method import MEMORY, Progress
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel
 

@@ -12,7 +12,7 @@ from mijax.circuits._connected import Gate
 from mijax.circuits._fit import AbstractFit, learn
 from mijax.circuits._graph import Graph
 from mijax.circuits._means import mean_ablation
-from mijax.circuits._method import Options, Progress
+from mijax.circuits._method import MEMORY, Options, Progress
 from mijax.circuits._task import AbstractAblation, Fixed, Task
 from mijax.core import AbstractModel
 from mijax.data import Prompts
@@ -77,7 +77,7 @@ def optimal_ablation(
     graph: Graph | None = None,
     progress: Progress = None,
     resume: str | None = None,
-    memory: int = 2**30,
+    memory: int = MEMORY,
 ) -> Fixed:
     r"""Learns constants that, put in place of what senders write, cost the least.
 

@@ -1,6 +1,6 @@
 """Scores: how much each edge, node or neuron matters."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -87,10 +87,26 @@ class Scores(eqx.Module):
         return self.values[self.graph.sender(name)]
 
 
-def mean_and_error(total: Any, squares: Any, n: int) -> tuple[Array, Array | None]:
-    """Returns mean and standard error from sums of values and of squares."""
-    mean = jnp.asarray(total) / n
-    if n < 2:
-        return mean, None
-    spread = jnp.maximum(jnp.asarray(squares) / n - mean**2, 0) * n / (n - 1)
-    return mean, jnp.sqrt(spread / n)
+def merged(
+    known: Float[Array, "2 ..."], n: int, found: Float[Array, "prompt ..."]
+) -> Float[Array, "2 ..."]:
+    """Adds prompts to a mean and a sum of squared deviations (Chan et al. 1979).
+
+    Args:
+        known: mean and sum of squared deviations so far.
+        n: how many prompts these are of.
+        found: values in more prompts.
+
+    Returns:
+        Both, of all prompts.
+    """
+    found = found.astype(known.dtype)
+    more, mean = found.shape[0], found.mean(0)
+    change, share = mean - known[0], more / (n + more)
+    squares = ((found - mean) ** 2).sum(0) + change**2 * n * share
+    return jnp.stack([known[0] + change * share, known[1] + squares])
+
+
+def standard_error(squares: Float[Array, "..."], n: int) -> Float[Array, "..."] | None:
+    """Returns the error of a mean from the squared deviations; none of one prompt."""
+    return None if n < 2 else jnp.sqrt(squares / (n * (n - 1)))

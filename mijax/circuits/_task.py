@@ -75,8 +75,9 @@ class Fixed(AbstractAblation):
             values = values[self.group[prompt]]
         if values.ndim == 2:
             values = values[:, None]
-        shape = (values.shape[0], task.clean.shape[1], values.shape[-1])
-        return jnp.broadcast_to(values, shape)
+        rest = enter(model, graph, task.clean[prompt]).rest
+        shape = (values.shape[0], *rest.shape)
+        return jnp.broadcast_to(values, shape).astype(rest.dtype)
 
 
 class Task(eqx.Module):

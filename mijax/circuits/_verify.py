@@ -1,17 +1,17 @@
 """Rank, then verify: patch exactly what ranking found, and a sample of the rest."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Float, PRNGKeyArray
 
 from mijax._errors import ShapeError
-from mijax.circuits._connected import Gate, connected, enter, score
-from mijax.circuits._graph import Graph
-from mijax.circuits._method import Progress
+from mijax.circuits._circuit import Circuit
+from mijax.circuits._measure import measured
+from mijax.circuits._method import MEMORY, Progress
 from mijax.circuits._scores import Scores
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel, Interval, interval
@@ -68,7 +68,7 @@ def verify(
     key: PRNGKeyArray | None = None,
     absolute: bool = True,
     progress: Progress = None,
-    memory: int = 2**30,
+    memory: int = MEMORY,
 ) -> Verification:
     """Patches the best-ranked edges (or nodes) exactly, and a sample of the others.
 
@@ -113,15 +113,19 @@ def verify(
     best, others = order[:top], order[top:]
     drawn = np.asarray(jax.random.permutation(key, len(others)))[:sample]
     index = np.concatenate([best, others[drawn]])
-    effects = _effects(model, task, scores, index, progress, memory)
-    found = interval(jnp.asarray(effects.T), key=key)
-    exact, estimate = np.asarray(found.mean), values.reshape(-1)[index]
+    names = tuple(scores.name(int(i)) for i in index)
+    full = Circuit.full(scores.graph)
+    runs = [full, *(full.without(name) for name in names)]
+    found = measured(model, task, runs, progress=progress, memory=memory)
+    effects = found[0] - found[1:]
+    within = interval(jnp.asarray(effects.T), key=key)
+    exact, estimate = np.asarray(within.mean), values.reshape(-1)[index]
     strong = np.abs(exact) if absolute else exact
     over = strong[len(best) :] > strong[: len(best)].min()
     return Verification(
-        names=tuple(scores.name(int(i)) for i in index),
+        names=names,
         estimate=estimate,
-        exact=found,
+        exact=within,
         prompts=effects,
         top=len(best),
         rest=len(others),
@@ -145,66 +149,3 @@ def wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float, float]:
     centre = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * np.sqrt(share * (1 - share) / n + spread / (4 * n))
     return share, max(0.0, float(centre - half)), min(1.0, float(centre + half))
-
-
-def _effects(
-    model: AbstractModel,
-    task: Task,
-    scores: Scores,
-    index: np.ndarray,
-    progress: Progress,
-    memory: int,
-) -> Float[np.ndarray, "part prompt"]:
-    """Ablates parts one at a time."""
-    graph, width = scores.graph, scores.values.shape[-1]
-    edge = scores.level == "edge"
-    sender, receiver = np.divmod(index, width) if edge else (index, index * 0)
-    embed = task.clean.shape[1] * model_width(model, graph, task)
-    size = max(1, min(len(index), memory // (16 * embed * len(graph.senders))))
-    out = np.zeros((len(index), len(task)), np.float32)
-    for prompt in range(len(task)):
-        for at in range(0, len(index), size):
-            part = np.minimum(np.arange(at, at + size), len(index) - 1)
-            lanes = (jnp.asarray(sender[part]), jnp.asarray(receiver[part]))
-            found = _ablate(model, graph, task, jnp.int32(prompt), lanes, edge)
-            here = out[at : at + size, prompt]
-            here[:] = np.asarray(found)[: len(here)]
-            if progress is not None:
-                done = prompt * len(index) + min(at + size, len(index))
-                progress(done, out.size)
-    return out
-
-
-def model_width(model: AbstractModel, graph: Graph, task: Task) -> int:
-    """Returns the size of the residual stream."""
-    shape = jax.eval_shape(lambda: enter(model, graph, task.clean[0]).rest)
-    return shape.shape[-1]
-
-
-@eqx.filter_jit
-def _ablate(
-    model: AbstractModel,
-    graph: Graph,
-    task: Task,
-    prompt: Int[Array, ""],
-    lanes: tuple[Array, Array],
-    edge: bool,
-) -> Float[Array, " lane"]:
-    """Returns what the metric loses in one prompt, lane by lane."""
-    reference = task.ablation.reference(model, graph, task, prompt)
-    inputs = enter(model, graph, task.clean[prompt])
-
-    def run(gate: Gate | None) -> Array:
-        ran = connected(
-            model, graph, inputs, prompt=prompt, gate=gate, reference=reference
-        )
-        return score(model, task.metric, ran.final, prompt)
-
-    def one(sender: Array, receiver: Array) -> Array:
-        if edge:
-            whole: Any = jnp.ones(graph.edges.shape, reference.dtype)
-            return run(Gate(edges=whole.at[sender, receiver].set(0)))
-        whole = jnp.ones((len(graph.senders), 1), reference.dtype)
-        return run(Gate(nodes=whole.at[sender].set(0)))
-
-    return run(None) - jax.vmap(one)(*lanes)

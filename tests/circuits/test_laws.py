@@ -12,6 +12,7 @@ import pytest
 import mijax
 from mijax import circuits
 from mijax.circuits._connected import Gate, connected, enter, score
+from mijax.circuits._scores import merged, standard_error
 from mijax.nn import Identity
 
 MODELS = {
@@ -170,13 +171,19 @@ def test_interrupted_and_resumed_is_uninterrupted(method, tmp_path, monkeypatch)
     options = {"memory": 1, "resume": file}
     with pytest.raises(KeyboardInterrupt):
         circuits.discover(model("gpt2"), task(), method, progress=stop, **options)
-    seen = []
+    left, every = [], []
     found = circuits.discover(
-        model("gpt2"), task(), method, progress=lambda d, t: seen.append(d), **options
+        model("gpt2"), task(), method, progress=lambda d, t: left.append(d), **options
     )
-    whole = circuits.discover(model("gpt2"), task(), method, memory=1)
+    whole = circuits.discover(
+        *(model("gpt2"), task(), method),
+        memory=1,
+        progress=lambda d, t: every.append(d),
+    )
     chex.assert_trees_all_equal(found.values, whole.values)
-    assert seen[0] > 1 or len(seen) < len(task())
+    chex.assert_trees_all_equal(found.error, whole.error)
+    # The first call was interrupted before its result was kept, or after.
+    assert left in (every[1:], every[2:])
     with pytest.raises(mijax.MijaxError, match="another"):
         circuits.discover(model("llama"), task(), method, **options)
 
@@ -205,3 +212,95 @@ def test_unknown_edges_are_refused(name, said):
 def test_misaligned_counterparts_are_refused():
     with pytest.raises(mijax.MijaxError, match="counterpart"):
         circuits.Task([[1, 2, 3]], [[1, 2]], metric=METRIC)
+
+
+def test_a_gate_needs_what_it_replaces_by():
+    graph = circuits.Graph.of(model("gpt2"))
+    inputs = enter(model("gpt2"), graph, task().clean[0])
+    ones = jnp.ones(graph.edges.shape)
+    for gate in (Gate(edges=ones), Gate(nodes=ones[:, :1])):
+        with pytest.raises(mijax.MijaxError, match="give a reference"):
+            connected(model("gpt2"), graph, inputs, gate=gate)
+    # A gradient that stops stops nothing that is written.
+    stopped = Gate(constant=jnp.ones(len(graph.senders), bool))
+    ran = connected(model("gpt2"), graph, inputs, gate=stopped)
+    plain = connected(model("gpt2"), graph, inputs)
+    chex.assert_trees_all_equal(ran.final, plain.final)
+
+
+@pytest.mark.parametrize("method", [circuits.EAP(), circuits.Exact()])
+def test_errors_are_standard_errors_of_the_mean(method):
+    scores = circuits.discover(model("gpt2"), task(), method, keep_prompts=True)
+    prompts = np.asarray(scores.prompts, np.float64)
+    expected = prompts.std(0, ddof=1) / np.sqrt(len(prompts))
+    chex.assert_trees_all_close(
+        np.asarray(scores.error, np.float64), expected, rtol=1e-4, atol=1e-7
+    )
+
+
+def test_a_small_spread_around_a_large_mean_is_kept():
+    prompts = 1e4 + np.random.default_rng(0).normal(size=(50, 3))
+    moments = jnp.zeros((2, 3), jnp.float32)
+    for start in range(0, 50, 8):
+        moments = merged(moments, start, jnp.float32(prompts[start : start + 8]))
+    chex.assert_trees_all_close(moments[0], jnp.float32(prompts.mean(0)), rtol=1e-6)
+    chex.assert_trees_all_close(
+        standard_error(moments[1], 50),
+        jnp.float32(prompts.std(0, ddof=1) / np.sqrt(50)),
+        rtol=1e-2,
+    )
+
+
+BFLOAT16 = (
+    circuits.EAP(),
+    circuits.EAP(level="neuron"),
+    circuits.EAPIG(),
+    circuits.EAPIGActivations(steps=2),
+    circuits.GIM(),
+    circuits.RelP(),
+    circuits.AtPStar(),
+    circuits.HISP(),
+    circuits.InformationFlowRoutes(),
+    circuits.Exact(),
+    circuits.ACDC(threshold=0.05),
+    circuits.EdgePruning(steps=2),
+    circuits.UGS(steps=2),
+    circuits.SubnetworkProbing(steps=2),
+)
+
+
+@functools.cache
+def half(name):
+    return jax.tree.map(
+        lambda a: a.astype(jnp.bfloat16) if eqx.is_inexact_array(a) else a, model(name)
+    )
+
+
+@pytest.mark.parametrize("method", BFLOAT16, ids=lambda m: type(m).__name__)
+def test_every_method_runs_in_bfloat16(method):
+    # Means are float32, whatever the model is.
+    mean = circuits.mean_ablation(half("gpt2"), task().clean)
+    given = circuits.Task(task().clean, metric=METRIC, ablation=mean)
+    found = circuits.discover(half("gpt2"), given, method)
+    assert np.isfinite(np.asarray(found.values, np.float32)).all()
+    assert found.values.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_bfloat16_says_what_float32_says(name):
+    method = circuits.EAPIG()
+    wide, narrow = (
+        circuits.discover(m(name), task(), method).values for m in (model, half)
+    )
+    # A number has three digits, and small differences of large ones fewer.
+    assert np.corrcoef(wide.reshape(-1), narrow.reshape(-1))[0, 1] > 0.95
+    scores = circuits.discover(half(name), task(), method)
+    found = circuits.verify(half(name), task(), scores, top=5, sample=0)
+    full = circuits.run_circuits(
+        half(name), task(), [circuits.Circuit.full(scores.graph)]
+    )
+    clean = METRIC(mijax.run(half(name), task().clean))
+    chex.assert_trees_all_close(
+        np.asarray(full, np.float32)[0], np.asarray(clean, np.float32), atol=0.1
+    )
+    assert np.isfinite(np.asarray(found.exact.mean, np.float32)).all()
