@@ -58,8 +58,8 @@ class Fixed(AbstractAblation):
     """Replaces by given values: means, or values that were learned.
 
     Attributes:
-        values: `[sender, embed]`, `[sender, seq, embed]`, or with a leading axis of
-            groups of prompts, `[group, sender, seq_or_1, embed]`.
+        values: `[sender, embed]` or `[sender, seq, embed]`, with a leading axis of
+            groups of prompts where `group` is given.
         group: group of each prompt of the task, where there is such an axis.
     """
 

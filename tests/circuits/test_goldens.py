@@ -95,8 +95,31 @@ def test_information_flow_routes(name):
     chex.assert_trees_all_close(np.asarray(scores.values), expected, atol=TOLERANCE)
 
 
-def test_zero_and_means_broadcast_over_positions():
-    assert means("gpt2").values.shape == (16, 32)
-    assert means("gpt2", per="position").values.shape == (16, 8, 32)
-    grouped = means("gpt2", per="template", group=jnp.array([0, 0, 1, 1, 2, 2]))
-    assert grouped.values.shape == (3, 16, 32)
+def test_means_are_of_tokens_without_padding():
+    tokens = [[1, 2, 3, 4], [5, 6], [7, 8, 9]]
+    prompts = mijax.data.Prompts.from_ids(tokens)
+    lengths, group = [4, 2, 3], [0, 1, 0]
+    runs = [
+        np.asarray(mijax.capture(model("gpt2"), ids, mijax.Site("mlp_out")))[1]
+        for ids in tokens
+    ]
+    sender = circuits.Graph.of(model("gpt2")).sender("m1")
+
+    def found(**options):
+        mean = circuits.mean_ablation(model("gpt2"), prompts, **options)
+        return np.asarray(mean.values)
+
+    chex.assert_trees_all_close(
+        found()[sender], np.concatenate(runs).mean(0), atol=1e-5
+    )
+    at = [[run[i] for run in runs if len(run) > i] for i in range(max(lengths))]
+    chex.assert_trees_all_close(
+        found(per="position")[sender],
+        np.stack([np.mean(rows, 0) for rows in at]),
+        atol=1e-5,
+    )
+    templates = found(per="template", group=jnp.array(group))[:, sender]
+    chex.assert_trees_all_close(templates[1], runs[1].mean(0), atol=1e-5)
+    chex.assert_trees_all_close(
+        templates[0], np.concatenate([runs[0], runs[2]]).mean(0), atol=1e-5
+    )
