@@ -20,6 +20,7 @@ with install_import_hook("mijax", "beartype.beartype"):
     import mijax.testing  # noqa: F401
 
 import jax
+import jaxtyping
 import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -30,6 +31,14 @@ def forget_programs():
     """Drops compiled programs: a process may map so many only (`max_map_count`)."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def unchecked():
+    """Without run-time checks of types, as users run: bad input meets our errors."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

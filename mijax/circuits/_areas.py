@@ -197,7 +197,7 @@ def resampled(
     return np.concatenate(found).reshape(resamples, *values.shape[1:])
 
 
-def check_fractions(fractions: Sequence[float] | np.ndarray) -> None:
+def check_fractions(fractions: Sequence[float | int] | np.ndarray) -> None:
     """Refuses fractions that are not increasing within (0, 1]."""
     found = np.asarray(fractions)
     if found.ndim != 1 or len(found) < 2:

@@ -98,7 +98,7 @@ def roc(
 
 
 def pessimistic_auc(
-    fpr: Sequence[float] | np.ndarray, tpr: Sequence[float] | np.ndarray
+    fpr: Sequence[float | int] | np.ndarray, tpr: Sequence[float | int] | np.ndarray
 ) -> float:
     r"""Area under the staircase of points, $\sum_i (1 - x_i)(y_i - y_{i-1})$.
 

@@ -177,7 +177,7 @@ def test_an_interrupted_sweep_goes_on(tmp_path, monkeypatch):
         again(thresholds=[0.3, 0.06])
 
 
-def test_options_that_do_not_exist_are_refused():
+def test_options_that_do_not_exist_are_refused(unchecked):
     with pytest.raises(ConfigError, match=r"order 'lat'\. Did you mean 'late'"):
         circuits.ACDC(order="lat")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="at least one removal"):

@@ -242,7 +242,7 @@ def test_stability_of_a_discovery():
     assert not found.frequency[~circuit.graph.edges].any()
 
 
-def test_what_is_refused():
+def test_what_is_refused(unchecked):
     model, task, circuit = case("induction")
     graph = circuit.graph
     with pytest.raises(ConfigError, match="no path from the input"):
