@@ -40,6 +40,10 @@ class OutputError(MijaxError):
     """A folder or file that cannot be written."""
 
 
+class TrainingError(MijaxError):
+    """A training run that cannot go on: its loss is not finite or has exploded."""
+
+
 class NetworkError(MijaxError):
     """Something that would have to be downloaded and cannot be."""
 

@@ -1,0 +1,84 @@
+"""Examples that are already in memory, as a source."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mijax._errors import ConfigError, ShapeError
+from mijax.data._source import AbstractSource
+
+
+class Batch(NamedTuple):
+    """Inputs and outputs of some examples.
+
+    Attributes:
+        x: inputs, `[batch, ...]`.
+        y: what is to be made of them, `[batch, ...]`; the same array where that is x.
+    """
+
+    x: Float[Array, "batch ..."]
+    y: Float[Array, "batch ..."]
+
+
+class Examples(AbstractSource):
+    """Batches of arrays, in an order drawn anew for every pass over them.
+
+    Args:
+        x: inputs, `[example, ...]`.
+        y: outputs, `[example, ...]`; the inputs by default.
+        batch: examples of a batch. What is left at the end of a pass is not used.
+        seed: of the order.
+
+    Raises:
+        ConfigError: fewer examples than a batch.
+        ShapeError: not as many outputs as inputs.
+
+    Examples:
+        >>> source = Examples(jnp.arange(6.0)[:, None], batch=3)
+        >>> state, batch = source.batch(source.start())
+        >>> batch.x.shape, int(state)
+        ((3, 1), 1)
+    """
+
+    x: Float[Array, "example ..."]
+    y: Float[Array, "example ..."] | None
+    size: int
+    seed: int
+
+    def __init__(self, x: Any, y: Any = None, *, batch: int, seed: int = 0):
+        self.x = jnp.asarray(x)
+        self.y = None if y is None else jnp.asarray(y)
+        self.size, self.seed = batch, seed
+        if batch < 1 or batch > self.x.shape[0]:
+            raise ConfigError(
+                f"Batches of {batch} cannot be drawn from {self.x.shape[0]} examples."
+            )
+        if self.y is not None and self.y.shape[0] != self.x.shape[0]:
+            raise ShapeError(
+                f"There are {self.x.shape[0]} inputs and {self.y.shape[0]} outputs."
+            )
+
+    def start(self) -> Int[Array, ""]:
+        """Returns how many batches have been given: none."""
+        return jnp.int32(0)
+
+    def batch(self, state: Int[Array, ""]) -> tuple[Int[Array, ""], Batch]:
+        """Returns the next batch."""
+        return _draw(self.x, self.y, self.size, self.seed, state)
+
+
+def _draw(x: Array, y: Array | None, size: int, seed: int, state: Array) -> Any:
+    """Draws a batch; the order is that of the pass the state is in."""
+    each = x.shape[0] // size
+    turn, place = state // each, state % each
+    order = _order(jax.random.fold_in(jax.random.key(seed), turn), x.shape[0])
+    index = jax.lax.dynamic_slice_in_dim(order, place * size, size)
+    of_x = x[index]
+    return state + 1, Batch(of_x, of_x if y is None else y[index])
+
+
+def _order(key: Array, n: int) -> Int[Array, " n"]:
+    """Draws an order."""
+    return jax.random.permutation(key, n)

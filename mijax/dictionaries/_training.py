@@ -1,0 +1,260 @@
+"""Training a dictionary: the objective, and the verb."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from mijax.data import AbstractSource
+from mijax.dictionaries._architecture import AbstractArchitecture, Given
+from mijax.dictionaries._dead import resampled
+from mijax.dictionaries._dictionary import Dictionary, untrained
+from mijax.dictionaries._wiring import AbstractWiring, Weights
+from mijax.train import AbstractObjective, AbstractSink, Step, fit, warmed
+
+
+class Params(NamedTuple):
+    """What is learned: weights, and what the architecture has beside them."""
+
+    weights: Weights
+    extra: Any
+
+
+class Carried(NamedTuple):
+    """What is carried along without gradients.
+
+    Attributes:
+        since: examples since each latent was last active, `[latent]`.
+        running: what the architecture carries.
+    """
+
+    since: Int[Array, "*lane latent"]
+    running: Any
+
+
+class Training(AbstractObjective):
+    """How a dictionary is trained: a frozen value.
+
+    Numbers that are not marked static may differ between dictionaries that train
+    together (see `train`).
+
+    Attributes:
+        architecture: how latents are made sparse.
+        wiring: what is read and written.
+        latents: how many (static).
+        steps: updates (static).
+        learning_rate: of Adam, at its peak.
+        warmup: updates of its rise from 0 (static).
+        decay: updates of its fall to 0, the last ones (static).
+        sparsity_warmup: updates in which the penalty rises from 0 (static).
+        betas: decay of Adam's moments (static).
+        clip: largest norm of a gradient; `None` is no limit (static).
+        unit_norm: keep the decoder's rows of length 1, and their gradients orthogonal
+            to them (static).
+        norm: length of the decoder's rows at the start (static).
+        tied: start the encoder as the decoder (static).
+        dead_after: examples without activity after which a latent is dead (static).
+        resample: updates between replacements of dead latents by what is restored worst
+            (Bricken et al. 2023); `None` is never (static).
+        centre: start of the decoder's bias.
+        scale: by which activations are multiplied.
+        dtype: of products; sums and parameters are float32 (static).
+        seed: of weights and updates.
+    """
+
+    architecture: AbstractArchitecture
+    wiring: AbstractWiring
+    latents: int = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
+    learning_rate: Any = 3e-4
+    warmup: int = eqx.field(static=True, default=0)
+    decay: int = eqx.field(static=True, default=0)
+    sparsity_warmup: int = eqx.field(static=True, default=0)
+    betas: tuple[float, float] = eqx.field(static=True, default=(0.9, 0.999))
+    clip: float | None = eqx.field(static=True, default=1.0)
+    unit_norm: bool = eqx.field(static=True, default=False)
+    norm: float = eqx.field(static=True, default=1.0)
+    tied: bool = eqx.field(static=True, default=True)
+    dead_after: int = eqx.field(static=True, default=1_000_000)
+    resample: int | None = eqx.field(static=True, default=None)
+    centre: Any = None
+    scale: Any = 1.0
+    dtype: Any = eqx.field(static=True, default="float32")
+    seed: Any = 0
+
+    def __check_init__(self):
+        """Refuses sizes that cannot be, before any work."""
+        self.architecture.check(self.latents)
+        self.wiring.widths(self.latents)
+        warmed(1.0, steps=self.steps, warmup=self.warmup, decay=self.decay)
+
+    def start(self, key: PRNGKeyArray) -> tuple[Params, Carried]:
+        """Draws weights."""
+        new = self._new(key)
+        since = jnp.zeros(self.latents, jnp.int32)
+        return Params(new.weights, new.extra), Carried(since, new.running)
+
+    def loss(
+        self, params: Params, memory: Carried, batch: Any, step: Step
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Carried]]:
+        """Returns squared error and penalty of a batch."""
+        x, y = batch.x * self.scale, batch.y * self.scale
+        share = jnp.float32(1)
+        if self.sparsity_warmup:
+            share = jnp.minimum((step.index + 1) / self.sparsity_warmup, 1.0)
+        dead = memory.since >= self.dead_after
+        given = Given(
+            *(x, y, params.weights, params.extra, memory.running, dead, share),
+            *(self.wiring, step, jnp.dtype(self.dtype)),
+        )
+        found = self.architecture.loss(given)
+        flat = self.wiring.flat(y)
+        spread = given.error(jnp.broadcast_to(step.mean(flat.mean(0)), flat.shape))
+        numbers = {
+            "error": found.error,
+            "fvu": found.error / spread,
+            "l0": found.l0,
+            "dead": step.over_model(dead.sum()) / self.latents,
+        }
+        size = step.total(jnp.int32(x.shape[0]))
+        since = jnp.where(found.active, 0, memory.since + size)
+        running = jax.lax.stop_gradient(found.running)
+        return found.error + found.penalty, (numbers, Carried(since, running))
+
+    def optimiser(self) -> optax.GradientTransformation:
+        """Returns Adam with its schedule."""
+        rate = warmed(
+            self.learning_rate, steps=self.steps, warmup=self.warmup, decay=self.decay
+        )
+        parts = [] if self.clip is None else [optax.clip_by_global_norm(self.clip)]
+        if self.unit_norm:
+            parts.append(orthogonal())
+        one, other = self.betas
+        return optax.chain(*parts, optax.adam(rate, b1=one, b2=other))
+
+    def after(
+        self, params: Params, optimiser: Any, memory: Carried, batch: Any, step: Step
+    ) -> tuple[Params, Any, Carried]:
+        """Replaces dead latents where that is due, and keeps rows of length 1."""
+        if self.resample is not None:
+            due = (step.index + 1) % self.resample == 0
+            dead = due & (memory.since >= self.dead_after)
+            params, optimiser = resampled(self, params, optimiser, dead, batch, step.key)
+            memory = memory._replace(since=jnp.where(dead, 0, memory.since))
+        if self.unit_norm:
+            rows = params.weights.decoder
+            rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)
+            params = eqx.tree_at(lambda p: p.weights.decoder, params, rows)
+        return params, optimiser, memory
+
+    def specs(self, tree: Any) -> Any:
+        """Splits latents over devices."""
+        params, memory = tree
+        row, whole = P("model"), P()
+        skip = None if params.weights.skip is None else whole
+        weights = Weights(row, row, row, whole, skip)
+        extra = jax.tree.map(lambda _: row, params.extra)
+        running = jax.tree.map(lambda _: whole, memory.running)
+        return Params(weights, extra), Carried(row, running)
+
+    def dictionary(self, params: Params, memory: Carried) -> Dictionary:
+        """Returns the dictionary that was learned."""
+        return Dictionary(
+            *(self.architecture, self.wiring, params.weights, params.extra),
+            *(memory.running, jnp.float32(self.scale)),
+        )
+
+    def _new(self, key: PRNGKeyArray) -> Dictionary:
+        return untrained(
+            self.architecture,
+            self.wiring,
+            latents=self.latents,
+            key=key,
+            norm=self.norm,
+            tied=self.tied,
+            centre=self.centre,
+        )
+
+
+def train(
+    training: Training | Sequence[Training],
+    source: AbstractSource,
+    *,
+    mesh: Mesh | None = None,
+    sinks: Sequence[AbstractSink] = (),
+    report: int = 10,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int = 500,
+) -> Any:
+    """Trains a dictionary, or many at once on the same activations.
+
+    Args:
+        training: what is trained and how. Several that differ in numbers only (seed,
+            sparsity, k, learning rate) are one program, and see the same batches.
+        source: activations, batches of `x` and `y` (see `mijax.data.Activations`).
+        mesh: devices, from `mijax.train.mesh`: examples over `data`, latents over
+            `model`.
+        sinks: where numbers go.
+        report: updates between reports.
+        checkpoint: folder of checkpoints, from which a run goes on.
+        every: updates between checkpoints.
+
+    Returns:
+        The dictionary, or a list of them.
+
+    Raises:
+        ConfigError: trainings that cannot share a program, or a mesh that does not
+            divide the latents.
+        OutputError: a folder of another run.
+        TrainingError: a loss that is not finite.
+
+    Examples:
+        >>> import jax
+        >>> from mijax import dictionaries as d
+        >>> data = jax.random.normal(jax.random.key(0), (256, 16))
+        >>> source = Examples(data, batch=64)
+        >>> training = d.Training(d.TopK(4), d.SAE(16), latents=32, steps=20)
+        >>> sae = train(training, source)
+        >>> sae(data).shape
+        (256, 16)
+    """
+    several = isinstance(training, Sequence)
+    state = fit(
+        training,
+        source,
+        steps=training[0].steps if several else training.steps,
+        mesh=mesh,
+        sinks=sinks,
+        report=report,
+        checkpoint=checkpoint,
+        every=every,
+    )
+    if not several:
+        return training.dictionary(state.params, state.memory)
+    lanes = [
+        jax.tree.map(lambda a: a[i], (state.params, state.memory))  # noqa: B023
+        for i in range(len(training))
+    ]
+    return [
+        one.dictionary(*lane) for one, lane in zip(training, lanes, strict=True)
+    ]
+
+
+def orthogonal() -> optax.GradientTransformation:
+    """Takes from the decoder's gradient what would only change its rows' lengths."""
+
+    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        rows, change = params.weights.decoder, gradient.weights.decoder
+        along = (change * rows).sum(1, keepdims=True)
+        along = along / (rows**2).sum(1, keepdims=True) * rows
+        where = lambda g: g.weights.decoder  # noqa: E731
+        return eqx.tree_at(where, gradient, change - along), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)

@@ -1,0 +1,137 @@
+"""Checkpoints of a run: written whole or not at all, beside the training."""
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mijax._errors import OutputError
+from mijax.core._journal import digest
+from mijax.io._checkpoint import flatten, name_of
+
+KEEP = 2
+
+
+class Checkpoints:
+    """The folder of checkpoints of one run; without a folder it does nothing.
+
+    Args:
+        folder: where they are, `None` for nowhere.
+        job: what the run is; a folder of another one is refused.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None, job: Any):
+        self.folder = None if folder is None else Path(folder).resolve()
+        self._digest = "" if folder is None else digest(job)
+        self._manager: Any = None
+
+    def __enter__(self) -> "Checkpoints":
+        if self.folder is None:
+            return self
+        import orbax.checkpoint as ocp  # noqa: PLC0415 - slow to import
+
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+        except OSError as error:
+            raise OutputError(
+                f"Cannot write checkpoints to {self.folder} ({error.strerror})."
+            ) from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    def load(self, like: Any) -> Any:
+        """Returns the last state that was kept, or `like` if there is none.
+
+        Raises:
+            OutputError: the folder holds another run, or no whole checkpoint.
+        """
+        step = None if self._manager is None else self._manager.latest_step()
+        if step is None:
+            return like
+        import orbax.checkpoint as ocp  # noqa: PLC0415
+
+        try:
+            note = self._manager.restore(
+                step, args=ocp.args.Composite(note=ocp.args.JsonRestore())
+            )["note"]
+        except (OSError, ValueError, KeyError) as error:
+            raise OutputError(
+                f"{self.folder} does not hold checkpoints of a run ({error})."
+            ) from error
+        arrays = flatten(raw(like))
+        if note != {"run": self._digest, "arrays": shapes(arrays)}:
+            raise OutputError(
+                f"{self.folder} holds checkpoints of another run (other objective, "
+                "source or sizes): give another folder, or delete it."
+            )
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
+        found = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        )["state"]
+        leaves, structure = jax.tree_util.tree_flatten_with_path(raw(like))
+        values = [found.get(name_of(where), leaf) for where, leaf in leaves]
+        return typed(jax.tree.unflatten(structure, values), like)
+
+    def save(self, step: int, state: Any) -> None:
+        """Keeps a state; returns as soon as it is copied from the device."""
+        if self._manager is None or self._manager.latest_step() == step:
+            return
+        import orbax.checkpoint as ocp  # noqa: PLC0415
+
+        arrays = flatten(raw(state))
+        note = {"run": self._digest, "arrays": shapes(arrays)}
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays), note=ocp.args.JsonSave(note)
+                ),
+            )
+        except OSError as error:
+            raise OutputError(
+                f"Cannot write a checkpoint to {self.folder} ({error.strerror}). "
+                f"{self.last()}"
+            ) from error
+
+    def last(self) -> str:
+        """Says where the last whole checkpoint is."""
+        step = None if self._manager is None else self._manager.latest_step()
+        if step is None:
+            return "There is no checkpoint."
+        return f"The last checkpoint is step {step} in {self.folder}."
+
+
+def raw(tree: Any) -> Any:
+    """Replaces typed random keys by their numbers."""
+    return jax.tree.map(lambda a: jax.random.key_data(a) if is_key(a) else a, tree)
+
+
+def typed(tree: Any, like: Any) -> Any:
+    """Makes random keys of numbers where `like` has some."""
+    return jax.tree.map(
+        lambda a, b: jax.random.wrap_key_data(a) if is_key(b) else a, tree, like
+    )
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is a typed random key."""
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def shapes(arrays: dict[str, Any]) -> dict[str, list[Any]]:
+    """Describes arrays by name."""
+    return {name: [list(a.shape), str(a.dtype)] for name, a in arrays.items()}

@@ -1,0 +1,123 @@
+"""`fit`: the one loop of everything that is trained."""
+
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mijax._errors import ConfigError
+from mijax.data import AbstractSource
+from mijax.train._checkpoints import Checkpoints
+from mijax.train._guard import Guard
+from mijax.train._objective import AbstractObjective
+from mijax.train._shard import place
+from mijax.train._sinks import AbstractSink
+from mijax.train._state import State
+from mijax.train._update import begin, update
+
+
+def fit(
+    objective: AbstractObjective | Sequence[AbstractObjective],
+    source: AbstractSource,
+    *,
+    steps: int,
+    mesh: Mesh | None = None,
+    sinks: Sequence[AbstractSink] = (),
+    report: int = 10,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: int = 500,
+) -> State:
+    """Fits an objective, or many at once, to a stream of batches.
+
+    Update `i` draws with `fold_in(key(objective.seed), i)`. Whatever decides the next
+    update is in the state, and a checkpoint is the state: a run that was killed goes on
+    from its last checkpoint and ends bit for bit where it would have ended.
+
+    Args:
+        objective: what is minimised. Several of one kind are lanes of one program, on
+            the same batches; leaves of the state then have them as their first axis.
+        source: where batches come from.
+        steps: updates in all, those of an earlier part of the run among them.
+        mesh: devices, from `mijax.train.mesh`; one device by default.
+        sinks: where numbers go.
+        report: updates between reports to the sinks.
+        checkpoint: folder of checkpoints. If it holds one, the run goes on from it.
+        every: updates between checkpoints; the last update always makes one.
+
+    Returns:
+        The state after the last update.
+
+    Raises:
+        ConfigError: objectives that cannot share a program, or a mesh that does not
+            divide examples or parameters.
+        OutputError: the folder holds another run, or cannot be written.
+        TrainingError: the loss is not finite or has exploded; says at which update, on
+            which batch, and where the last checkpoint is.
+    """
+    if steps < 1 or report < 1 or every < 1:
+        raise ConfigError(
+            f"Training takes at least 1 step, report and checkpoint every 1, got "
+            f"{steps}, {report} and {every}."
+        )
+    several = isinstance(objective, Sequence)
+    fitted = stacked(objective) if several else traced(objective)
+    state = begin(fitted, source, several=several, mesh=mesh)
+    with contextlib.ExitStack() as stack:
+        kept = stack.enter_context(Checkpoints(checkpoint, (fitted, source)))
+        state = place(kept.load(state), fitted, mesh, several=several)
+        done = int(state.step)
+        for sink in sinks:
+            stack.enter_context(sink).open(done, steps)
+        guard = Guard(kept)
+        try:
+            for step in range(done + 1, steps + 1):
+                taken, batch = source.batch(state.source)
+                state, info = update(fitted, state, taken, batch, several, mesh)
+                guard.watch(step, info["loss"], batch)
+                if step % report == 0 or step == steps:
+                    numbers = {name: plain(value) for name, value in info.items()}
+                    for sink in sinks:
+                        sink.write(step, numbers)
+                if step % every == 0 or step == steps:
+                    guard.settle()
+                    kept.save(step, state)
+        except KeyboardInterrupt:
+            guard.settle()
+            kept.save(int(state.step), state)
+            raise
+        guard.settle()
+    return state
+
+
+def traced(objective: AbstractObjective) -> AbstractObjective:
+    """Makes arrays of the numbers of an objective: others run the same program."""
+    return jax.tree.map(jnp.asarray, objective)
+
+
+def stacked(objectives: Sequence[AbstractObjective]) -> AbstractObjective:
+    """Makes lanes of objectives of one kind."""
+    if not objectives:
+        raise ConfigError("There is nothing to fit: give one objective at least.")
+    trees = [traced(objective) for objective in objectives]
+    kinds = [jax.tree.structure(tree) for tree in trees]
+    shapes = [[leaf.shape for leaf in jax.tree.leaves(tree)] for tree in trees]
+    for i, (kind, shape) in enumerate(zip(kinds, shapes, strict=True)):
+        if kind != kinds[0] or shape != shapes[0]:
+            raise ConfigError(
+                f"Objectives 0 and {i} differ in more than numbers, so they cannot be "
+                "lanes of one program: fit them one by one."
+            )
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def plain(value: Any) -> Any:
+    """Makes numbers, or lists of them, of an array."""
+    if eqx.is_array(value):
+        return np.asarray(value, np.float64).tolist()
+    return value

@@ -1,0 +1,123 @@
+"""One update, on one device or on a mesh, of one objective or of lanes."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import PRNGKeyArray
+
+from mijax.data import AbstractSource
+from mijax.train._mesh import DATA, MODEL, Step
+from mijax.train._objective import AbstractObjective
+from mijax.train._shard import constrained, place, specs_of
+from mijax.train._state import State
+
+
+def begin(
+    objective: AbstractObjective,
+    source: AbstractSource,
+    *,
+    several: bool,
+    mesh: Mesh | None,
+) -> State:
+    """Returns the state before the first update."""
+    params, memory, optimiser = _start(objective, several)
+    state = State(params, memory, optimiser, jnp.int32(0), source.start())
+    return place(state, objective, mesh, several=several)
+
+
+@eqx.filter_jit
+def _start(objective: AbstractObjective, several: bool) -> Any:
+    def one(objective: AbstractObjective) -> Any:
+        params, memory = objective.start(jax.random.key(objective.seed))
+        return params, memory, objective.optimiser().init(params)
+
+    return jax.vmap(one)(objective) if several else one(objective)
+
+
+def update(
+    objective: AbstractObjective,
+    state: State,
+    source: Any,
+    batch: Any,
+    several: bool,
+    mesh: Mesh | None,
+) -> tuple[State, dict[str, Any]]:
+    """Updates the parameters once.
+
+    Args:
+        objective: what is minimised.
+        state: before; its buffers are re-used.
+        source: state of the source after the batch.
+        batch: examples.
+        several: whether the objective is lanes.
+        mesh: devices.
+
+    Returns:
+        The state after, and the numbers of this update.
+    """
+    core = (state.params, state.memory, state.optimiser, state.step)
+    found, info = _update((objective, batch, several, mesh), core)
+    return State(*found, source), info
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _update(shared: Any, core: Any) -> tuple[Any, dict[str, Any]]:
+    objective, batch, several, mesh = shared
+    params, memory, optimiser, index = core
+
+    def keys(objective: AbstractObjective) -> PRNGKeyArray:
+        return jax.random.fold_in(jax.random.key(objective.seed), index)
+
+    key = jax.vmap(keys)(objective) if several else keys(objective)
+    gradient, info, memory = _gradient(
+        objective, params, memory, batch, (index, key), several, mesh
+    )
+
+    def apply(objective: Any, params: Any, given: Any, key: Any) -> Any:
+        gradient, optimiser, memory = given
+        rule = objective.optimiser()
+        change, optimiser = rule.update(gradient, optimiser, params)
+        params = optax.apply_updates(params, change)
+        step = Step(index, jax.random.fold_in(key, 1))
+        return objective.after(params, optimiser, memory, batch, step)
+
+    apply = jax.vmap(apply) if several else apply
+    found = apply(objective, params, (gradient, optimiser, memory), key)
+    params, optimiser, memory = constrained(found, objective, mesh, several=several)
+    return (params, memory, optimiser, index + 1), info
+
+
+def _gradient(
+    objective: Any,
+    params: Any,
+    memory: Any,
+    batch: Any,
+    at: tuple[Any, Any],
+    several: bool,
+    mesh: Mesh | None,
+) -> tuple[Any, dict[str, Any], Any]:
+    """Returns the gradient, numbers to report, and the memory after the batch."""
+    split = mesh is not None
+
+    def one(objective: Any, params: Any, memory: Any, batch: Any, at: Any) -> Any:
+        step = Step(*at, data=split, model=split)
+        value = eqx.filter_value_and_grad(objective.loss, has_aux=True)
+        (loss, (info, memory)), gradient = value(params, memory, batch, step)
+        return gradient, {"loss": loss, **info}, memory
+
+    run = jax.vmap(one, in_axes=(0, 0, 0, None, (None, 0))) if several else one
+    if mesh is None:
+        return run(objective, params, memory, batch, at)
+    of_params, of_memory = specs_of(objective, (params, memory), several=several)
+    return jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(P(), of_params, of_memory, P(DATA), P()),
+        out_specs=(of_params, P(), of_memory),
+        axis_names={DATA, MODEL},
+    )(objective, params, memory, batch, at)

@@ -1,0 +1,221 @@
+"""Training of dictionaries: every architecture and wiring, resumed, in lanes, on meshes."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mijax import dictionaries as d
+from mijax import train
+from mijax._errors import ConfigError, OutputError, ShapeError, TrainingError
+from mijax.data import Examples
+
+EMBED, LATENTS = 8, 16
+ARCHITECTURES = {
+    "relu": d.ReLU(0.05),
+    "tanh": d.ReLU(0.05, penalty="tanh"),
+    "sqrt": d.ReLU(0.05, penalty="sqrt"),
+    "gated": d.Gated(0.05),
+    "jump_relu": d.JumpReLU(0.05, bandwidth=0.1, threshold=0.05),
+    "topk": d.TopK(3),
+    "batch_topk": d.BatchTopK(3),
+    "matryoshka": d.Matryoshka((0.25, 0.75), k=3),
+}
+WIRINGS = {
+    "sae": d.SAE(EMBED),
+    "transcoder": d.Transcoder(EMBED, 6),
+    "skip": d.Transcoder(EMBED, 6, skip=True),
+    "crosscoder": d.Crosscoder(2, EMBED),
+    "cross_layer": d.CrossLayer(2, EMBED),
+}
+
+
+@functools.cache
+def source(wiring="sae", batch=32):
+    given = WIRINGS[wiring]
+    random = np.random.default_rng(0)
+    hidden = random.exponential(size=(128, 12)) * (random.random((128, 12)) < 0.2)
+    x, y = (
+        hidden @ random.normal(size=(12, int(np.prod(shape))))
+        for shape in (given.reads, given.writes)
+    )
+    x = jnp.float32(x).reshape(-1, *given.reads)
+    if wiring in ("sae", "crosscoder"):
+        return Examples(x, batch=batch)
+    return Examples(x, jnp.float32(y).reshape(-1, *given.writes), batch=batch)
+
+
+def training(architecture="topk", wiring="sae", **options):
+    tied = wiring in ("sae", "crosscoder")
+    options = {"steps": 12, "learning_rate": 1e-2, "dead_after": 64, **options}
+    return d.Training(
+        *(ARCHITECTURES[architecture], WIRINGS[wiring]),
+        latents=LATENTS,
+        tied=tied,
+        **options,
+    )
+
+
+def numbers(dictionary):
+    return dictionary.weights, dictionary.extra, dictionary.running
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_learns_every_wiring(architecture):
+    for wiring in WIRINGS:
+        given, told = source(wiring), train.Memory()
+        found = d.train(
+            training(architecture, wiring, steps=40), given, sinks=[told], report=1
+        )
+        errors = [row["error"] for row in told.rows]
+        assert errors[-1] < 0.9 * errors[0], wiring
+        x = given.x[:5]
+        assert found(x).shape == (5, *WIRINGS[wiring].writes)
+        assert found.encode(x).shape == (5, LATENTS)
+        # One example at a time is the same as all at once.
+        one = jnp.stack([found(row) for row in x])
+        chex.assert_trees_all_close(one, found(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("wiring", ["sae", "cross_layer"])
+def test_meshes_are_one_device(architecture, wiring):
+    alone, shared = train.Memory(), train.Memory()
+    given = training(architecture, wiring, steps=6, clip=0.1)
+    one = d.train(given, source(wiring), sinks=[alone], report=1)
+    other = d.train(
+        *(given, source(wiring)),
+        mesh=train.mesh(data=2, model=4),
+        sinks=[shared],
+        report=1,
+    )
+    for ours, theirs in zip(alone.rows, shared.rows, strict=True):
+        chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    chex.assert_trees_all_close(numbers(one), numbers(other), atol=1e-5)
+
+
+def test_a_device_holds_its_share_of_the_latents():
+    state = train.fit(
+        training(), source(), steps=2, mesh=train.mesh(data=1, model=4)
+    )
+    for leaf in jax.tree.leaves((state.params.weights.decoder, state.optimiser)):
+        if leaf.ndim and leaf.shape[0] == LATENTS:
+            assert leaf.addressable_shards[0].data.shape[0] == LATENTS // 4
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batch_topk", "gated"])
+def test_interrupted_and_resumed_is_uninterrupted(architecture, tmp_path):
+    class Stop(train.Memory):
+        def write(self, step, numbers):
+            if step == 7:
+                raise KeyboardInterrupt
+
+    given = training(architecture, resample=5)
+    whole = d.train(given, source())
+    log = train.Jsonl(tmp_path / "log.jsonl")
+    options = {"checkpoint": tmp_path / "run", "every": 3, "report": 1}
+    with pytest.raises(KeyboardInterrupt):
+        d.train(given, source(), sinks=[log, Stop()], **options)
+    resumed = d.train(
+        given, source(), sinks=[train.Jsonl(tmp_path / "log.jsonl")], **options
+    )
+    chex.assert_trees_all_equal(numbers(resumed), numbers(whole))
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        f'{{"step": {i}' for i in range(1, 13)
+    ]
+    with pytest.raises(OutputError, match="another run"):
+        d.train(training(architecture, seed=1), source(), **options)
+
+
+def test_lanes_are_runs_of_their_own():
+    given = [
+        training(seed=seed, learning_rate=rate)
+        for seed, rate in ((0, 1e-2), (1, 1e-2), (1, 1e-3))
+    ]
+    together = d.train(given, source())
+    for one, lane in zip(given, together, strict=True):
+        alone = d.train(one, source())
+        chex.assert_trees_all_close(numbers(alone), numbers(lane), atol=1e-5)
+
+
+def test_k_may_differ_between_lanes():
+    sized = [
+        d.Training(d.TopK(k, most=4), d.SAE(EMBED), latents=LATENTS, steps=3)
+        for k in (2, 4)
+    ]
+    for k, found in zip((2, 4), d.train(sized, source()), strict=True):
+        assert int((found.encode(source().x) > 0).sum(1).max()) == k
+
+
+def test_another_number_is_the_same_program():
+    from mijax.train import _update  # noqa: PLC0415
+
+    d.train(training(learning_rate=1e-2), source())
+    before = _update._update._cached._cache_size()
+    d.train(training(learning_rate=2e-2, seed=3), source())
+    assert _update._update._cached._cache_size() == before
+
+
+def test_the_decoder_keeps_its_length():
+    found = d.train(training(unit_norm=True), source())
+    norms = jnp.linalg.norm(found.weights.decoder, axis=1)
+    chex.assert_trees_all_close(norms, jnp.ones(LATENTS), atol=1e-5)
+
+
+def test_a_loss_that_is_no_number_stops_and_says_where(tmp_path):
+    x = source().x.at[70].set(jnp.nan)
+    with pytest.raises(TrainingError, match=r"step \d.*not finite.*checkpoint is step"):
+        d.train(
+            training(steps=40),
+            Examples(x, batch=16, seed=3),
+            checkpoint=tmp_path / "run",
+            every=1,
+        )
+
+
+BAD = {
+    "most": (lambda: d.TopK(0), ConfigError, "at least 1"),
+    "k": (lambda: training_of(d.TopK(17)), ConfigError, "smaller k"),
+    "batch_k": (lambda: training_of(d.BatchTopK(17)), ConfigError, "smaller k"),
+    "penalty": (lambda: d.ReLU(penalty="l2"), ConfigError, "no penalty"),
+    "groups": (lambda: d.Matryoshka((0.5, 0.6)), ConfigError, "add up to 1"),
+    "few": (
+        lambda: training_of(d.Matryoshka((0.01, 0.99))),
+        ConfigError,
+        "too few",
+    ),
+    "layers": (lambda: training_of(d.ReLU(), d.CrossLayer(3, 4)), ShapeError, "evenly"),
+    "schedule": (lambda: training(warmup=20), ConfigError, "warm up"),
+    "mesh": (
+        lambda: d.train(training(), source(), mesh=train.mesh(data=1, model=3)),
+        ConfigError,
+        "do not divide 16 latents",
+    ),
+    "devices": (lambda: train.mesh(data=100), ConfigError, "devices"),
+    "lanes": (
+        lambda: d.train([training(), training("relu")], source()),
+        ConfigError,
+        "more than numbers",
+    ),
+    "examples": (lambda: Examples(jnp.ones((3, 2)), batch=4), ConfigError, "drawn"),
+    "input": (
+        lambda: d.train(training(), source())(jnp.ones((2, 5))),
+        ShapeError,
+        "reads activations",
+    ),
+}
+
+
+def training_of(architecture, wiring=WIRINGS["sae"]):
+    return d.Training(architecture, wiring, latents=LATENTS, steps=2)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_refused(case):
+    make, error, said = BAD[case]
+    with pytest.raises(error, match=said):
+        make()
