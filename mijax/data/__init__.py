@@ -10,6 +10,7 @@ from mijax.data._pairs import Pairs as Pairs
 from mijax.data._prompts import Prompts as Prompts
 from mijax.data._prompts import aligned as aligned
 from mijax.data._pronouns import gendered_pronouns as gendered_pronouns
+from mijax.data._source import AbstractSource as AbstractSource
 from mijax.data._template import fill as fill
 from mijax.data._tokenizer import Tokenizer as Tokenizer
 from mijax.data._tokenizer import read_tokenizer as read_tokenizer
