@@ -1,7 +1,7 @@
 """Edits: values that change an activation, and the places where they do it."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from mijax._errors import PositionError, ShapeError, SiteError
+from mijax._errors import ShapeError, SiteError
+from mijax.core._operands import fits, per_row, pick
 from mijax.core._rows import Place
 from mijax.core._sites import SITES, Site, Sites, empty, get, put
 
@@ -393,44 +394,3 @@ def edit(edits: AbstractEdit | None, x: Array, place: Place) -> Array:
         The activation that the model goes on with.
     """
     return x if edits is None else edits(x, place)
-
-
-def per_row(index: Array, place: Place, x: Array) -> Array:
-    """Looks up a scalar, or an array of one value per lane, for every row of `x`."""
-    if index.ndim == 0:
-        return index
-    if index.ndim > 1:
-        raise PositionError(
-            f"An index holds one entry per prompt, got shape {index.shape}."
-        )
-    if place.rows.lane is None:
-        raise PositionError(
-            f"An index of shape {index.shape} needs a batch of as many prompts, but a "
-            "single one is run."
-        )
-    value = index[place.rows.lane]
-    return value.reshape(value.shape + (1,) * (x.ndim - 1)) if value.ndim else value
-
-
-def fits(value: Array, x: Array) -> Array:
-    """Returns an operand that broadcasts to the rows of `x`, or refuses it."""
-    row = x.shape[1:]
-    try:
-        fine = jnp.broadcast_shapes(value.shape, row) == row
-    except ValueError:
-        fine = False
-    if not fine:
-        raise ShapeError(f"A value of shape {value.shape} does not fit rows of {row}.")
-    return value
-
-
-def pick(operand: Any, site: Site) -> Array:
-    """Returns an edit's operand for one site, by name where it is a mapping."""
-    if not isinstance(operand, Mapping):
-        return jnp.asarray(operand)
-    if site.name not in operand:
-        raise SiteError(
-            f"The edit holds no activations of {site.name!r}, only of "
-            f"{', '.join(operand)}."
-        )
-    return jnp.asarray(operand[site.name])
