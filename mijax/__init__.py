@@ -45,12 +45,15 @@ if TYPE_CHECKING:
     from mijax import circuits as circuits
     from mijax import core as core
     from mijax import data as data
+    from mijax import dictionaries as dictionaries
     from mijax import experiment as experiment
     from mijax import io as io
     from mijax import lens as lens
     from mijax import models as models
     from mijax import nn as nn
+    from mijax import probes as probes
     from mijax import testing as testing
+    from mijax import train as train
     from mijax import viz as viz
 
 __version__ = "0.1.0"
@@ -58,7 +61,10 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     """Imports a subpackage on first use, so `import mijax` stays quick."""
-    packages = "attribution circuits core data experiment io lens models nn testing viz"
+    packages = (
+        "attribution circuits core data dictionaries experiment io lens models nn "
+        "probes testing train viz"
+    )
     if name in packages.split():
         return importlib.import_module(f"mijax.{name}")
     raise AttributeError(f"module 'mijax' has no attribute {name!r}")

@@ -1,25 +1,15 @@
 """Examples that are already in memory, as a source."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ConfigError, ShapeError
+from mijax.data._batch import Batch
 from mijax.data._source import AbstractSource
-
-
-class Batch(NamedTuple):
-    """Inputs and outputs of some examples.
-
-    Attributes:
-        x: inputs, `[batch, ...]`.
-        y: what is to be made of them, `[batch, ...]`; the same array where that is x.
-    """
-
-    x: Float[Array, "batch ..."]
-    y: Float[Array, "batch ..."]
 
 
 class Examples(AbstractSource):
@@ -44,8 +34,8 @@ class Examples(AbstractSource):
 
     x: Float[Array, "example ..."]
     y: Float[Array, "example ..."] | None
-    size: int
-    seed: int
+    size: int = eqx.field(static=True)
+    seed: int = eqx.field(static=True)
 
     def __init__(self, x: Any, y: Any = None, *, batch: int, seed: int = 0):
         self.x = jnp.asarray(x)
@@ -66,19 +56,16 @@ class Examples(AbstractSource):
 
     def batch(self, state: Int[Array, ""]) -> tuple[Int[Array, ""], Batch]:
         """Returns the next batch."""
-        return _draw(self.x, self.y, self.size, self.seed, state)
+        return _draw(self, state)
 
 
-def _draw(x: Array, y: Array | None, size: int, seed: int, state: Array) -> Any:
-    """Draws a batch; the order is that of the pass the state is in."""
-    each = x.shape[0] // size
-    turn, place = state // each, state % each
-    order = _order(jax.random.fold_in(jax.random.key(seed), turn), x.shape[0])
+@eqx.filter_jit
+def _draw(source: Examples, state: Int[Array, ""]) -> tuple[Int[Array, ""], Batch]:
+    """Draws a batch; the order is that of the pass that the state is in."""
+    n, size = source.x.shape[0], source.size
+    turn, place = state // (n // size), state % (n // size)
+    key = jax.random.fold_in(jax.random.key(source.seed), turn)
+    order = jax.random.permutation(key, n)
     index = jax.lax.dynamic_slice_in_dim(order, place * size, size)
-    of_x = x[index]
-    return state + 1, Batch(of_x, of_x if y is None else y[index])
-
-
-def _order(key: Array, n: int) -> Int[Array, " n"]:
-    """Draws an order."""
-    return jax.random.permutation(key, n)
+    y = None if source.y is None else source.y[index]
+    return state + 1, Batch(source.x[index], y)

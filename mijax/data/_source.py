@@ -1,4 +1,4 @@
-"""Where batches come from: a state that is a tree of arrays, and the step to the next."""
+"""Where batches come from: a state that is a tree of arrays, and what comes next."""
 
 import abc
 from typing import Any
@@ -10,8 +10,8 @@ class AbstractSource(eqx.Module):
     """A stream of batches that can be resumed exactly.
 
     The state holds everything that decides what comes next (position, buffer, key), as
-    a tree of arrays: a training loop keeps it in its checkpoints, and a stream that goes
-    on from a state gives the batches that it would have given, bit for bit.
+    a tree of arrays: a training loop keeps it in its checkpoints, and a stream that
+    goes on from a state gives the batches that it would have given, bit for bit.
     """
 
     @abc.abstractmethod

@@ -108,7 +108,7 @@ class AbstractArchitecture(eqx.Module):
         """Returns what is carried along without gradients: nothing."""
         return None
 
-    def check(self, latents: int) -> None:  # noqa: B027 - nothing to refuse
+    def check(self, latents: int) -> None:
         """Refuses a number of latents that does not fit."""
 
     @abc.abstractmethod

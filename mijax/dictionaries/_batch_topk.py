@@ -1,4 +1,4 @@
-"""Dictionaries that keep the largest latents of a batch, as many as examples times k."""
+"""Dictionaries that keep the largest latents of a whole batch."""
 
 from typing import Any
 
@@ -17,12 +17,12 @@ MEMORY = 0.999
 
 
 class BatchTopK(AbstractArchitecture):
-    r"""The $k B$ largest latents of a batch of $B$ (Bussmann et al. 2024,
-    arXiv:2412.06410).
+    r"""The $k B$ largest latents of a batch of $B$ examples.
 
-    Training keeps as many latents as `k` per example on average, wherever they are.
-    In use an example stands alone: latents above a threshold are active, the running
-    mean of the smallest that training kept. The loss is that of `TopK`.
+    After Bussmann et al. 2024 (arXiv:2412.06410): training keeps as many latents as `k`
+    per example on average, wherever they are. In use an example stands alone: latents
+    above a threshold are active, the running mean of the smallest that training kept.
+    The loss is that of `TopK`.
 
     Attributes:
         k: how many per example.

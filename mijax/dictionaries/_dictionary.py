@@ -61,9 +61,7 @@ class Dictionary(eqx.Module):
         """
         flat, batch = self._batched(x)
         pre = self.wiring.pre(self.weights, flat * self.scale)
-        found = self.architecture.activate(
-            pre, self.weights, self.extra, self.running
-        )
+        found = self.architecture.activate(pre, self.weights, self.extra, self.running)
         return found.reshape(*batch, -1)
 
     def decode(

@@ -56,7 +56,7 @@ class Matryoshka(AbstractArchitecture):
     def ends(self, latents: int) -> tuple[int, ...]:
         """Returns the number of latents up to the end of each group."""
         shares = np.cumsum(self.groups)
-        return (*(int(round(s * latents)) for s in shares[:-1]), latents)
+        return (*(round(float(s) * latents) for s in shares[:-1]), latents)
 
     def running(self, latents: int) -> Float[Array, ""]:
         """Returns the threshold; below 0 until there is one."""
@@ -79,7 +79,8 @@ class Matryoshka(AbstractArchitecture):
         here = latents.shape[1]
         devices = given.step.gather(jnp.zeros(())).shape[0]
         place = given.step.part() * here + jnp.arange(here)
-        rows, restored, errors, start = given.wiring.rows(given.weights), given.base(), [], 0
+        rows, restored = given.wiring.rows(given.weights), given.base()
+        errors, start = [], 0
         for end in self.ends(here * devices):
             if devices == 1:
                 part = product(latents[:, start:end], rows[start:end].T, given.dtype)

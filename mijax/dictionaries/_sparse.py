@@ -59,7 +59,12 @@ def _known_forward(values: Any, x: Any, index: Any, rows: Any) -> Any:
 
 def _known_backward(kept: Any, given: Any) -> Any:
     x, index, rows = kept
-    return jnp.zeros_like(given), jnp.zeros_like(x), None, _spread(given, index, x, rows)
+    return (
+        jnp.zeros_like(given),
+        jnp.zeros_like(x),
+        None,
+        _spread(given, index, x, rows),
+    )
 
 
 known.defvjp(_known_forward, _known_backward)
@@ -136,17 +141,22 @@ def threshold_of(
     Positive floats are ordered as their bits are, so bisection on bits is exact: one
     pass over the numbers per bit, and nothing is sorted or sent but counts.
     """
-    bits = jax.lax.bitcast_convert_type(jnp.maximum(x, 0).astype(jnp.float32), jnp.int32)
+    bits = jax.lax.bitcast_convert_type(
+        jnp.maximum(x, 0).astype(jnp.float32), jnp.int32
+    )
 
-    def narrow(bounds: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+    def narrow(
+        bounds: tuple[Array, Array], _: None
+    ) -> tuple[tuple[Array, Array], None]:
         low, high = bounds
         middle = low + (high - low + 1) // 2
         above = step.over_model(step.total((bits >= middle).sum()))
         enough = above >= count
-        return (jnp.where(enough, middle, low), jnp.where(enough, high, middle - 1)), None
+        return (
+            jnp.where(enough, middle, low),
+            jnp.where(enough, high, middle - 1),
+        ), None
 
     start = (jnp.int32(0), jnp.int32(0x7F7FFFFF))
     (low, _), _ = jax.lax.scan(narrow, start, None, length=31)
     return jax.lax.bitcast_convert_type(low, jnp.float32)
-
-

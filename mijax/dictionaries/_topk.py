@@ -88,8 +88,8 @@ def sparse(
     part = mix(values, index, given.wiring.rows(weights))
     restored = given.base() + given.step.over_model(part)
     hits = (values > 0).astype(jnp.int32)
-    counts = jnp.zeros(pre.shape[1], jnp.int32).at[index.reshape(-1)].add(
-        hits.reshape(-1)
+    counts = (
+        jnp.zeros(pre.shape[1], jnp.int32).at[index.reshape(-1)].add(hits.reshape(-1))
     )
     count = given.step.mean(given.step.over_model(hits.sum()) / pre.shape[0])
     return restored, given.step.total(counts) > 0, count
@@ -108,9 +108,7 @@ def revived(
 
     def error() -> Float[Array, ""]:
         masked = jnp.where(given.dead, pre, -jnp.inf)
-        values, index, rank = largest(
-            jax.lax.stop_gradient(masked), room, given.step
-        )
+        values, index, rank = largest(jax.lax.stop_gradient(masked), room, given.step)
         weights = given.step.local(given.weights)
         values = known(values, given.wiring.flat(given.x), index, weights.encoder)
         offset = given.step.local(given.wiring.offset(given.weights))[index]

@@ -146,7 +146,9 @@ class Training(AbstractObjective):
         if self.resample is not None:
             due = (step.index + 1) % self.resample == 0
             dead = due & (memory.since >= self.dead_after)
-            params, optimiser = resampled(self, params, optimiser, dead, batch, step.key)
+            params, optimiser = resampled(
+                self, params, optimiser, dead, batch, step.key
+            )
             memory = memory._replace(since=jnp.where(dead, 0, memory.since))
         if self.unit_norm:
             rows = params.weights.decoder
@@ -242,9 +244,7 @@ def train(
         jax.tree.map(lambda a: a[i], (state.params, state.memory))  # noqa: B023
         for i in range(len(training))
     ]
-    return [
-        one.dictionary(*lane) for one, lane in zip(training, lanes, strict=True)
-    ]
+    return [one.dictionary(*lane) for one, lane in zip(training, lanes, strict=True)]
 
 
 def orthogonal() -> optax.GradientTransformation:

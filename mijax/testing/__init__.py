@@ -1,5 +1,7 @@
 """Tiny models and ground truth to test methods on."""
 
+from mijax.testing._features import PlantedFeatures as PlantedFeatures
+from mijax.testing._features import unit_directions as unit_directions
 from mijax.testing._planted import Planted as Planted
 from mijax.testing._planted import planted as planted
 from mijax.testing._siit import Accuracies as Accuracies

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mijax._errors import OutputError
 from mijax.core._journal import digest
@@ -91,7 +92,7 @@ class Checkpoints:
             return
         import orbax.checkpoint as ocp  # noqa: PLC0415
 
-        arrays = flatten(raw(state))
+        arrays = {name: global_of(a) for name, a in flatten(raw(state)).items()}
         note = {"run": self._digest, "arrays": shapes(arrays)}
         try:
             self._manager.save(
@@ -112,6 +113,14 @@ class Checkpoints:
         if step is None:
             return "There is no checkpoint."
         return f"The last checkpoint is step {step} in {self.folder}."
+
+
+def global_of(array: Any) -> Any:
+    """Makes a number of all processes of an array that each has for itself."""
+    several = jax.process_count() > 1
+    if several and isinstance(array, jax.Array) and array.is_fully_addressable:
+        return np.asarray(array)
+    return array
 
 
 def raw(tree: Any) -> Any:

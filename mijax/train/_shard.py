@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mijax._errors import ConfigError
-from mijax.train._mesh import MODEL
+from mijax.train._mesh import DATA, MODEL
 from mijax.train._objective import AbstractObjective
 from mijax.train._state import State
 
@@ -65,6 +65,17 @@ def constrained(
         found,
         is_leaf=is_spec,
     )
+
+
+def spread(batch: Any, mesh: Mesh) -> Any:
+    """Splits the examples of a batch over the devices that share them.
+
+    Raises:
+        ConfigError: the mesh does not divide the examples.
+    """
+    for leaf in jax.tree.leaves(batch):
+        check(P(DATA), leaf.shape, mesh)
+    return jax.device_put(batch, NamedSharding(mesh, P(DATA)))
 
 
 def is_spec(leaf: Any) -> bool:

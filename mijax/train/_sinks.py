@@ -77,7 +77,9 @@ class Jsonl(AbstractSink):
         try:
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
-            raise OutputError(f"Cannot write {self.path} ({error.strerror}).") from error
+            raise OutputError(
+                f"Cannot write {self.path} ({error.strerror})."
+            ) from error
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> None:
         """Writes a line, and to the disk at once."""

@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray
 from mijax.data import AbstractSource
 from mijax.train._mesh import DATA, MODEL, Step
 from mijax.train._objective import AbstractObjective
-from mijax.train._shard import constrained, place, specs_of
+from mijax.train._shard import constrained, place, specs_of, spread
 from mijax.train._state import State
 
 
@@ -60,6 +60,8 @@ def update(
     Returns:
         The state after, and the numbers of this update.
     """
+    if mesh is not None:
+        batch = spread(batch, mesh)
     core = (state.params, state.memory, state.optimiser, state.step)
     found, info = _update((objective, batch, several, mesh), core)
     return State(*found, source), info

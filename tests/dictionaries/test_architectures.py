@@ -1,4 +1,4 @@
-"""What every architecture computes, against NumPy; sparse products against dense ones."""
+"""What every architecture computes, against NumPy and dense products."""
 
 import chex
 import jax
@@ -15,6 +15,7 @@ from mijax.train import Step
 EMBED, LATENTS, K = 6, 10, 3
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(7, EMBED)).astype(np.float32)
+BATCH = Batch(jnp.asarray(X))
 STEP = Step(jnp.int32(4), jax.random.key(0))
 
 
@@ -33,8 +34,7 @@ def started(given):
 
 
 def losses(given, params, memory):
-    batch = Batch(jnp.asarray(X), jnp.asarray(X))
-    loss, (numbers, after) = given.loss(params, memory, batch, STEP)
+    loss, (numbers, after) = given.loss(params, memory, BATCH, STEP)
     return float(loss), numbers, after
 
 
@@ -73,16 +73,15 @@ def test_relu(penalty):
     w, pre, norms = parts(params)
     latents = np.maximum(pre, 0)
     # Half of the warm-up is over: this is update 5 of 10.
-    expected = error_of(w, latents) + 0.3 * 0.5 * SHAPES[penalty](
-        latents * norms
-    ).sum(1).mean()
+    expected = (
+        error_of(w, latents)
+        + 0.3 * 0.5 * SHAPES[penalty](latents * norms).sum(1).mean()
+    )
     loss, numbers, after = losses(given, params, memory)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(numbers["l0"], (latents > 0).sum(1).mean(), rtol=1e-6)
     spread = ((X - X.mean(0)) ** 2).sum(1).mean()
-    np.testing.assert_allclose(
-        numbers["fvu"], error_of(w, latents) / spread, rtol=1e-5
-    )
+    np.testing.assert_allclose(numbers["fvu"], error_of(w, latents) / spread, rtol=1e-5)
     np.testing.assert_array_equal(
         after.since, np.where((latents > 0).any(0), 0, len(X))
     )
@@ -101,11 +100,9 @@ def test_gated():
     )
     loss, _, _ = losses(given, params, memory)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    gradient = jax.grad(lambda p: given.loss(p, memory, Batch(X, X), STEP)[0])(params)
+    gradient = jax.grad(lambda p: given.loss(p, memory, BATCH, STEP)[0])(params)
     alone = jax.grad(
-        lambda dec: jnp.mean(
-            jnp.sum((X - latents @ dec - w.centre) ** 2, axis=1)
-        )
+        lambda dec: jnp.mean(jnp.sum((X - latents @ dec - w.centre) ** 2, axis=1))
     )(jnp.asarray(w.decoder))
     # The gates' own error and the penalty leave the decoder alone.
     chex.assert_trees_all_close(gradient.weights.decoder, alone, atol=1e-4)
@@ -164,7 +161,7 @@ def test_sparse_gradients_are_dense_ones():
         kept = jnp.where(top(np.asarray(jax.lax.stop_gradient(pre)), K) > 0, pre, 0)
         return jnp.mean(jnp.sum((X - kept @ w.decoder - w.centre) ** 2, axis=1))
 
-    sparse = jax.grad(lambda p: given.loss(p, memory, Batch(X, X), STEP)[0])(params)
+    sparse = jax.grad(lambda p: given.loss(p, memory, BATCH, STEP)[0])(params)
     chex.assert_trees_all_close(sparse, jax.grad(dense)(params), atol=1e-5)
 
 
@@ -181,9 +178,7 @@ def test_batch_topk_and_its_threshold():
     _, _, later = losses(given, params, after._replace(running=jnp.float32(1.0)))
     np.testing.assert_allclose(later.running, 0.999 + 0.001 * least, rtol=1e-6)
     found = given.dictionary(params, after._replace(running=jnp.float32(0.7)))
-    np.testing.assert_allclose(
-        found.encode(X), np.where(pre > 0.7, pre, 0), atol=1e-5
-    )
+    np.testing.assert_allclose(found.encode(X), np.where(pre > 0.7, pre, 0), atol=1e-5)
 
 
 def test_matryoshka():
@@ -210,7 +205,12 @@ def test_a_scale_is_undone():
     wiring = d.Transcoder(EMBED, 4)
     one, scaled = (
         d.untrained(
-            d.ReLU(), wiring, latents=LATENTS, key=jax.random.key(0), tied=False, scale=s
+            d.ReLU(),
+            wiring,
+            latents=LATENTS,
+            key=jax.random.key(0),
+            tied=False,
+            scale=s,
         )
         for s in (1.0, 4.0)
     )
