@@ -5,13 +5,43 @@ from mijax.dictionaries._architecture import (
 )
 from mijax.dictionaries._architecture import Given as Given
 from mijax.dictionaries._architecture import Outcome as Outcome
+from mijax.dictionaries._attribution import LatentScores as LatentScores
+from mijax.dictionaries._attribution import attribute_latents as attribute_latents
 from mijax.dictionaries._batch_topk import BatchTopK as BatchTopK
+from mijax.dictionaries._concepts import Perturbation as Perturbation
+from mijax.dictionaries._concepts import Unbiased as Unbiased
+from mijax.dictionaries._concepts import perturb as perturb
+from mijax.dictionaries._concepts import unbias as unbias
 from mijax.dictionaries._dictionary import Dictionary as Dictionary
 from mijax.dictionaries._dictionary import untrained as untrained
+from mijax.dictionaries._direct import DirectLatents as DirectLatents
+from mijax.dictionaries._direct import (
+    direct_latent_attribution as direct_latent_attribution,
+)
+from mijax.dictionaries._direct import logit_weights as logit_weights
+from mijax.dictionaries._evaluate import Evaluation as Evaluation
+from mijax.dictionaries._evaluate import evaluate as evaluate
 from mijax.dictionaries._gated import Gated as Gated
 from mijax.dictionaries._jump_relu import JumpReLU as JumpReLU
+from mijax.dictionaries._latents import Largest as Largest
+from mijax.dictionaries._latents import Pooled as Pooled
+from mijax.dictionaries._latents import direction as direction
+from mijax.dictionaries._latents import latents as latents
+from mijax.dictionaries._latents import pooled as pooled
+from mijax.dictionaries._latents import top_latents as top_latents
 from mijax.dictionaries._matryoshka import Matryoshka as Matryoshka
+from mijax.dictionaries._recovered import Recovered as Recovered
+from mijax.dictionaries._recovered import recovered as recovered
 from mijax.dictionaries._relu import ReLU as ReLU
+from mijax.dictionaries._replace import replace_mlps as replace_mlps
+from mijax.dictionaries._similarity import Similarity as Similarity
+from mijax.dictionaries._similarity import similarity as similarity
+from mijax.dictionaries._sparse_probing import SparseProbes as SparseProbes
+from mijax.dictionaries._sparse_probing import sparse_probe as sparse_probe
+from mijax.dictionaries._splice import OnLatents as OnLatents
+from mijax.dictionaries._splice import Splice as Splice
+from mijax.dictionaries._splice import hold as hold
+from mijax.dictionaries._splice import scale as scale
 from mijax.dictionaries._topk import TopK as TopK
 from mijax.dictionaries._training import Training as Training
 from mijax.dictionaries._training import train as train

@@ -1,0 +1,199 @@
+"""What latents write directly to logits."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mijax._errors import PositionError, ShapeError, SiteError
+from mijax.core import Site, capture
+from mijax.core._check import TokensLike, as_tokens
+from mijax.dictionaries._dictionary import Dictionary
+from mijax.dictionaries._latents import (
+    direction,
+    fitting,
+    of_one_layer,
+    rows,
+    written,
+)
+from mijax.dictionaries._wiring import SAE
+from mijax.nn import LayerNorm, Transformer, Unembedding, scaled_like
+
+SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "embed", "z")
+
+
+class DirectLatents(eqx.Module):
+    """What each part of a dictionary writes directly to a logit difference, in nats.
+
+    Attributes:
+        latents: every latent, `[batch, latent]`; 0 where it is not active.
+        error: what the dictionary misses, `[batch]`.
+        centre: the decoder's bias, `[batch]`.
+    """
+
+    latents: Float[Array, "batch latent"]
+    error: Float[Array, " batch"]
+    centre: Float[Array, " batch"]
+
+    def total(self) -> Float[Array, " batch"]:
+        """Returns the sum of all parts: what the site's activation writes."""
+        return self.latents.sum(1) + self.error + self.centre
+
+
+def direct_latent_attribution(
+    model: Transformer,
+    dictionary: Dictionary,
+    tokens: TokensLike,
+    answer: Int[Array, "*batch"],
+    wrong: Int[Array, "*batch"] | None = None,
+    *,
+    site: Site,
+    position: Int[Array, " batch"],
+) -> DirectLatents:
+    r"""Splits what an activation writes directly to logits over latents.
+
+    With the scale of the final norm frozen, a term $r$ of the residual stream writes
+    $\mathrm{LN}_x(r) \cdot (W_U[a] - W_U[w])$, linear in it, and an activation is
+    $\sum_i f_i d_i + c + e$: latents times their rows, the decoder's bias, and what the
+    dictionary misses. `total()` is what `mijax.lens.direct_logit_attribution` says of
+    the same activation.
+
+    Args:
+        model: a transformer whose blocks add to the residual stream.
+        dictionary: an SAE of the site.
+        tokens: token ids of a batch.
+        answer: id of the answer of each prompt.
+        wrong: id of the wrong answer; `None` attributes the answer's logit.
+        site: the residual stream, or what is added to it: `resid_pre`, `attn_out`,
+            `resid_mid`, `mlp_out`, `resid_post` (with a layer), `embed`, or `z`, whose
+            heads are joined and go through their output weights.
+        position: position that is read in each prompt (`prompts.last`).
+
+    Returns:
+        The parts.
+
+    Raises:
+        SiteError: a site that adds nothing to the residual stream.
+        ShapeError: tokens that are not a batch, or a dictionary that is no SAE of it.
+        PositionError: a site with a position of its own.
+
+    Examples:
+        >>> from mijax import dictionaries as d
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> sae = d.untrained(d.TopK(4), d.SAE(32), latents=64, key=jax.random.key(1))
+        >>> found = direct_latent_attribution(
+        ...     *(model, sae, [[5, 6, 7]], jnp.array([3]), jnp.array([4])),
+        ...     site=Site("mlp_out", layer=1),
+        ...     position=jnp.array([2]),
+        ... )
+        >>> found.latents.shape, int((found.latents != 0).sum())
+        ((1, 64), 4)
+    """
+    tokens = as_tokens(tokens)
+    if tokens.ndim != 2:
+        raise ShapeError(f"Tokens are [batch, seq] here, got {tokens.shape}.")
+    if site.name not in SITES:
+        raise SiteError(
+            f"{site.name!r} is not added to the residual stream; sites that are: "
+            f"{', '.join(SITES)}."
+        )
+    if not isinstance(dictionary.wiring, SAE):
+        raise ShapeError(
+            "Latents write directly where their dictionary writes the activation that "
+            f"it reads (an SAE), got a {type(dictionary.wiring).__name__}."
+        )
+    if site.position is not None or site.head is not None:
+        raise PositionError("Give the position beside the site, and all heads.")
+    of_one_layer(site)
+    sites = {
+        "last": Site("resid_post", layer=model.n_layers - 1, position=position),
+        "here": Site(site.name, site.layer, position=position),
+    }
+    acts = capture(model, tokens, sites)
+    answer = jnp.broadcast_to(answer, tokens.shape[:1])
+    wrong = None if wrong is None else jnp.broadcast_to(wrong, tokens.shape[:1])
+    layer = 0 if site.layer is None else site.layer
+    return _split(
+        *(model, dictionary, acts, answer, wrong, jnp.asarray(layer), site.name)
+    )
+
+
+def logit_weights(
+    model: Transformer, dictionary: Dictionary, latent: int | Int[Array, "*some"]
+) -> Float[Array, "*some vocab"]:
+    """Returns what a latent's row of the decoder does to every logit.
+
+    The row goes through the final norm but for its scale, which depends on the prompt,
+    and through the unembedding. The largest are the tokens that the latent promotes.
+
+    Args:
+        model: a transformer.
+        dictionary: of a site whose activations are added to the residual stream.
+        latent: which; may be traced, or several.
+
+    Returns:
+        Logits per unit of the latent, up to the norm's scale, `[*latent, vocab]`.
+
+    Raises:
+        ShapeError: a dictionary of another width than the residual stream.
+
+    Examples:
+        >>> from mijax import dictionaries as d
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> sae = d.untrained(d.TopK(4), d.SAE(32), latents=64, key=jax.random.key(1))
+        >>> values, promoted = jax.lax.top_k(logit_weights(model, sae, 9), 5)
+        >>> promoted.shape
+        (5,)
+    """
+    width = model.embedding.weight.shape[-1]
+    row = direction(dictionary, latent)
+    if dictionary.wiring.writes != (width,):
+        raise ShapeError(
+            f"The residual stream has size {width}, and the dictionary writes "
+            f"{list(dictionary.wiring.writes)}."
+        )
+    if isinstance(model.norm, LayerNorm):
+        row = row - row.mean(-1, keepdims=True)
+    weight = getattr(model.norm, "weight", None)
+    row = row if weight is None else row * weight
+    return row @ unembedding(model).T.astype(jnp.float32)
+
+
+def unembedding(model: Transformer) -> Float[Array, "vocab embed"]:
+    """Returns the unembedding, which may be tied to the embedding."""
+    return (model.unembedding or Unembedding(model.embedding.weight)).weight
+
+
+@eqx.filter_jit
+def _split(
+    model: Transformer,
+    dictionary: Dictionary,
+    acts: dict[str, Array],
+    answer: Array,
+    wrong: Array | None,
+    layer: Array,
+    name: str,
+) -> DirectLatents:
+    table = unembedding(model).astype(jnp.float32)
+    to = table[answer] if wrong is None else table[answer] - table[wrong]
+    last = acts["last"].astype(jnp.float32)
+
+    def read(to: Array, last: Array) -> Array:
+        """Returns the direction that the logits read, linear as the norm is here."""
+        term = jnp.zeros_like(last)
+        return jax.grad(lambda v: scaled_like(model.norm, v, last) @ to)(term)
+
+    along = jax.vmap(read)(to, last)
+    if name == "z":
+        attention: Any = getattr(model.blocks, "attention")  # noqa: B009
+        w_o = attention.w_o[layer].astype(jnp.float32)
+        along = jnp.einsum("be,hde->bhd", along, w_o).reshape(len(along), -1)
+    x = fitting(dictionary, acts["here"])
+    latents = dictionary.encode(x)
+    centre = dictionary.weights.centre / dictionary.scale
+    missed = x - written(dictionary, latents) - centre
+    return DirectLatents(
+        latents * (along @ rows(dictionary).T), (missed * along).sum(1), along @ centre
+    )
