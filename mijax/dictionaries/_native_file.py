@@ -1,0 +1,178 @@
+"""The library's own folders: a checkpoint that says what it is of."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mijax._errors import LoadError, MijaxError, OutputError, nearest
+from mijax.core import Site
+from mijax.dictionaries._batch_topk import BatchTopK
+from mijax.dictionaries._dictionary import Dictionary
+from mijax.dictionaries._gated import Gated
+from mijax.dictionaries._jump_relu import JumpReLU
+from mijax.dictionaries._matryoshka import Matryoshka
+from mijax.dictionaries._relu import ReLU
+from mijax.dictionaries._stored import Found
+from mijax.dictionaries._topk import TopK
+from mijax.dictionaries._wiring import SAE, Crosscoder, CrossLayer, Transcoder, Weights
+from mijax.io import checkpoint_metadata, load_checkpoint, save_checkpoint
+
+VERSION = 1
+KEYS = ("mijax_dictionary", "architecture", "wiring", "latents", "skip", "site")
+KEYS += ("target", "normalisation", "metadata")
+ARCHITECTURES = {
+    c.__name__: c for c in (ReLU, Gated, JumpReLU, TopK, BatchTopK, Matryoshka)
+}
+WIRINGS = {c.__name__: c for c in (SAE, Transcoder, Crosscoder, CrossLayer)}
+
+
+def write_native(dictionary: Dictionary, path: Path, note: Any) -> None:
+    """Writes a checkpoint in which nothing is lost.
+
+    Args:
+        dictionary: any, of an architecture and a wiring of this package.
+        path: the folder.
+        note: where it reads and writes, and everything else to say.
+
+    Raises:
+        OutputError: an architecture or wiring of one's own, or several dictionaries.
+    """
+    weights = dictionary.weights
+    if weights.encoder.ndim != 2:
+        raise OutputError(
+            "These are several dictionaries in one: save them one by one."
+        )
+    metadata = {
+        "mijax_dictionary": VERSION,
+        "architecture": described(dictionary.architecture, ARCHITECTURES),
+        "wiring": described(dictionary.wiring, WIRINGS),
+        "latents": int(dictionary.latents),
+        "skip": weights.skip is not None,
+        "site": site_as_json(note.site),
+        "target": site_as_json(note.target),
+        "normalisation": note.normalisation,
+        "metadata": dict(note.metadata),
+    }
+    arrays = {
+        "encoder": weights.encoder,
+        "bias": weights.bias,
+        "decoder": weights.decoder,
+        "centre": weights.centre,
+        "skip": weights.skip,
+        "extra": dictionary.extra,
+        "running": dictionary.running,
+        "scale": dictionary.scale,
+    }
+    save_checkpoint(arrays, path, metadata=metadata)
+
+
+def described(value: Any, known: dict[str, type]) -> dict[str, Any]:
+    """Writes a frozen value as its name and fields."""
+    name = type(value).__name__
+    if known.get(name) is not type(value):
+        raise OutputError(
+            f"{name} is not of this package, so a file of it could not be read: use "
+            "mijax.io.save_checkpoint and load_checkpoint."
+        )
+    fields = {
+        field.name: as_json(getattr(value, field.name))
+        for field in dataclasses.fields(value)
+    }
+    return {"name": name, "fields": fields}
+
+
+def as_json(value: Any) -> Any:
+    """Turns numbers of arrays into plain ones."""
+    return np.asarray(value).item() if eqx.is_array(value) else value
+
+
+def site_as_json(site: Site | None) -> dict[str, Any] | None:
+    """Writes a site."""
+    if site is None:
+        return None
+    fields = (site.layer, site.head)
+    layer, head = (None if index is None else int(index) for index in fields)
+    if site.position is not None or site.feature is not None:
+        raise OutputError(f"A dictionary reads a whole site, got {site}.")
+    return {"name": site.name, "layer": layer, "head": head}
+
+
+def read_native(path: Path, scale: float | None) -> Found:
+    """Reads what `write_native` wrote.
+
+    Args:
+        path: the folder.
+        scale: refused by the caller.
+
+    Raises:
+        LoadError: not a checkpoint of a dictionary, or a broken one.
+    """
+    said = checkpoint_metadata(path)
+    if said.get("mijax_dictionary") != VERSION:
+        raise LoadError(
+            f"{path} is a checkpoint, but not of a dictionary in format {VERSION}. "
+            "Load models with mijax.models.load, others with mijax.io.load_checkpoint."
+        )
+    for key in (*sorted(said.keys() - set(KEYS)), *sorted(set(KEYS) - said.keys())):
+        raise LoadError(f"{path}: key '{key}' is unknown or missing. Update mijax.")
+    architecture = rebuilt(said["architecture"], ARCHITECTURES, path)
+    wiring = rebuilt(said["wiring"], WIRINGS, path)
+    like = shapes_of(architecture, wiring, said["latents"], said["skip"])
+    found = load_checkpoint(like, path)
+    names = ("encoder", "bias", "decoder", "centre", "skip")
+    weights = Weights(*(found[name] for name in names))
+    others = (found["extra"], found["running"], found["scale"])
+    whole = Dictionary(architecture, wiring, weights, *others)
+    files = tuple(sorted(file for file in path.rglob("*") if file.is_file()))
+    return Found(
+        *(whole, files),
+        site=site_of_json(said["site"]),
+        target=site_of_json(said["target"]),
+        normalisation=said["normalisation"],
+        metadata=said["metadata"],
+    )
+
+
+def rebuilt(said: Any, known: dict[str, type], path: Path) -> Any:
+    """Builds a frozen value of its name and fields."""
+    name = said["name"]
+    if name not in known:
+        raise LoadError(f"{path}: there is no {name!r}.{nearest(name, known)}")
+    fields = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in said["fields"].items()
+    }
+    try:
+        return known[name](**fields)
+    except (TypeError, MijaxError) as error:
+        raise LoadError(f"{path}: {name} cannot be built: {error}") from error
+
+
+def shapes_of(
+    architecture: Any, wiring: Any, latents: int, skip: bool
+) -> dict[str, Any]:
+    """Returns the shapes of a dictionary's arrays."""
+    reads, writes = wiring.widths(latents)
+    read, written = math.prod(wiring.reads), math.prod(wiring.writes)
+    shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)  # noqa: E731
+    return {
+        "encoder": shape(latents, reads),
+        "bias": shape(latents),
+        "decoder": shape(latents, writes),
+        "centre": shape(written),
+        "skip": shape(read, written) if skip else None,
+        "extra": eqx.filter_eval_shape(architecture.extra, latents),
+        "running": eqx.filter_eval_shape(architecture.running, latents),
+        "scale": shape(),
+    }
+
+
+def site_of_json(said: Any) -> Site | None:
+    """Reads a site."""
+    return None if said is None else Site(**said)

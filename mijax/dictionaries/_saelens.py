@@ -1,0 +1,307 @@
+"""Folders of SAELens: cfg.json and sae_weights.safetensors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mijax._errors import LoadError
+from mijax.dictionaries._batch_topk import BatchTopK
+from mijax.dictionaries._gated import Gated, Magnitudes
+from mijax.dictionaries._hook_names import hook_of_site, site_of_hook
+from mijax.dictionaries._jump_relu import JumpReLU
+from mijax.dictionaries._matryoshka import Matryoshka
+from mijax.dictionaries._plain import Plain, plain_of, thresholds, unwritable
+from mijax.dictionaries._reading import Reading, Settings
+from mijax.dictionaries._relu import ReLU
+from mijax.dictionaries._stored import Found
+from mijax.dictionaries._topk import TopK
+from mijax.dictionaries._wiring import SAE
+from mijax.io import SafeTensors, read_json, save_safetensors
+
+CONFIG, WEIGHTS, SPARSITY = (
+    "cfg.json",
+    "sae_weights.safetensors",
+    "sparsity.safetensors",
+)
+VERSION = "6.0.0"
+AUTOENCODERS = ("standard", "gated", "topk", "jumprelu")
+TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder")
+NORMALISATIONS = {
+    "none": "none",
+    "layer_norm": "layer_norm",
+    "constant_norm_rescale": "constant_norm",
+    "expected_average_only_in": "none",
+}
+# What configs say of model, data and training; nothing of it changes what is computed.
+FREE_KEYS = """
+act_store_device activation_fn_kwargs adam_beta1 adam_beta2 autocast autocast_lm
+b_dec_init_method buffer_size_gb cached_activations_path checkpoint_path compile_llm
+compile_sae context_size d_head dataset_path dataset_trust_remote_code
+dead_feature_estimation_method dead_feature_threshold dead_feature_window
+decoder_heuristic_init decoder_orthogonal_init device disable_concat_sequences dtype
+eval_batch_size_prompts eval_every_n_wandb_logs exclude_special_tokens expansion_factor
+feature_reinit_scale feature_sampling_method feature_sampling_window finetuning_method
+finetuning_tokens from_pretrained_path ghost_grads_coefficient hook_eval hook_layer
+hook_layer_out hook_point_layer init_encoder_as_decoder_transpose is_dataset_tokenized
+jumprelu_bandwidth jumprelu_init_threshold l0_lambda l1_coefficient l1_warm_up_steps
+llm_compilation_mode log_optimizer_state_to_wandb log_to_wandb lp_norm lr lr_decay_steps
+lr_end lr_scheduler_name lr_warm_up_steps model_class_name model_from_pretrained_kwargs
+model_kwargs model_name mse_loss_normalization n_batches_in_buffer n_checkpoints
+n_eval_batches n_restart_cycles neuronpedia_id noise_scale normalize_sae_decoder
+prepend_bos resample_batches run_name sae_compilation_mode sae_lens_training_version
+sae_lens_version scale_sparsity_penalty_by_decoder_norm seed seqpos_slice
+store_batch_size store_batch_size_prompts streaming tokens_per_buffer
+total_training_steps total_training_tokens train_batch_size train_batch_size_tokens
+training_tokens use_cached_activations use_ghost_grads verbose wandb_entity wandb_id
+wandb_log_frequency wandb_project
+"""
+FREE = frozenset(FREE_KEYS.split())
+
+
+def read_saelens(path: Path, scale: float | None) -> Found:
+    """Reads a folder of SAELens.
+
+    Args:
+        path: the folder.
+        scale: by which activations are multiplied, where the config says that they
+            are and not by how much.
+
+    Raises:
+        LoadError: something that a dictionary cannot represent, or broken files.
+    """
+    config = read_json(path / CONFIG)
+    where = path / CONFIG
+    settings = Settings(config, where, FREE)
+    said = settings.get("metadata", {}) or {}
+    hooks = {**config, **said}
+    kind = architecture_of(settings)
+    centring = kind in AUTOENCODERS
+    centred = bool(settings.get("apply_b_dec_to_input", centring))
+    if centred and not centring:
+        raise LoadError(f"{where}: apply_b_dec_to_input=True of a transcoder.")
+    sizes = {"in": settings.whole("d_in"), "latent": settings.whole("d_sae")}
+    sizes["out"] = settings.whole("d_out") if kind in TRANSCODERS else sizes["in"]
+    reading = Reading(SafeTensors(path / WEIGHTS), sizes)
+    check_finetuning(reading, settings)
+    plain = read_arrays(reading, settings, kind)._replace(
+        centred=centred, transcoder=not centring, scale=scale_of(settings, scale)
+    )
+    settings.only("reshape_activations", "none", "hook_z")
+    how = normalisation_of(settings)
+    if how != "none" and not centring:
+        raise LoadError(f"{where}: transcoders with normalize_activations={how!r}.")
+    for key in ("hook_name", "hook_point", "hook_head_index", "hook_point_head_index"):
+        settings.get(key, None)
+    for key in ("hook_name_out", "hook_head_index_out"):
+        settings.get(key, None)
+    settings.close()
+    reading.close()
+    site = site_of_hook(
+        hooks.get("hook_name", hooks.get("hook_point")),
+        hooks.get("hook_head_index", hooks.get("hook_point_head_index")),
+    )
+    target = site_of_hook(hooks.get("hook_name_out"), hooks.get("hook_head_index_out"))
+    return Found(
+        *(plain, (path / CONFIG, path / WEIGHTS)),
+        site=site,
+        target=site if centring else target,
+        normalisation=how,
+        stated=stated_in(path, plain),
+        metadata=config,
+    )
+
+
+def architecture_of(settings: Settings) -> str:
+    """Returns the architecture, also of configs before version 6."""
+    kind = settings.get("architecture", "standard")
+    for key in ("activation_fn", "activation_fn_str"):
+        name = settings.only(key, "relu", "topk")
+        if name == "topk" and kind in ("standard", "topk"):
+            options = settings.content.get("activation_fn_kwargs") or {}
+            settings.content = {**options, **settings.content}
+            kind = "topk"
+    if kind not in (*AUTOENCODERS, *TRANSCODERS):
+        raise LoadError(
+            f"{settings.path}: architecture {kind!r} cannot be represented, only "
+            f"{', '.join((*AUTOENCODERS, *TRANSCODERS))}."
+        )
+    return kind
+
+
+def read_arrays(reading: Reading, settings: Settings, kind: str) -> Plain:
+    """Reads the arrays of an architecture."""
+    encoder = reading.take("W_enc", "in", "latent").T
+    decoder = reading.take("W_dec", "latent", "out")
+    centre = reading.take("b_dec", "out")
+    if kind == "gated":
+        bias = reading.take("b_gate", "latent")
+        sizes: Any = (reading.take("r_mag", "latent"), reading.take("b_mag", "latent"))
+        extra = Magnitudes(*sizes)
+        return Plain(Gated(), encoder, bias, decoder, centre, extra=extra)
+    plain = Plain(ReLU(), encoder, reading.take("b_enc", "latent"), decoder, centre)
+    if kind == "topk":
+        plain = plain._replace(architecture=TopK(settings.whole("k")))
+        if settings.get("rescale_acts_by_decoder_norm", False):
+            plain = normed(plain)
+    if kind.startswith("jumprelu"):
+        found = reading.take("threshold", "latent")
+        plain = plain._replace(architecture=JumpReLU(), extra=found)
+    if kind == "skip_transcoder":
+        plain = plain._replace(skip=reading.take("W_skip", "out", "in").T)
+    return plain
+
+
+def normed(plain: Plain) -> Plain:
+    """Gives the decoder rows of length 1, whose length latents then have."""
+    lengths = np.linalg.norm(plain.decoder.astype(np.float64), axis=1)
+    times = lambda a, b: (a.astype(np.float64) * b).astype(a.dtype)  # noqa: E731
+    return plain._replace(
+        encoder=times(plain.encoder, lengths[:, None]),
+        bias=times(plain.bias, lengths),
+        decoder=times(plain.decoder, 1 / lengths[:, None]),
+    )
+
+
+def scale_of(settings: Settings, scale: float | None) -> float:
+    """Returns by what activations are multiplied.
+
+    Raises:
+        LoadError: it is not known, or it is given where the config says there is none.
+    """
+    scaled = settings.content.get("normalize_activations") in (
+        "expected_average_only_in",
+        True,
+    )
+    if not scaled and scale is not None:
+        raise LoadError(
+            f"{settings.path} does not multiply activations: leave scale out."
+        )
+    if scaled and scale is None:
+        raise LoadError(
+            f"{settings.path}: normalize_activations='expected_average_only_in' means "
+            "that activations were multiplied so that their mean length is the root "
+            "of their size, and the file does not say by how much: give scale=."
+        )
+    return 1.0 if scale is None else float(scale)
+
+
+def normalisation_of(settings: Settings) -> str:
+    """Returns how each activation is normalised."""
+    name = settings.get("normalize_activations", "none")
+    name = {None: "none", False: "none", True: "expected_average_only_in"}.get(
+        name, name
+    )
+    if name not in NORMALISATIONS:
+        raise LoadError(
+            f"{settings.path}: normalize_activations={name!r} cannot be represented, "
+            f"only {', '.join(NORMALISATIONS)}."
+        )
+    return NORMALISATIONS[name]
+
+
+def check_finetuning(reading: Reading, settings: Settings) -> None:
+    """Refuses factors of finetuning that are not 1, which files have without them."""
+    settings.get("finetuning_scaling_factor", False)
+    for name in ("scaling_factor", "finetuning_scaling_factor"):
+        factor = reading.maybe(name, "latent")
+        if factor is not None and np.any(factor != 1):
+            raise LoadError(
+                f"{reading.path}: tensor '{name}' is not 1 everywhere: finetuned "
+                "factors cannot be represented."
+            )
+
+
+def stated_in(path: Path, plain: Plain) -> dict[str, float]:
+    """Returns the L0 that the frequencies of the latents add up to, or `k`."""
+    sparsity = path / SPARSITY
+    if sparsity.is_file():
+        reading = Reading(SafeTensors(sparsity), {"latent": len(plain.bias)})
+        logs = reading.take("sparsity", "latent").astype(np.float64)
+        reading.close()
+        return {"l0": float((10**logs).sum())}
+    k = getattr(plain.architecture, "k", None)
+    return {} if k is None else {"l0": float(k)}
+
+
+def write_saelens(dictionary: Any, path: Path, note: Any) -> None:
+    """Writes a folder of SAELens into an empty folder.
+
+    Dictionaries of `BatchTopK` and `Matryoshka` become JumpReLU, as SAELens does.
+
+    Args:
+        dictionary: an autoencoder or transcoder.
+        path: the folder.
+        note: where it reads and writes, and everything else to say.
+
+    Raises:
+        OutputError: a dictionary that SAELens does not have.
+    """
+    is_sae = isinstance(dictionary.wiring, SAE)
+    plain = plain_of(dictionary, centred=is_sae, name="saelens")
+    kind, arrays, more = kind_of(plain)
+    dtype = np.dtype(note.dtype)
+    arrays = {
+        "W_enc": plain.encoder.T,
+        "W_dec": plain.decoder,
+        "b_dec": plain.centre,
+        **arrays,
+    }
+    save_safetensors(
+        {k: np.ascontiguousarray(a).astype(dtype) for k, a in arrays.items()},
+        path / WEIGHTS,
+    )
+    config = {
+        "architecture": kind,
+        "d_in": plain.encoder.shape[1],
+        "d_sae": plain.encoder.shape[0],
+        "dtype": dtype.name,
+        "device": "cpu",
+        "apply_b_dec_to_input": is_sae,
+        "normalize_activations": named_normalisation(note.normalisation),
+        "reshape_activations": "hook_z" if is_z(note.site) else "none",
+        **more,
+        "metadata": {
+            "sae_lens_version": VERSION,
+            **({"hook_name": hook_of_site(note.site)} if note.site else {}),
+            **({"hook_name_out": hook_of_site(note.target)} if note.target else {}),
+            **note.metadata,
+        },
+    }
+    (path / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+
+
+def kind_of(plain: Plain) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
+    """Returns SAELens' architecture, its own arrays and its own settings."""
+    architecture = plain.architecture
+    more = {"d_out": plain.decoder.shape[1]} if plain.transcoder else {}
+    bias = {"b_enc": plain.bias}
+    if plain.skip is not None:
+        if not isinstance(architecture, ReLU):
+            raise unwritable(architecture, "saelens", "skip transcoders of ReLU")
+        return "skip_transcoder", {**bias, "W_skip": plain.skip.T}, more
+    if isinstance(architecture, ReLU):
+        return ("transcoder" if plain.transcoder else "standard"), bias, more
+    if isinstance(architecture, JumpReLU | BatchTopK | Matryoshka):
+        cut = {**bias, "threshold": thresholds(plain, "saelens")}
+        return ("jumprelu_transcoder" if plain.transcoder else "jumprelu"), cut, more
+    if plain.transcoder:
+        raise unwritable(architecture, "saelens", "transcoders of ReLU and JumpReLU")
+    if isinstance(architecture, TopK):
+        return "topk", bias, {"k": int(architecture.k)}
+    if isinstance(architecture, Gated):
+        extra = plain.extra
+        arrays = {"b_gate": plain.bias, "r_mag": extra.scale, "b_mag": extra.bias}
+        return "gated", arrays, more
+    raise unwritable(architecture, "saelens", "the architectures of mijax")
+
+
+def named_normalisation(how: str) -> str:
+    """Returns SAELens' name of a normalisation."""
+    return {"constant_norm": "constant_norm_rescale"}.get(how, how)
+
+
+def is_z(site: Any) -> bool:
+    """Whether activations have heads, which SAELens joins."""
+    return site is not None and site.name == "z" and site.head is None
