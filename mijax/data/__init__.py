@@ -1,8 +1,13 @@
 """Tokens, prompts with named places, templates and tasks."""
 
+from mijax.data._activations import Activations as Activations
 from mijax.data._addition import addition as addition
 from mijax.data._agreement import subject_verb_agreement as subject_verb_agreement
+from mijax.data._batch import Batch as Batch
+from mijax.data._corpus import Corpus as Corpus
+from mijax.data._corpus import tokenize as tokenize
 from mijax.data._docstring import docstring as docstring
+from mijax.data._examples import Examples as Examples
 from mijax.data._greater_than import greater_than as greater_than
 from mijax.data._induction import induction as induction
 from mijax.data._ioi import ioi as ioi
@@ -11,6 +16,15 @@ from mijax.data._prompts import Prompts as Prompts
 from mijax.data._prompts import aligned as aligned
 from mijax.data._pronouns import gendered_pronouns as gendered_pronouns
 from mijax.data._source import AbstractSource as AbstractSource
+from mijax.data._statistics import Statistics as Statistics
+from mijax.data._statistics import geometric_median as geometric_median
+from mijax.data._statistics import statistics as statistics
+from mijax.data._store import store as store
+from mijax.data._stored import Stored as Stored
+from mijax.data._stream import TokenBatch as TokenBatch
+from mijax.data._stream import Tokens as Tokens
 from mijax.data._template import fill as fill
+from mijax.data._texts import read_dataset as read_dataset
+from mijax.data._texts import read_texts as read_texts
 from mijax.data._tokenizer import Tokenizer as Tokenizer
 from mijax.data._tokenizer import read_tokenizer as read_tokenizer
