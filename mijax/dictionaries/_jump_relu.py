@@ -47,7 +47,8 @@ class JumpReLU(AbstractArchitecture):
     def loss(self, given: Given) -> Outcome:
         """Returns squared error and the number of active latents."""
         pre = jax.nn.relu(given.pre())
-        threshold = jnp.broadcast_to(jnp.exp(given.extra), pre.shape)
+        threshold = given.step.local(jnp.exp(given.extra))
+        threshold = jnp.broadcast_to(threshold, pre.shape)
         latents = jump(pre, threshold, self.bandwidth)
         count = given.total(over(pre, threshold, self.bandwidth))
         return Outcome(

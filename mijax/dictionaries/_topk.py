@@ -5,12 +5,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import ConfigError
 from mijax.dictionaries._architecture import AbstractArchitecture, Given, Outcome
 from mijax.dictionaries._sparse import known, largest, mix
-from mijax.dictionaries._wiring import Weights
+from mijax.dictionaries._wiring import Weights, product
 
 
 class TopK(AbstractArchitecture):
@@ -77,22 +77,12 @@ def sparse(
     given: Given, pre: Float[Array, "batch latent"], k: Any, most: int
 ) -> tuple[Float[Array, "batch out"], Bool[Array, " latent"], Float[Array, ""]]:
     """Restores from the largest latents: what is written, which they are, how many."""
-    still = jax.lax.stop_gradient(pre)
-    values, index, rank = largest(still, most, given.step)
-    weights = given.step.local(given.weights)
-    values = known(values, given.wiring.flat(given.x), index, weights.encoder)
-    # The bias holds what the wiring takes off, through which its gradient goes.
-    offset = given.step.local(given.wiring.offset(given.weights))[index]
-    values = values + offset - jax.lax.stop_gradient(offset)
-    values = jnp.where(rank < k, jax.nn.relu(values), 0)
-    part = mix(values, index, given.wiring.rows(weights))
-    restored = given.base() + given.step.over_model(part)
+    part, values, index = written(given, pre, k, most)
     hits = (values > 0).astype(jnp.int32)
-    counts = (
-        jnp.zeros(pre.shape[1], jnp.int32).at[index.reshape(-1)].add(hits.reshape(-1))
-    )
+    counts = jnp.zeros(pre.shape[1], jnp.int32)
+    counts = counts.at[index.reshape(-1)].add(hits.reshape(-1))
     count = given.step.mean(given.step.over_model(hits.sum()) / pre.shape[0])
-    return restored, given.step.total(counts) > 0, count
+    return given.base() + part, given.step.total(counts) > 0, count
 
 
 def revived(
@@ -107,16 +97,33 @@ def revived(
     missed = jax.lax.stop_gradient(given.wiring.flat(given.y) - restored)
 
     def error() -> Float[Array, ""]:
-        masked = jnp.where(given.dead, pre, -jnp.inf)
-        values, index, rank = largest(jax.lax.stop_gradient(masked), room, given.step)
-        weights = given.step.local(given.weights)
-        values = known(values, given.wiring.flat(given.x), index, weights.encoder)
-        offset = given.step.local(given.wiring.offset(given.weights))[index]
-        values = values + offset - jax.lax.stop_gradient(offset)
-        values = jnp.where((rank < room) & (values > -jnp.inf), jax.nn.relu(values), 0)
-        part = mix(values, index, given.wiring.rows(weights))
-        off = missed - given.step.over_model(part)
-        return given.step.mean((off**2).sum(1).mean())
+        part, _, _ = written(given, jnp.where(given.dead, pre, -jnp.inf), room, room)
+        return given.step.mean(((missed - part) ** 2).sum(1).mean())
 
     share = jnp.minimum(dead / room, 1.0)
     return jax.lax.cond(dead > 0, lambda: share * error(), lambda: jnp.float32(0))
+
+
+def written(
+    given: Given, pre: Float[Array, "batch latent"], k: Any, most: int
+) -> tuple[
+    Float[Array, "batch out"], Float[Array, "batch most"], Int[Array, "batch most"]
+]:
+    """Returns what the largest latents write, and this device's candidates."""
+    step, wiring = given.step, given.wiring
+    values, index, rank = largest(jax.lax.stop_gradient(pre), most, step)
+    weights = step.local(given.weights)
+    if not wiring.whole:
+        # Latents read different inputs: the dense products have the gradients.
+        zeros = jnp.zeros(pre.shape, bool)
+        kept = jax.vmap(lambda z, i, r: z.at[i].set(r))(zeros, index, rank < k)
+        latents = jnp.where(kept, jax.nn.relu(pre), 0)
+        part = product(latents, wiring.rows(weights).T, given.dtype)
+        return step.over_model(part), jnp.where(rank < k, values, 0), index
+    values = known(values, wiring.flat(given.x), index, weights.encoder)
+    # The gradient of the offset: of the bias, and of the centre that it takes off.
+    offset = wiring.offset(weights)[index]
+    values = values + offset - jax.lax.stop_gradient(offset)
+    values = jnp.where(rank < k, jax.nn.relu(values), 0)
+    part = mix(values, index, wiring.rows(weights))
+    return step.over_model(part), values, index

@@ -48,6 +48,11 @@ class AbstractWiring(eqx.Module):
         """Whether there is a linear path beside the latents."""
         return False
 
+    @property
+    def whole(self) -> bool:
+        """Whether every latent reads all of the input."""
+        return True
+
     def flat(self, x: Float[Array, "batch *shape"]) -> Float[Array, "batch size"]:
         """Joins the axes of inputs or outputs."""
         return x.reshape(x.shape[0], -1)
@@ -206,6 +211,11 @@ class CrossLayer(AbstractWiring):
     def writes(self) -> tuple[int, ...]:
         """Shape of one output."""
         return (self.layers, self.embed)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every latent reads all of the input: it reads its layer only."""
+        return False
 
     def widths(self, latents: int) -> tuple[int, int]:
         """Returns the sizes of a row of encoder and decoder."""

@@ -63,25 +63,32 @@ def numbers(dictionary):
     return dictionary.weights, dictionary.extra, dictionary.running
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_learns_every_wiring(architecture):
-    for wiring, wired in WIRINGS.items():
-        given, told = source(wiring), train.Memory()
-        found = d.train(
-            training(architecture, wiring, steps=40), given, sinks=[told], report=1
-        )
-        errors = [row["error"] for row in told.rows]
-        assert errors[-1] < 0.9 * errors[0], wiring
-        x = given.x[:5]
-        assert found(x).shape == (5, *wired.writes)
-        assert found.encode(x).shape == (5, LATENTS)
-        # One example at a time is the same as all at once.
-        one = jnp.stack([found(row) for row in x])
-        chex.assert_trees_all_close(one, found(x), atol=1e-5)
+PAIRS = [(name, "sae") for name in ARCHITECTURES]
+PAIRS += [("topk", name) for name in WIRINGS if name != "sae"]
+PAIRS += [("gated", "skip"), ("batch_topk", "crosscoder"), ("relu", "cross_layer")]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("wiring", ["sae", "cross_layer"])
+@pytest.mark.parametrize(("architecture", "wiring"), PAIRS)
+def test_every_architecture_and_every_wiring_learns(architecture, wiring):
+    given, told = source(wiring), train.Memory()
+    found = d.train(
+        training(architecture, wiring, steps=40), given, sinks=[told], report=1
+    )
+    errors = [row["error"] for row in told.rows]
+    assert errors[-1] < 0.9 * errors[0]
+    x = given.x[:5]
+    assert found(x).shape == (5, *WIRINGS[wiring].writes)
+    assert found.encode(x).shape == (5, LATENTS)
+    # One example at a time is the same as all at once.
+    chex.assert_trees_all_close(found(x[2]), found(x)[2], atol=1e-5)
+
+
+MESHED = [(name, "sae") for name in ARCHITECTURES if name not in ("tanh", "sqrt")]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "wiring"), [*MESHED, ("topk", "cross_layer"), ("topk", "skip")]
+)
 def test_meshes_are_one_device(architecture, wiring):
     alone, shared = train.Memory(), train.Memory()
     given = training(architecture, wiring, steps=6, clip=0.1)
@@ -182,7 +189,7 @@ BAD = {
     "penalty": (lambda: d.ReLU(penalty="l2"), ConfigError, "no penalty"),
     "groups": (lambda: d.Matryoshka((0.5, 0.6)), ConfigError, "add up to 1"),
     "few": (
-        lambda: training_of(d.Matryoshka((0.01, 0.99))),
+        lambda: training_of(d.Matryoshka((0.01, 0.99), k=3)),
         ConfigError,
         "too few",
     ),
