@@ -32,9 +32,12 @@ class Buffered(eqx.Module):
 
     def at(self, **counts: int) -> "Buffered":
         """Returns the state with other counts."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        now = {name: np.asarray(count, np.int32) for name, count in counts.items()}
-        return Buffered(**fields | now)
+        fields: dict[str, Any] = {
+            name: getattr(self, name) for name in self.__dataclass_fields__
+        }
+        for name, count in counts.items():
+            fields[name] = np.asarray(count, np.int32)
+        return Buffered(**fields)
 
 
 @eqx.filter_jit(donate="all-except-first")

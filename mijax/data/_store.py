@@ -203,10 +203,9 @@ class Writer:
         if self._saving > SHARE_OF_SAVING * (begun - self._begun):
             return
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
-        arrays = {f"leaf{i}": plain(leaf) for i, leaf in enumerate(leaves)}
-        write_whole(
-            self.folder / STATE, lambda file: np.savez(file, done=done, **arrays)
-        )
+        arrays: dict[str, Any] = {f"leaf{i}": plain(a) for i, a in enumerate(leaves)}
+        arrays["done"] = done
+        write_whole(self.folder / STATE, lambda file: np.savez(file, **arrays))
         self._saving += time.monotonic() - begun
 
     def _resumed(self, start: Any) -> tuple[int, Any]:

@@ -134,7 +134,7 @@ class Stored(AbstractSource):
         found = jax.make_array_from_callback(
             shape,
             NamedSharding(self.mesh, P(DATA)),
-            lambda at: read(name, wanted[at[0]]),
+            lambda at: read(name, wanted[at[0]] if at else wanted),
         )
         return found.astype(jnp.float32)
 
