@@ -84,7 +84,7 @@ def fit(
     y, classes = labels(probe, y_train, n, "y_train")
     y_held = held_out_labels(probe, y_held_out, n_held, classes)
     count = max(1, len(classes))
-    layout = lay_out(x, len(probe.strengths), count, mesh)
+    layout = lay_out(x, count, mesh)
     split, start = jax.random.split(key)
     batch = Batch(
         x=layout.spread(x),

@@ -74,12 +74,11 @@ class Layout(NamedTuple):
         return jax.device_put(leaf, NamedSharding(self.mesh, spec))
 
 
-def lay_out(x: Any, strengths: int, classes: int, mesh: Mesh | None) -> Layout:
+def lay_out(x: Any, classes: int, mesh: Mesh | None) -> Layout:
     """Decides how many probes run at once.
 
     Args:
         x: inputs `[probe, example, ...]`.
-        strengths: how many strengths are fitted at once.
         classes: number of classes.
         mesh: devices, with an axis `"data"` for examples or `"model"` for probes.
 
@@ -104,7 +103,7 @@ def lay_out(x: Any, strengths: int, classes: int, mesh: Mesh | None) -> Layout:
         )
     # Copies of the inputs, and second derivatives.
     rows = min(array.shape[-1] * classes, max(MOST_ROWS, array.shape[-1]))
-    floats = size * (3 + 2 * strengths * min(classes, 4)) + 3 * strengths * rows**2
+    floats = size * (3 + 2 * min(classes, 4)) + 3 * rows**2
     most = max(1, MEMORY * _size(mesh, "data") // (4 * floats))
     chunks = -(-(probes // devices) // most)
     lanes = -(-(probes // devices) // chunks)

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from mijax._errors import ConfigError
 from mijax.probes._check import examples, inputs, labels
 from mijax.probes._layout import lay_out
-from mijax.probes._probe import AbstractProbe
-from mijax.probes._program import grid_losses
+from mijax.probes._probe import AbstractProbe, Data
+from mijax.probes._program import example_losses, solve
 
 # Where portions end, of Voita and Titov (2020).
 PORTIONS = (
@@ -101,7 +101,7 @@ def codelength(
     ends = _ends(n, len(classes))
     shuffle, start = jax.random.split(key)
     order = jax.random.permutation(shuffle, n)
-    layout = lay_out(flat, len(probe.strengths), len(classes), mesh)
+    layout = lay_out(flat, len(classes), mesh)
     at = np.arange(n)
     fitted = np.stack([at < end for end in ends[:-1]])
     coded = np.stack([(at >= a) & (at < b) for a, b in itertools.pairwise(ends)])
@@ -156,15 +156,17 @@ def _portions(
     classes: int,
 ) -> Float[Array, "chunk lane portion strength"]:
     """Mean nats of every portion under the probe fitted to those before it."""
+    strengths = jnp.array(probe.strengths, jnp.float32)
 
     def one(x: Any) -> Array:
-        def portion(weights: tuple[Array, Array]) -> Array:
-            weight, test = weights
-            return grid_losses(
-                *(probe, x, y, key), weight=weight, test=test, classes=classes
-            )
+        def job(i: Array) -> Array:
+            weight, test = fitted[i // len(strengths)], coded[i // len(strengths)]
+            data = Data(x, y, weight / weight.sum(), classes)
+            found = solve(probe, data, strengths[i % len(strengths)], key)
+            return test @ example_losses(probe, found, data) / test.sum()
 
-        return jax.lax.map(portion, (fitted, coded))
+        jobs = jax.lax.map(job, jnp.arange(len(fitted) * len(strengths)))
+        return jobs.reshape(len(fitted), -1)
 
     with jax.default_matmul_precision("highest"):
         return jax.lax.map(jax.vmap(one), x)

@@ -1,5 +1,6 @@
 """The one compiled program: every probe, fold and strength."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mijax.probes._frame import Frame
-from mijax.probes._probe import AbstractProbe, Data
+from mijax.probes._probe import AbstractProbe, Data, Solved
 from mijax.probes._solve import losses
 
 
@@ -88,71 +89,90 @@ def _fit_one(
     classes: int,
 ) -> Fitted:
     strengths = jnp.array(probe.strengths, jnp.float32)
-    if len(strengths) == 1:
-        selection, strength = jnp.full(1, jnp.nan), strengths[0]
-    else:
+    grid, aside = len(strengths), len(batch.folds) * len(strengths)
 
-        def aside(fold: Array) -> Array:
-            return grid_losses(
-                *(probe, x, batch.y, key),
-                weight=batch.weight * (1 - fold),
-                test=batch.weight * fold,
-                classes=classes,
-            )
-
-        selection = jax.lax.map(aside, batch.folds).mean(0)
+    def chosen(each: Array) -> tuple[Array, Array]:
+        selection = each.reshape(-1, grid).mean(0)
         selection = jnp.where(jnp.isfinite(selection), selection, jnp.inf)
-        strength = strengths[jnp.argmin(selection)]
+        return selection, strengths[jnp.argmin(selection)]
+
+    def job(i: Array, state: tuple[Array, Any]) -> tuple[Array, Any]:
+        before, _ = state
+        fold = jnp.where(i < aside, batch.folds[jnp.minimum(i, aside - 1) // grid], 0.0)
+        strength = jnp.where(i < aside, strengths[i % grid], chosen(before)[1])
+        weight = batch.weight * (1 - fold)
+        data = Data(x, batch.y, weight / weight.sum(), classes)
+        found = solve(probe, data, strength, key)
+        test = batch.weight * jnp.where(i < aside, fold, 1.0)
+        loss = test @ example_losses(probe, found, data) / test.sum()
+        return jnp.where(jnp.arange(aside) == i, loss, before), found
+
+    # The fits that choose and the last one share one loop, so they compile once.
+    begin = (jnp.zeros(aside), _empty(job, aside))
+    each, (frame, solved) = jax.lax.fori_loop(
+        0 if grid > 1 else aside, aside + 1, job, begin
+    )
+    selection, strength = chosen(each)
     weight = batch.weight / batch.weight.sum()
-    frame = probe.frame(x, weight)
-    inside = frame.enter(x)
-    solved = probe.solve(Data(inside, batch.y, weight, classes), strength, key)
-    train = weight @ _values(probe.outputs(solved.params, inside), batch.y, classes)
+    outputs = probe.outputs(solved.params, frame.enter(x))
+    train = weight @ _values(outputs, batch.y, classes)
     outputs = probe.outputs(solved.params, frame.enter(x_held))
     values = _values(outputs, batch.y_held, classes)
     return Fitted(
-        *(solved.params, frame, strength, selection, train, values),
-        *(solved.gradient, solved.steps),
+        params=solved.params,
+        frame=frame,
+        strength=strength,
+        selection=selection if grid > 1 else jnp.full(1, jnp.nan),
+        train=train,
+        values=values,
+        gradient=solved.gradient,
+        steps=solved.steps,
     )
 
 
-def grid_losses(
-    probe: AbstractProbe,
-    x: Any,
-    y: Array,
-    key: PRNGKeyArray,
-    *,
-    weight: Float[Array, " example"],
-    test: Float[Array, " example"],
-    classes: int,
-) -> Float[Array, " strength"]:
-    """Fits one probe with every strength and returns losses on other examples.
+def _empty(job: Callable[..., Any], aside: int) -> Any:
+    """Zeros in the shape of what a job finds."""
+    shapes = jax.eval_shape(lambda: job(jnp.array(0), (jnp.zeros(aside), None))[1])
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def solve(
+    probe: AbstractProbe, data: Data, strength: Float[Array, ""], key: PRNGKeyArray
+) -> tuple[Frame, Solved]:
+    """Standardises inputs and fits one probe.
 
     Args:
         probe: the kind.
-        x: inputs `[example, ...]`.
-        y: class indices or values.
+        data: examples as they came.
+        strength: of the regularisation.
         key: for random starts.
-        weight: of the examples that are fitted.
-        test: of the examples whose losses are averaged.
-        classes: number of classes; 1 for values.
 
     Returns:
-        Mean cross-entropy in nats, or mean squared error, of every strength.
+        What inputs are standardised with, and the parameters.
     """
-    weight, test = weight / weight.sum(), test / test.sum()
-    frame = probe.frame(x, weight)
-    inside = frame.enter(x)
-    data = Data(inside, y, weight, classes)
+    frame = probe.frame(data.x, data.weight)
+    inside = data._replace(x=frame.enter(data.x))
+    return frame, probe.solve(inside, strength, key)
 
-    def one(strength: Array) -> Array:
-        solved = probe.solve(data, strength, key)
-        outputs = probe.outputs(solved.params, inside)
-        if probe.targets == "values":
-            return test @ _values(outputs, y, classes)
-        return test @ losses(outputs, jax.nn.one_hot(y, classes))
 
-    return jax.vmap(one)(jnp.array(probe.strengths, jnp.float32))
+def example_losses(
+    probe: AbstractProbe, found: tuple[Frame, Solved], data: Data
+) -> Float[Array, " example"]:
+    """Returns the cross-entropy in nats, or squared error, of every example.
+
+    Args:
+        probe: the kind.
+        found: by `solve`.
+        data: examples as they came.
+
+    Returns:
+        A loss per example.
+    """
+    frame, solved = found
+    outputs = probe.outputs(solved.params, frame.enter(data.x))
+    if data.classes == 1:
+        return _values(outputs, data.y, 1)
+    return losses(outputs, jax.nn.one_hot(data.y, data.classes))
 
 
 def _values(

@@ -157,7 +157,7 @@ def lbfgs(loss: Callable[[Any], Array], start: Any, *, steps: int) -> Solved:
     )
     optimiser = optax.lbfgs(memory_size=10, linesearch=search)
     value_and_gradient = optax.value_and_grad_from_state(loss)
-    first = optax.global_norm(jax.grad(loss)(start))
+    first = _norm(jax.grad(loss)(start))
 
     def step(now: tuple[Any, ...]) -> tuple[Any, ...]:
         params, state, _, idle, i = now
@@ -166,7 +166,7 @@ def lbfgs(loss: Callable[[Any], Array], start: Any, *, steps: int) -> Solved:
             gradient, state, params, value=value, grad=gradient, value_fn=loss
         )
         params = optax.apply_updates(params, updates)
-        norm = optax.global_norm(optax.tree.get(state, "grad"))
+        norm = _norm(optax.tree.get(state, "grad"))
         change = value - optax.tree.get(state, "value")
         idle = jnp.where(change > 1e-7 * jnp.abs(value), 0, idle + 1)
         return params, state, norm, idle, i + 1
@@ -178,6 +178,10 @@ def lbfgs(loss: Callable[[Any], Array], start: Any, *, steps: int) -> Solved:
     begin = (start, optimiser.init(start), first, jnp.array(0), jnp.array(0))
     params, _, norm, _, taken = jax.lax.while_loop(going, step, begin)
     return Solved(params, relative(norm, first), taken)
+
+
+def _norm(tree: Any) -> Array:
+    return jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)))
 
 
 def relative(norm: Float[Array, ""], start: Float[Array, ""]) -> Float[Array, ""]:

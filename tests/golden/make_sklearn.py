@@ -34,8 +34,8 @@ def main():
         model.fit(x, y)
         out[f"lda_{name}_weight"] = model.coef_.T
         out[f"lda_{name}_bias"] = model.intercept_
-    model = Ridge(alpha=L2 * len(x)).fit(inside, values[:, None])
-    keep(out, "ridge", model.coef_ / scaler.scale_, model, scaler)
+    model = Ridge(alpha=L2 * len(x)).fit(inside, values)
+    keep(out, "ridge", model.coef_[None] / scaler.scale_, model, scaler)
     HERE.mkdir(exist_ok=True)
     np.savez(HERE / "probes.npz", **out)
 
