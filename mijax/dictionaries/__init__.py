@@ -29,6 +29,8 @@ from mijax.dictionaries._latents import direction as direction
 from mijax.dictionaries._latents import latents as latents
 from mijax.dictionaries._latents import pooled as pooled
 from mijax.dictionaries._latents import top_latents as top_latents
+from mijax.dictionaries._load import load as load
+from mijax.dictionaries._load import save as save
 from mijax.dictionaries._matryoshka import Matryoshka as Matryoshka
 from mijax.dictionaries._recovered import Recovered as Recovered
 from mijax.dictionaries._recovered import recovered as recovered
@@ -42,6 +44,8 @@ from mijax.dictionaries._splice import OnLatents as OnLatents
 from mijax.dictionaries._splice import Splice as Splice
 from mijax.dictionaries._splice import hold as hold
 from mijax.dictionaries._splice import scale as scale
+from mijax.dictionaries._stored import Stored as Stored
+from mijax.dictionaries._stored import normalise as normalise
 from mijax.dictionaries._topk import TopK as TopK
 from mijax.dictionaries._training import Training as Training
 from mijax.dictionaries._training import train as train

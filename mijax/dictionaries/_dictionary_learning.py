@@ -8,11 +8,17 @@ import numpy as np
 
 from mijax._errors import LoadError, OutputError
 from mijax.dictionaries._batch_topk import BatchTopK
-from mijax.dictionaries._gated import Gated, Magnitudes
+from mijax.dictionaries._gated import Gated
 from mijax.dictionaries._hook_names import site_of_submodule
 from mijax.dictionaries._jump_relu import JumpReLU
 from mijax.dictionaries._matryoshka import Matryoshka
-from mijax.dictionaries._plain import Plain, known_threshold, plain_of, unwritable
+from mijax.dictionaries._plain import (
+    Gates,
+    Plain,
+    known_threshold,
+    plain_of,
+    unwritable,
+)
 from mijax.dictionaries._reading import Reading, Settings
 from mijax.dictionaries._relu import ReLU
 from mijax.dictionaries._stored import Found
@@ -110,7 +116,7 @@ def read_arrays(reading: Reading, settings: Settings, kind: str) -> Plain:
             reading.take("r_mag", "latent"),
             reading.take("mag_bias", "latent"),
         )
-        return plain._replace(architecture=Gated(), extra=Magnitudes(*sizes))
+        return plain._replace(architecture=Gated(), extra=Gates(*sizes))
     if kind == "JumpReluAutoEncoder":
         cut = reading.take("threshold", "latent")
         return plain._replace(architecture=JumpReLU(), extra=cut)
@@ -214,7 +220,7 @@ def arrays_of(plain: Plain) -> tuple[str, dict[str, np.ndarray]]:
         raise unwritable(architecture, NAME, "the architectures of mijax")
     k = np.int32(architecture.k)
     if isinstance(architecture, TopK):
-        whole = {"k": np.asarray(k), "threshold": np.float32([-1])[0].reshape(())}
+        whole = {"k": np.asarray(k), "threshold": np.asarray(-1, np.float32)}
         return "AutoEncoderTopK", {**linear, **whole}
     cut = np.asarray(known_threshold(plain, NAME), np.float32)
     whole = {"k": np.asarray(k), "threshold": cut}

@@ -45,6 +45,9 @@ def read_openai(path: Path, scale: float | None) -> Found:
         if k is None:
             k = reading.take("activation_state_dict.k")
         architecture = TopK(int(k))
+        # The library's own state dicts say it twice.
+        settings.only("activation.k", int(k))
+        settings.only("activation.postact_fn", "ReLU")
     plain = Plain(
         architecture,
         reading.take("encoder.weight", "latent", "in"),

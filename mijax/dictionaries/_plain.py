@@ -17,6 +17,13 @@ from mijax.dictionaries._relu import ReLU
 from mijax.dictionaries._wiring import SAE, Transcoder, Weights
 
 
+class Gates(NamedTuple):
+    """What `Magnitudes` has, as a file keeps it."""
+
+    scale: np.ndarray
+    bias: np.ndarray
+
+
 class Plain(NamedTuple):
     """Arrays of an autoencoder or transcoder, as libraries keep them.
 
@@ -33,7 +40,7 @@ class Plain(NamedTuple):
         skip: `[in, out]`, or `None`.
         centred: whether the output's bias is taken off the input.
         transcoder: whether it reads one activation and writes another.
-        extra: thresholds themselves, or `Magnitudes`.
+        extra: thresholds themselves, or `Gates`.
         running: threshold of all latents.
         scale: by which activations are multiplied.
     """
@@ -77,7 +84,7 @@ def dictionary_of(plain: Plain, path: Any, dtype: DTypeLike) -> Dictionary:
         *(array(plain.centre), skip),
     )
     extra = plain.extra
-    if isinstance(extra, Magnitudes):
+    if isinstance(extra, Gates):
         extra = Magnitudes(array(extra.scale), array(extra.bias))
     elif extra is not None:
         # Rectified latents are above any threshold below 0 when they are above 0.
@@ -111,7 +118,7 @@ def plain_of(dictionary: Dictionary, *, centred: bool, name: str) -> Plain:
     weights, scale = dictionary.weights, float(dictionary.scale)
     extra, architecture = dictionary.extra, dictionary.architecture
     if isinstance(architecture, Gated):
-        extra = Magnitudes(array(extra.scale), array(extra.bias))
+        extra = Gates(array(extra.scale), array(extra.bias))
     elif isinstance(architecture, JumpReLU):
         extra = np.exp(array(extra).astype(np.float64)).astype(np.float32)
     one = scale == 1
@@ -142,9 +149,9 @@ def recentred(plain: Plain, *, centred: bool) -> Plain:
     off = plain.encoder.astype(np.float64) @ plain.centre.astype(np.float64)
     off = off if centred else -off
     extra = plain.extra
-    if isinstance(extra, Magnitudes):
+    if isinstance(extra, Gates):
         ratio = np.exp(np.asarray(extra.scale, np.float64))
-        extra = Magnitudes(extra.scale, moved(extra.bias, ratio * off))  # pyright: ignore
+        extra = Gates(extra.scale, moved(extra.bias, ratio * off))
     bias = moved(plain.bias, off)
     return plain._replace(bias=bias, extra=extra, centred=centred)
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from mijax._errors import LoadError
 from mijax.dictionaries._batch_topk import BatchTopK
-from mijax.dictionaries._gated import Gated, Magnitudes
+from mijax.dictionaries._gated import Gated
 from mijax.dictionaries._hook_names import hook_of_site, site_of_hook
 from mijax.dictionaries._jump_relu import JumpReLU
 from mijax.dictionaries._matryoshka import Matryoshka
-from mijax.dictionaries._plain import Plain, plain_of, thresholds, unwritable
+from mijax.dictionaries._plain import Gates, Plain, plain_of, thresholds, unwritable
 from mijax.dictionaries._reading import Reading, Settings
 from mijax.dictionaries._relu import ReLU
 from mijax.dictionaries._stored import Found
@@ -28,6 +28,7 @@ CONFIG, WEIGHTS, SPARSITY = (
 VERSION = "6.0.0"
 AUTOENCODERS = ("standard", "gated", "topk", "jumprelu")
 TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder")
+TRANSCODERS += ("jumprelu_skip_transcoder",)
 NORMALISATIONS = {
     "none": "none",
     "layer_norm": "layer_norm",
@@ -138,7 +139,7 @@ def read_arrays(reading: Reading, settings: Settings, kind: str) -> Plain:
     if kind == "gated":
         bias = reading.take("b_gate", "latent")
         sizes: Any = (reading.take("r_mag", "latent"), reading.take("b_mag", "latent"))
-        extra = Magnitudes(*sizes)
+        extra = Gates(*sizes)
         return Plain(Gated(), encoder, bias, decoder, centre, extra=extra)
     plain = Plain(ReLU(), encoder, reading.take("b_enc", "latent"), decoder, centre)
     if kind == "topk":
@@ -148,7 +149,7 @@ def read_arrays(reading: Reading, settings: Settings, kind: str) -> Plain:
     if kind.startswith("jumprelu"):
         found = reading.take("threshold", "latent")
         plain = plain._replace(architecture=JumpReLU(), extra=found)
-    if kind == "skip_transcoder":
+    if kind.endswith("skip_transcoder"):
         plain = plain._replace(skip=reading.take("W_skip", "out", "in").T)
     return plain
 
@@ -277,15 +278,16 @@ def kind_of(plain: Plain) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
     architecture = plain.architecture
     more = {"d_out": plain.decoder.shape[1]} if plain.transcoder else {}
     bias = {"b_enc": plain.bias}
+    kinds = ("standard", "jumprelu")
+    if plain.transcoder:
+        kinds = ("transcoder", "jumprelu_transcoder")
     if plain.skip is not None:
-        if not isinstance(architecture, ReLU):
-            raise unwritable(architecture, "saelens", "skip transcoders of ReLU")
-        return "skip_transcoder", {**bias, "W_skip": plain.skip.T}, more
+        kinds = ("skip_transcoder", "jumprelu_skip_transcoder")
+        bias["W_skip"] = plain.skip.T
     if isinstance(architecture, ReLU):
-        return ("transcoder" if plain.transcoder else "standard"), bias, more
+        return kinds[0], bias, more
     if isinstance(architecture, JumpReLU | BatchTopK | Matryoshka):
-        cut = {**bias, "threshold": thresholds(plain, "saelens")}
-        return ("jumprelu_transcoder" if plain.transcoder else "jumprelu"), cut, more
+        return kinds[1], {**bias, "threshold": thresholds(plain, "saelens")}, more
     if plain.transcoder:
         raise unwritable(architecture, "saelens", "transcoders of ReLU and JumpReLU")
     if isinstance(architecture, TopK):

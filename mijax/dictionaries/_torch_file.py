@@ -10,6 +10,7 @@ import os
 import pickle
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,7 @@ STORAGES = {
 BROKEN = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, TypeError),
     *(LookupError, AttributeError, OverflowError, struct.error, OSError, MemoryError),
-    *(RecursionError, NotImplementedError),
+    *(RuntimeError, zlib.error),
 )
 AGAIN = "Download or copy the file again."
 
@@ -99,31 +100,33 @@ class TorchFile:
     def read(self, name: str) -> np.ndarray:
         """Reads one tensor in the precision that the file has."""
         tensor = self.tensors[name]
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                raw = archive.read(f"{self.root}data/{tensor.key}")
-        except BROKEN as error:
-            raise self._broken(error) from error
-        size = tensor.dtype.itemsize
+        size, count = tensor.dtype.itemsize, math.prod(tensor.shape)
         last = tensor.offset + sum(
             (n - 1) * step for n, step in zip(tensor.shape, tensor.stride, strict=True)
         )
-        count = math.prod(tensor.shape)
-        # A tensor may not repeat its numbers: a few bytes could fill the memory.
-        if count and (
-            len(raw) != tensor.numel * size
-            or min(tensor.offset, *tensor.stride, 0) < 0
-            or last >= tensor.numel
-            or count > tensor.numel
-        ):
-            raise LoadError(
-                f"{self.path}: tensor '{name}' of shape {tensor.shape} does not lie in "
-                f"its storage of {len(raw)} bytes. {AGAIN}"
-            )
-        flat = np.frombuffer(raw, tensor.dtype)[tensor.offset :]
-        strides = tuple(step * size for step in tensor.stride)
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                entry = archive.getinfo(f"{self.root}data/{tensor.key}")
+                # A tensor may not repeat its numbers: a few bytes could fill memory.
+                if entry.file_size != tensor.numel * size or (
+                    count
+                    and (
+                        min(tensor.offset, *tensor.stride, 0) < 0
+                        or last >= tensor.numel
+                        or count > tensor.numel
+                    )
+                ):
+                    raise LoadError(
+                        f"{self.path}: tensor '{name}' of shape {tensor.shape} does "
+                        f"not lie in its storage of {entry.file_size} bytes. {AGAIN}"
+                    )
+                raw = archive.read(entry)
+        except BROKEN as error:
+            raise self._broken(error) from error
         if not count:
             return np.zeros(tensor.shape, tensor.dtype)
+        flat = np.frombuffer(raw, tensor.dtype)[tensor.offset :]
+        strides = tuple(step * size for step in tensor.stride)
         return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides).copy()
 
     def _sort(self, content: Any, prefix: str) -> None:

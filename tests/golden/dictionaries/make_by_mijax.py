@@ -58,6 +58,7 @@ CASES = {
     "saelens_transcoder": (d.ReLU(), d.Transcoder(IN, OUT), {}),
     "saelens_skip": (d.ReLU(), d.Transcoder(IN, OUT, skip=True), {}),
     "saelens_jumprelu_transcoder": (d.JumpReLU(), d.Transcoder(IN, OUT), {}),
+    "saelens_jumprelu_skip": (d.JumpReLU(), d.Transcoder(IN, skip=True), {}),
     "gemma_scope_sae": (d.JumpReLU(), d.SAE(IN), {}),
     "gemma_scope_transcoder": (d.JumpReLU(), d.Transcoder(IN), {}),
     "gemma_scope_batchtopk": (d.BatchTopK(K), d.SAE(IN), {}),

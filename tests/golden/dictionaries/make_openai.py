@@ -32,8 +32,14 @@ def main():
     ):
         ae = randomise(Autoencoder(LATENTS, IN, **options), seed)
         ae.forward(inputs())
-        torch.save(ae.state_dict(), FOLDER / f"{name}.pt")
-        record(FOLDER / name, Autoencoder.from_state_dict(ae.state_dict()))
+        # A parent's state dict has the numbers of its TopK twice, and its own reader
+        # refuses the second ones, which published files do not have either.
+        state = ae.state_dict()
+        torch.save(state, FOLDER / f"{name}_twice.pt")
+        record(FOLDER / f"{name}_twice", ae)
+        state = {k: v for k, v in state.items() if not k.startswith("activation.")}
+        torch.save(state, FOLDER / f"{name}.pt")
+        record(FOLDER / name, Autoencoder.from_state_dict(state))
     for path in sorted(BY_MIJAX.glob("openai_*")):
         if path.is_dir():
             state = torch.load(path / "autoencoder.pt", weights_only=True)

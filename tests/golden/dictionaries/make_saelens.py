@@ -9,9 +9,9 @@ import shutil
 
 import torch
 from common import BY_MIJAX, HERE, IN, LATENTS, OUT, K, inputs, keep, randomise
-from sae_lens import SAE, SAEMetadata
+from sae_lens import SAE
 from sae_lens.registry import get_sae_class, get_sae_training_class
-from sae_lens.saes.sae import TrainStepInput
+from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 
 FOLDER = HERE / "saelens"
 HOOK = "blocks.3.hook_resid_post"
@@ -45,15 +45,11 @@ def training(name, kind, seed, **options):
                 coefficients={"l0": 0.0, "l1": 0.0},
                 dead_neuron_mask=None,
                 n_training_steps=step,
-                **({"is_logging_step": False} if logs() else {}),
+                is_logging_step=False,
             )
         )
     sae.save_inference_model(FOLDER / name)
     record(FOLDER / name, SAE.load_from_disk(str(FOLDER / name)))
-
-
-def logs():
-    return "is_logging_step" in TrainStepInput.__dataclass_fields__
 
 
 def record(path, sae):
@@ -85,6 +81,7 @@ def main():
     inference("transcoder", "transcoder", 10, **wide)
     inference("skip_transcoder", "skip_transcoder", 11, **wide)
     inference("jumprelu_transcoder", "jumprelu_transcoder", 12, **wide)
+    inference("jumprelu_skip", "jumprelu_skip_transcoder", 17, **wide)
     training("batchtopk", "batchtopk", 13, k=K)
     widths = [6, 12, 24]
     training("matryoshka", "matryoshka_batchtopk", 14, k=K, matryoshka_widths=widths)
