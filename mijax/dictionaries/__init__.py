@@ -1,5 +1,7 @@
 """Sparse dictionaries: SAEs, transcoders, crosscoders, in every architecture."""
 
+from mijax.dictionaries._absorption import Absorption as Absorption
+from mijax.dictionaries._absorption import absorption as absorption
 from mijax.dictionaries._architecture import (
     AbstractArchitecture as AbstractArchitecture,
 )

@@ -69,11 +69,12 @@ class Evaluation(eqx.Module):
 
     def __str__(self) -> str:
         """Returns a table, a line for the dictionary and one per baseline."""
-        lines = ["             L0     FVU  cosine    bias    dead   dense"]
+        heads = ("L0", "FVU", "cosine", "bias", "dead", "dense")
+        lines = [" " * 10 + "".join(f"{head:>9}" for head in heads)]
         for name, one in {"dictionary": self, **self.baselines}.items():
-            means = (float(x.mean) for x in (one.fvu, one.cosine, one.bias))
-            cells = "".join(f"{x:8.4f}" for x in (*means, one.dead, one.dense))
-            lines.append(f"{name:10}{float(one.l0.mean):8.2f}{cells[1:]}")
+            means = (one.l0.mean, one.fvu.mean, one.cosine.mean, one.bias.mean)
+            cells = (*(float(mean) for mean in means), one.dead, one.dense)
+            lines.append(f"{name:10}" + "".join(f"{x:9.4g}" for x in cells))
         return "\n".join(lines)
 
 

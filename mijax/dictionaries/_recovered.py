@@ -55,14 +55,13 @@ class Recovered(eqx.Module):
 
     def __str__(self) -> str:
         """Returns a table, a line per run."""
-        lines = ["          CE      KL   CE share  KL share"]
+        heads = ("CE", "KL", "CE share", "KL share")
+        lines = [" " * 8 + "".join(f"{head:>10}" for head in heads)]
         for name, ce in self.ce.items():
-            line = f"{name:8}{float(ce.mean):7.3f}"
-            line += f"{float(self.kl[name].mean):8.4f}" if name in self.kl else ""
-            if name in self.ce_share:
-                shares = self.ce_share[name].mean, self.kl_share[name].mean
-                line += "".join(f"{float(x):10.4f}" for x in shares)
-            lines.append(line)
+            parts = (self.kl, self.ce_share, self.kl_share)
+            cells = [ce, *(part[name] for part in parts if name in part)]
+            row = "".join(f"{float(cell.mean):10.4g}" for cell in cells)
+            lines.append(f"{name:8}{row}")
         return "\n".join(lines)
 
 

@@ -82,9 +82,9 @@ class Splice(AbstractEdit):
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Returns what the dictionary makes of the rows."""
+        wide = fitting(self.dictionary, x)
         if self.change is None and self.error:
             return x
-        wide = fitting(self.dictionary, x)
         latents = self.dictionary.encode(wide)
         new = latents if self.change is None else self.change(latents, place)
         if self.error:

@@ -51,7 +51,7 @@ def numbers(found):
 
 def test_a_dictionary_of_the_true_features():
     x, rows, hidden = planted()
-    found = d.evaluate(dictionary(rows), x)
+    found = d.evaluate(dictionary(rows), x, baselines=False)
     # Orthogonal features do not disturb each other: rounding alone is left.
     active = (np.asarray(dictionary(rows).encode(x)) > 1e-3).mean(0)
     np.testing.assert_allclose(active, (hidden > 0).mean(0), atol=1e-6)
@@ -109,12 +109,11 @@ def test_batches_do_not_matter():
     chex.assert_trees_all_close(one, other, atol=1e-6, rtol=1e-6)
     # A source has the same examples in another order.
     source = Examples(x[:98], batch=14)
-    chex.assert_trees_all_close(
-        numbers(d.evaluate(given, source, examples=98)),
-        numbers(d.evaluate(given, x[:98])),
-        rtol=1e-5,
-        atol=1e-5,
+    drawn, whole = (
+        d.evaluate(given, data, examples=98, batch=14, baselines=False)
+        for data in (source, x[:98])
     )
+    chex.assert_trees_all_close(numbers(drawn), numbers(whole), rtol=1e-5, atol=1e-5)
     assert d.evaluate(given, source, examples=30, baselines=False).examples == 30
 
 
@@ -279,7 +278,9 @@ def test_latents_of_one_class_are_ablated_alone():
 
 
 def test_a_biased_probe_is_set_right():
-    _, rows, _ = planted()
+    # There is a latent for each side, so that the probe needs no bias, and each has a
+    # number of its own, so that the penalty treats both sides alike.
+    rows = jnp.eye(EMBED)[:FEATURES]
     wanted, spurious = RANDOM.random((2, 400)) < 0.5
     hidden = RANDOM.uniform(size=(400, FEATURES)) * 0.1
     for at, attribute, size, noise in ((0, wanted, 1, 0.45), (2, spurious, 3, 0.1)):
@@ -301,6 +302,38 @@ def test_a_biased_probe_is_set_right():
     assert abs(float(left.score[0].mean)) < 0.1
 
 
+def test_absorption_by_hand():
+    # Latent 0 is the concept, latent 1 a special case of it that also writes it, and
+    # latent 2 has nothing to do with it.
+    root = 0.5**0.5
+    rows = jnp.array([[1.0, 0, 0, 0], [root, root, 0, 0], [0, 0, 1, 0]])
+    latents = np.array(
+        [
+            [2, 0, 3],  # its own latent says all of it
+            [0, 2, 3],  # fully absorbed: 2 root of 2 root
+            [1, 2, 0],  # partly: 2 root, besides 1
+            [3, 0.5, 0],  # 0.5 root is too small a share
+        ]
+    )
+    x = jnp.float32(latents) @ rows
+    exact = eqx.tree_at(
+        lambda s: s.weights.encoder, dictionary(rows), jnp.linalg.pinv(rows).T
+    )
+    np.testing.assert_allclose(exact.encode(x), latents, atol=1e-5)
+    # Rounding alone may make others active.
+    kept = eqx.tree_at(lambda s: s.weights.bias, exact, jnp.full(3, -1e-4))
+    probe = jnp.array([2.0, 0, 0, 0])
+    found = d.absorption(kept, x, probe, [0])
+    expected = [0, 1, 2 * root / (2 * root + 1), 0]
+    np.testing.assert_allclose(found.fractions, expected, atol=1e-3)
+    assert float(found.fraction.mean) == pytest.approx(np.mean(expected), abs=1e-3)
+    assert float(found.full.mean) == 0.25
+    # With both latents its own, nothing is absorbed.
+    assert not d.absorption(kept, x, probe, [0, 1]).fractions.any()
+    with pytest.raises(ConfigError, match="0 to 2"):
+        d.absorption(kept, x, probe, [3])
+
+
 @functools.cache
 def model():
     return mijax.testing.tiny_gpt2(jax.random.key(3))
@@ -312,7 +345,7 @@ IDS = [[1, 9, 2, 7, 11, 3], [1, 2, 3, 4], [1, 50, 40, 30, 20]]
 
 def constant(value):
     """A dictionary that writes one activation, whatever it reads."""
-    return dictionary(np.zeros((4, 32), np.float32), centre=value)
+    return dictionary(np.zeros((64, 32), np.float32), centre=value)
 
 
 def test_recovered_of_what_is_known():
@@ -337,32 +370,33 @@ def test_recovered_by_the_definition():
     prompts = Prompts.from_ids(IDS)
     given = d.untrained(d.TopK(4), d.SAE(32), latents=64, key=jax.random.key(1))
     found = d.recovered(model(), given, prompts, SITE, exclude=[1])
-    # Prompts one by one, without padding; the first token is left alone.
+    # The first token is left alone, and what follows the end cannot matter.
+    edits = d.Splice(given, error=False).at(
+        "resid_post", layer=1, position=slice(1, None)
+    )
+    clean, spliced = (
+        np.asarray(jax.nn.log_softmax(mijax.run(model(), prompts.tokens, e)))
+        for e in (None, edits)
+    )
     ce, kl, n = np.zeros(2), 0.0, 0
-    for ids in IDS:
-        tokens = jnp.array(ids)
-        after = slice(1, len(ids))
-        edits = d.Splice(given, error=False).at("resid_post", layer=1, position=after)
-        clean, spliced = (
-            np.asarray(jax.nn.log_softmax(mijax.run(model(), tokens, e)), np.float64)
-            for e in (None, edits)
-        )
+    for i, ids in enumerate(IDS):
         for at in range(1, len(ids) - 1):
-            ce -= clean[at, ids[at + 1]], spliced[at, ids[at + 1]]
-            kl += (np.exp(clean[at]) * (clean[at] - spliced[at])).sum()
+            ce -= clean[i, at, ids[at + 1]], spliced[i, at, ids[at + 1]]
+            kl += (np.exp(clean[i, at]) * (clean[i, at] - spliced[i, at])).sum()
             n += 1
     assert found.tokens == n == 9
     np.testing.assert_allclose(found.ce["clean"].mean, ce[0] / n, rtol=1e-5)
     np.testing.assert_allclose(found.ce["spliced"].mean, ce[1] / n, rtol=1e-5)
     np.testing.assert_allclose(found.kl["spliced"].mean, kl / n, rtol=1e-4)
-    share = (found.ce["zero"].mean - ce[1] / n) / (found.ce["zero"].mean - ce[0] / n)
+    zero = float(found.ce["zero"].mean)
+    share = (zero - ce[1] / n) / (zero - ce[0] / n)
     np.testing.assert_allclose(found.ce_share["zero"].mean, share, rtol=1e-4)
     low, high = found.ce["clean"].low, found.ce["clean"].high
     assert low < found.ce["clean"].mean < high
-    # Other batches, more padding: the same.
-    padded = Prompts.from_ids([*IDS, [1, *range(2, 12)]])[:3]
-    again = d.recovered(model(), given, padded, SITE, exclude=[1], batch=2)
-    chex.assert_trees_all_close(again, found, rtol=1e-4, atol=1e-5)
+    # Other padding, the same numbers.
+    padded = Prompts.from_ids(IDS, pad=33)
+    again = d.recovered(model(), given, padded, SITE, exclude=[1])
+    chex.assert_trees_all_close(again, found, rtol=1e-5, atol=1e-6)
 
 
 X = jnp.ones((4, EMBED))
