@@ -204,7 +204,8 @@ class Tokens(AbstractSource):
                 f"{self.length} batches: give more epochs or take fewer batches."
             )
         wanted = range(self.rows) if rows is None else rows
-        return stack((self._row(position * self.rows + i) for i in wanted), self.seq)
+        row = self._row  # made once for all rows
+        return stack((row(position * self.rows + i) for i in wanted), self.seq)
 
     def count(self, exclude: Sequence[int] = (), enough: int | None = None) -> int:
         """Counts the tokens of an epoch that are neither padding nor excluded.

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import mijax
 from mijax import Site
 from mijax._errors import PositionError, ShapeError, SiteError, TokenError
+from mijax.core._journal import digest as core_digest
 from mijax.data import Activations, Corpus, Tokens, _activations, _buffer, _reading
 
 VOCAB, SEQ, DOCS = 1024, 8, 24
@@ -219,6 +220,8 @@ def test_shapes(model):
 def test_digest_knows_what_matters(model):
     digest = source(model).digest
     assert digest == source(model).digest
+    # The training loop's own, by which checkpoints know the run.
+    assert core_digest(source(model)) == core_digest(source(model))
     changed = eqx.tree_at(lambda m: m.norm.weight, model, model.norm.weight + 1)
     others = (
         source(changed),
