@@ -16,8 +16,8 @@ AIM = 1e-6
 TRIES = (1.0, 0.5, 0.2, 0.05, 0.01)
 # Damping of the Hessian relative to its mean curvature: the least, and the end.
 LEAST_DAMPING, MOST_DAMPING = 1e-6, 1e3
-# L-BFGS ends after so many steps that change the loss by rounding only.
-PATIENCE = 5
+# L-BFGS ends after so many steps that improve neither loss nor gradient.
+PATIENCE = 10
 
 
 def losses(
@@ -160,7 +160,7 @@ def lbfgs(loss: Callable[[Any], Array], start: Any, *, steps: int) -> Solved:
     first = _norm(jax.grad(loss)(start))
 
     def step(now: tuple[Any, ...]) -> tuple[Any, ...]:
-        params, state, _, idle, i = now
+        params, state, _, best, idle, i = now
         value, gradient = value_and_gradient(params, state=state)
         updates, state = optimiser.update(
             gradient, state, params, value=value, grad=gradient, value_fn=loss
@@ -168,15 +168,16 @@ def lbfgs(loss: Callable[[Any], Array], start: Any, *, steps: int) -> Solved:
         params = optax.apply_updates(params, updates)
         norm = _norm(optax.tree.get(state, "grad"))
         change = value - optax.tree.get(state, "value")
-        idle = jnp.where(change > 1e-7 * jnp.abs(value), 0, idle + 1)
-        return params, state, norm, idle, i + 1
+        better = (change > 1e-6 * jnp.abs(value)) | (norm < 0.9 * best)
+        idle = jnp.where(better, 0, idle + 1)
+        return params, state, norm, jnp.minimum(best, norm), idle, i + 1
 
     def going(now: tuple[Any, ...]) -> Array:
-        _, _, norm, idle, i = now
+        _, _, norm, _, idle, i = now
         return (norm > 10 * AIM * first) & (idle < PATIENCE) & (i < steps)
 
-    begin = (start, optimiser.init(start), first, jnp.array(0), jnp.array(0))
-    params, _, norm, _, taken = jax.lax.while_loop(going, step, begin)
+    begin = (start, optimiser.init(start), first, first, jnp.array(0), jnp.array(0))
+    params, _, norm, _, _, taken = jax.lax.while_loop(going, step, begin)
     return Solved(params, relative(norm, first), taken)
 
 

@@ -28,8 +28,8 @@ KINDS = {
     "ridge": Ridge(l2=(1e-2, 1.0)),
     "means": Means(),
     "lda": LDA(shrinkage=(1e-2, 0.5)),
-    "hidden": Hidden(width=4, l2=1e-2, steps=60),
-    "pooled": AttentionPooled(l2=1e-1, steps=60),
+    "hidden": Hidden(width=4, l2=1e-2, steps=200),
+    "pooled": AttentionPooled(l2=1e-1, steps=200),
 }
 # The direction that the labels follow; stronger in later probes.
 PLANTED = jnp.array([3.0, -1.0, 0.0, 2.0, 0.5]) / 14.25**0.5
@@ -66,7 +66,23 @@ def together():
     return {kind: fit(probe, *examples(kind)) for kind, probe in KINDS.items()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["hidden", "pooled"])
+def test_probes_do_not_see_each_other(kind, together):
+    """In another order, beside other probes, in the same program."""
+    x, y, x_held, y_held = examples(kind)
+    turned = [
+        jax.tree.map(lambda leaf: leaf[::-1] if leaf.ndim > 3 else leaf, one)
+        for one in (x, x_held)
+    ]
+    found = fit(KINDS[kind], turned[0], y, turned[1], y_held)
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda leaf: leaf[::-1], found.params),
+        together[kind].params,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("kind", ["logistic", "ridge", "means", "lda"])
 def test_together_is_one_by_one(kind, together):
     x, y, x_held, y_held = examples(kind)
     for index in ((0, 1), (1, 1)):
@@ -93,6 +109,7 @@ def test_record(kind, together):
         assert found.chance == 0.5
         assert found.baseline >= 0.4
     else:
+        assert found.baseline <= 0
         accuracy = 1 - ((predicted - y_held) ** 2).mean(-1) / y_held.var()
     np.testing.assert_allclose(found.held_out.mean, accuracy, atol=1e-5)
     assert np.all(found.held_out.low <= found.held_out.mean + 1e-6)
@@ -100,9 +117,7 @@ def test_record(kind, together):
     assert [row.probe for row in rows] == list(np.ndindex(PROBES))
     assert rows[3].held_out == pytest.approx(accuracy[1, 1], abs=1e-5)
     assert rows[3].held_out > max(rows[0].held_out, rows[0].baseline)
-    if kind not in ("hidden", "pooled"):
-        assert found.converged.all()
-    assert np.isfinite(found.gradient).all()
+    assert found.converged.all()
 
 
 @pytest.mark.parametrize("kind", ["logistic", "ridge", "means", "lda"])
@@ -126,26 +141,7 @@ def test_what_is_not_linear_has_no_direction(together):
         together["ridge"].direction(1)
 
 
-def test_direction_feeds_edits():
-    """Adding the direction makes the probe say yes; without it, it is blind."""
-    model = mijax.testing.tiny_gpt2(jax.random.key(0))
-    tokens = jax.random.randint(jax.random.key(1), (60, 3), 0, 10)
-    site = mijax.Site("resid_post", layer=1, position=2)
-
-    def read(edits=None):
-        return mijax.capture(model, tokens, site, edits)
-
-    x, y = read(), np.asarray(tokens[:, 2] % 2)
-    found = fit(Means(), x[:40], y[:40], x[40:], y[40:])
-    direction = found.direction()
-    for sign, label in ((30.0, 1), (-30.0, 0)):
-        steered = read(mijax.Add(direction, sign).at(site))
-        assert (found.predict(steered) == label).all()
-    erased = read(mijax.Project(direction).at(site))
-    assert np.ptp(found.logits(erased)[:, 1] - found.logits(erased)[:, 0]) < 1e-3
-
-
-@pytest.mark.parametrize("kind", ["logistic", "ridge", "means", "lda", "hidden"])
+@pytest.mark.parametrize("kind", ["logistic", "ridge", "means", "lda"])
 def test_order_of_examples_means_nothing(kind, together):
     x, y, x_held, y_held = examples(kind)
     probe = KINDS[kind]
@@ -159,7 +155,7 @@ def test_order_of_examples_means_nothing(kind, together):
         )
 
 
-@pytest.mark.parametrize("kind", ["logistic", "ridge", "hidden"])
+@pytest.mark.parametrize("kind", ["logistic", "ridge"])
 def test_units_of_features_mean_nothing(kind):
     """Kinds that standardise do not see the unit or origin of a feature."""
     x, y, x_held, y_held = (a[1, 0] if a.ndim > 1 else a for a in examples(kind))
@@ -181,28 +177,17 @@ def test_rotation_means_nothing(kind):
     np.testing.assert_allclose(one.direction() @ turn, two.direction(), atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["logistic", "pooled"])
-def test_a_mesh_changes_nothing(kind, together):
-    mesh = Mesh(np.array(jax.devices()[:8]).reshape(4, 2), ("data", "model"))
-    found = fit(KINDS[kind], *examples(kind), mesh=mesh)
-    tolerance = 1e-5 if kind == "logistic" else 2e-3
-    assert (found.strength == together[kind].strength).all()
-    np.testing.assert_allclose(found.values, together[kind].values, atol=tolerance)
-    chex.assert_trees_all_close(
-        found.params, together[kind].params, atol=tolerance, rtol=tolerance
-    )
-
-
-def test_examples_fill_up_a_mesh():
-    """67 training and 37 held-out examples on 8 devices."""
-    x, y, x_held, y_held = examples("means")
-    x, y = jnp.concatenate([x, x_held[..., :3, :]], -2), np.r_[y, y_held[:3]]
-    rest = (x, y, x_held[..., 3:, :], y_held[3:])
-    mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
-    one, two = fit(Means(), *rest), fit(Means(), *rest, mesh=mesh)
-    chex.assert_trees_all_close(one.params, two.params, atol=1e-5)
-    assert two.values.shape == (*PROBES, 37)
-    np.testing.assert_allclose(one.train, two.train, atol=1e-6)
+def test_a_mesh_changes_nothing(together):
+    """Examples do not divide by three: the rest is filled up and counts nothing."""
+    mesh = Mesh(np.array(jax.devices()[:6]).reshape(3, 2), ("data", "model"))
+    found, alone = fit(KINDS["logistic"], *examples("logistic"), mesh=mesh), together
+    alone = alone["logistic"]
+    assert (found.strength == alone.strength).all()
+    np.testing.assert_array_equal(found.values, alone.values)
+    for one in ("params", "train", "selection"):
+        chex.assert_trees_all_close(
+            getattr(found, one), getattr(alone, one), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_chunks_change_nothing(monkeypatch, together):
@@ -239,11 +224,11 @@ def test_held_out_labels_choose_nothing():
 def test_noise_wants_more_regularisation_than_signal():
     """Few examples of many features that mean nothing: the strongest wins."""
     keys = jax.random.split(jax.random.key(0), 2)
-    x, y = jax.random.normal(keys[0], (80, 40)), np.arange(80) % 2
-    found = fit(Logistic(l2=(1e-3, 10.0)), x[:60], y[:60], x[60:], y[60:], folds=3)
+    x, y = jax.random.normal(keys[0], (80, 40)), jax.random.normal(keys[1], (80,))
+    found = fit(Ridge(l2=(1e-3, 10.0)), x[:60], y[:60], x[60:], y[60:], folds=3)
     assert found.strength == 10
-    assert found.train > 0.6
-    assert found.held_out.low < 0.5 < found.held_out.high + 0.2
+    assert found.selection.shape == (2,)
+    assert found.train > max(0, found.held_out.mean)
 
 
 def test_again_with_other_data_compiles_nothing(monkeypatch):
@@ -272,23 +257,23 @@ def test_attention_finds_the_token_and_ignores_padding(together):
 
 def test_a_hidden_layer_learns_what_no_line_can():
     """Exclusive or."""
-    x = jax.random.normal(jax.random.key(0), (400, 2))
-    y = np.asarray((x[:, 0] * x[:, 1] > 0).astype(int))
-    rest = (x[:300], y[:300], x[300:], y[300:])
-    line = fit(Logistic(l2=1e-2), *rest)
-    curve = fit(Hidden(width=8, l2=1e-4, steps=150), *rest)
-    assert line.held_out.mean < 0.7
-    assert curve.held_out.mean > 0.9
+    x = jax.random.normal(jax.random.key(0), (*PROBES, N + HELD, FEATURES))
+    x = x * (jnp.arange(FEATURES) < 2)
+    y = np.asarray((x[0, 0, :, 0] * x[0, 0, :, 1] > 0).astype(int))
+    rest = (x[..., :N, :], y[:N], x[..., N:, :], y[N:])
+    line, curve = (fit(KINDS[kind], *rest) for kind in ("logistic", "hidden"))
+    assert line.held_out.mean[0, 0] < 0.7
+    assert curve.held_out.mean[0, 0] > 0.8
 
 
 def test_three_classes_have_directions():
     x = jax.random.normal(jax.random.key(0), (90, 4))
     y = np.arange(90) % 3 + 10
     x = x + 4 * jax.nn.one_hot(y - 10, 4)
-    found = fit(Logistic(l2=1e-2), x[:60], y[:60], x[60:], y[60:])
+    found = fit(Means(), x[:60], y[:60], x[60:], y[60:])
     assert found.classes == (10, 11, 12)
     assert found.held_out.mean > 0.9
-    assert set(np.asarray(found.predict(x))) == {10, 11, 12}
+    assert set(np.asarray(found.predict(x)).tolist()) == {10, 11, 12}
     for label in found.classes:
         assert jnp.argmax(found.direction(label)) == label - 10
     one = found.direction(10, against=11)
