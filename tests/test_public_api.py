@@ -105,7 +105,7 @@ def test_subpackages_come_with_the_root(package):
 
 def test_importing_mijax_is_light():
     """What `import mijax` may not import is not imported at the top of the core."""
-    heavy = "torch|transformers|matplotlib|flax|penzai|orbax|tyro|pydantic"
+    heavy = "torch|transformers|matplotlib|flax|penzai|orbax|tyro|pydantic|grain"
     for package in ("mijax", "mijax.core"):
         folder = SOURCE.joinpath(*package.split(".")[1:])
         for file in folder.glob("*.py"):

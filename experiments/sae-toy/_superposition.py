@@ -25,6 +25,10 @@ class Squeezed(train.AbstractObjective):
     embed: int = eqx.field(static=True)
     seed: Any = 0
 
+    def key(self) -> PRNGKeyArray:
+        """Returns the key of the seed."""
+        return jax.random.key(self.seed)
+
     def start(self, key: PRNGKeyArray) -> tuple[dict[str, Array], None]:
         """Draws weights."""
         w = jax.random.normal(key, (self.features, self.embed))

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ class Journal:
 def digest(tree: Any) -> str:
     """Returns the SHA-256 of a tree's structure and arrays."""
     leaves, structure = jax.tree.flatten(tree)
-    found = hashlib.sha256(str(structure).encode())
+    # Where a function lies in memory differs from process to process.
+    described = re.sub(r" at 0x[0-9a-f]+", "", str(structure))
+    found = hashlib.sha256(described.encode())
     for leaf in leaves:
         if isinstance(leaf, jax.Array) and jnp.issubdtype(
             leaf.dtype, jax.dtypes.prng_key
@@ -89,5 +92,6 @@ def digest(tree: Any) -> str:
             leaf = jax.random.key_data(leaf)  # noqa: PLW2901
         array = np.ascontiguousarray(leaf)
         found.update(f"{array.dtype}{array.shape}".encode())
-        found.update(array.data if array.dtype != object else str(leaf).encode())
+        plain = array.dtype != object
+        found.update(array.view(np.uint8).data if plain else str(leaf).encode())
     return found.hexdigest()

@@ -95,6 +95,10 @@ class Training(AbstractObjective):
         self.wiring.widths(self.latents)
         warmed(1.0, steps=self.steps, warmup=self.warmup, decay=self.decay)
 
+    def key(self) -> PRNGKeyArray:
+        """Returns the key of the seed."""
+        return jax.random.key(self.seed)
+
     def start(self, key: PRNGKeyArray) -> tuple[Params, Carried]:
         """Draws weights."""
         new = self._new(key)
@@ -159,7 +163,9 @@ class Training(AbstractObjective):
     def specs(self, tree: Any) -> Any:
         """Splits latents over devices."""
         params, memory = tree
-        row, whole = P("model"), P()
+        # The tree of arrays, with specs in their places.
+        row: Any = P("model")
+        whole: Any = P()
         skip = None if params.weights.skip is None else whole
         weights = Weights(row, row, row, whole, skip)
         extra = jax.tree.map(lambda _: row, params.extra)
@@ -250,11 +256,14 @@ def train(
 def orthogonal() -> optax.GradientTransformation:
     """Takes from the decoder's gradient what would only change its rows' lengths."""
 
-    def update(gradient: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        rows, change = params.weights.decoder, gradient.weights.decoder
+    def init(params: Any) -> optax.OptState:
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        rows, change = params.weights.decoder, updates.weights.decoder
         along = (change * rows).sum(1, keepdims=True)
         along = along / (rows**2).sum(1, keepdims=True) * rows
         where = lambda g: g.weights.decoder  # noqa: E731
-        return eqx.tree_at(where, gradient, change - along), state
+        return eqx.tree_at(where, updates, change - along), state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformation(init, update)

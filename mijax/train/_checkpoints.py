@@ -59,13 +59,14 @@ class Checkpoints:
         Raises:
             OutputError: the folder holds another run, or no whole checkpoint.
         """
-        step = None if self._manager is None else self._manager.latest_step()
-        if step is None:
+        manager = self._manager
+        step = None if manager is None else manager.latest_step()
+        if manager is None or step is None:
             return like
         import orbax.checkpoint as ocp  # noqa: PLC0415
 
         try:
-            note = self._manager.restore(
+            note = manager.restore(
                 step, args=ocp.args.Composite(note=ocp.args.JsonRestore())
             )["note"]
         except (OSError, ValueError, KeyError) as error:
@@ -79,7 +80,7 @@ class Checkpoints:
                 "source or sizes): give another folder, or delete it."
             )
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
-        found = self._manager.restore(
+        found = manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
         )["state"]
         leaves, structure = jax.tree_util.tree_flatten_with_path(raw(like))

@@ -35,7 +35,7 @@ def fit(
 ) -> State:
     """Fits an objective, or many at once, to a stream of batches.
 
-    Update `i` draws with `fold_in(key(objective.seed), i)`. Whatever decides the next
+    Update `i` draws with `fold_in(objective.key(), i)`. Whatever decides the next
     update is in the state, and a checkpoint is the state: a run that was killed goes on
     from its last checkpoint and ends bit for bit where it would have ended.
 

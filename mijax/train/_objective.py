@@ -17,12 +17,11 @@ class AbstractObjective(eqx.Module):
 
     Its array leaves (a learning rate, a sparsity coefficient) are traced: objectives
     that differ only there run as one program, and many at once as lanes of it.
-
-    Attributes:
-        seed: of the parameters and of every update.
     """
 
-    seed: eqx.AbstractVar[Any]
+    @abc.abstractmethod
+    def key(self) -> PRNGKeyArray:
+        """Returns the key of parameters and of every update."""
 
     @abc.abstractmethod
     def start(self, key: PRNGKeyArray) -> tuple[Any, Any]:

@@ -1,6 +1,7 @@
 """Where numbers of a training run go."""
 
 import abc
+import importlib
 import json
 import os
 import time
@@ -73,7 +74,11 @@ class Jsonl(AbstractSink):
     def open(self, done: int, steps: int) -> None:
         """Keeps the lines of the updates that are done."""
         kept = [line for line in self._lines() if 0 < json.loads(line)["step"] <= done]
-        replace_file(self.path, lambda path: path.write_text("".join(kept)) and None)
+
+        def write(path: Path) -> None:
+            path.write_text("".join(kept), encoding="utf-8")
+
+        replace_file(self.path, write)
         try:
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
@@ -111,12 +116,12 @@ class TensorBoard(AbstractSink):
 
     def __init__(self, folder: str | os.PathLike[str]):
         try:
-            from tensorboardX import SummaryWriter  # noqa: PLC0415 - optional
+            writer: Any = importlib.import_module("tensorboardX").SummaryWriter
         except ImportError as error:
             raise ConfigError(
                 "The TensorBoard sink needs tensorboardX: pip install tensorboardX."
             ) from error
-        self._writer = SummaryWriter(os.fspath(folder))
+        self._writer = writer(os.fspath(folder))
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> None:
         """Writes scalars."""

@@ -33,7 +33,7 @@ def begin(
 @eqx.filter_jit
 def _start(objective: AbstractObjective, several: bool) -> Any:
     def one(objective: AbstractObjective) -> Any:
-        params, memory = objective.start(jax.random.key(objective.seed))
+        params, memory = objective.start(objective.key())
         return params, memory, objective.optimiser().init(params)
 
     return jax.vmap(one)(objective) if several else one(objective)
@@ -63,8 +63,10 @@ def update(
     if mesh is not None:
         batch = spread(batch, mesh)
     core = (state.params, state.memory, state.optimiser, state.step)
-    found, info = _update((objective, batch, several, mesh), core)
-    return State(*found, source), info
+    (params, memory, optimiser, step), info = _update(
+        (objective, batch, several, mesh), core
+    )
+    return State(params, memory, optimiser, step, source), info
 
 
 @eqx.filter_jit(donate="all-except-first")
@@ -73,7 +75,7 @@ def _update(shared: Any, core: Any) -> tuple[Any, dict[str, Any]]:
     params, memory, optimiser, index = core
 
     def keys(objective: AbstractObjective) -> PRNGKeyArray:
-        return jax.random.fold_in(jax.random.key(objective.seed), index)
+        return jax.random.fold_in(objective.key(), index)
 
     key = jax.vmap(keys)(objective) if several else keys(objective)
     gradient, info, memory = _gradient(
