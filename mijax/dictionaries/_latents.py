@@ -23,11 +23,11 @@ class Largest(NamedTuple):
 
     Attributes:
         values: `[*batch, seq, k]`; 0 where fewer are active.
-        index: which latents they are.
+        latents: which they are.
     """
 
     values: Float[Array, "*batch k"]
-    index: Int[Array, "*batch k"]
+    latents: Int[Array, "*batch k"]
 
 
 class Pooled(NamedTuple):

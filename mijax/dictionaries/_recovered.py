@@ -1,7 +1,6 @@
 """`recovered`: what a model loses when it runs on what a dictionary says."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -191,19 +190,40 @@ def _losses(
         tokens, mask, counts = given
         labels = jnp.roll(tokens, -1)
 
-        def log_p(placed: Any) -> Array:
-            logits = model(tokens, placed)[0].astype(jnp.float32)
-            return jax.nn.log_softmax(logits, axis=-1)
+        def run(clean: Array, which: Array) -> tuple[Array, tuple[Array, Array]]:
+            edit = Masked(OneOf(edits, which), mask).at(site)
+            logits = model(tokens, edit)[0].astype(jnp.float32)
+            log_p = jax.nn.log_softmax(logits, axis=-1)
+            clean = jnp.where(which == 0, log_p, clean)
+            ce = -jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
+            kl = (jnp.exp(clean) * (clean - log_p)).sum(-1)
+            # 0 times an infinite loss of what does not count would be no number.
+            return clean, (counted(ce), counted(kl))
 
-        clean = log_p(None)
-        runs = [clean, *(log_p(Masked(e, mask).at(site)) for e in edits)]
-        ce = [-jnp.take_along_axis(r, labels[:, None], axis=1)[:, 0] for r in runs]
-        kl = [(jnp.exp(clean) * (clean - r)).sum(-1) for r in runs]
-        # 0 times an infinite loss of what does not count would be no number.
-        sums = [[jnp.where(counts, v, 0).sum() for v in many] for many in (ce, kl)]
-        return jnp.stack(sums[0]), jnp.stack(sums[1])
+        def counted(values: Array) -> Array:
+            return jnp.where(counts, values, 0).sum()
+
+        spec = jax.eval_shape(lambda: model(tokens)[0])
+        start = jnp.zeros(spec.shape, jnp.float32)
+        return jax.lax.scan(run, start, jnp.arange(1 + len(edits)))[1]
 
     return jax.lax.map(one, (tokens, mask, counts), batch_size=batch)
+
+
+class OneOf(AbstractEdit):
+    """None of some edits, or one of them: all runs are one program."""
+
+    edits: tuple[AbstractEdit, ...]
+    which: Int[Array, ""]
+
+    def bind(self, site: Site) -> "OneOf":
+        """Binds every edit."""
+        return OneOf(tuple(edit.bind(site) for edit in self.edits), self.which)
+
+    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+        """Branches."""
+        branches = [lambda x, e=e: e(x, place) for e in self.edits]
+        return jax.lax.switch(self.which, [lambda x: x, *branches], x)
 
 
 class Masked(AbstractEdit):

@@ -55,9 +55,12 @@ def rows(edit, x):
 
 
 def test_nothing_changed_is_the_identity_bit_for_bit():
-    plain = mijax.run(cases.model("gpt2"), TOKENS)
-    for change in (None, d.scale(3, 1.0)):
-        np.testing.assert_array_equal(spliced(sae(), change), plain)
+    model = cases.model("gpt2")
+    np.testing.assert_array_equal(
+        spliced(sae(), d.scale(3, 1.0)), mijax.run(model, TOKENS)
+    )
+    x = jax.random.normal(jax.random.key(2), (5, 32))
+    np.testing.assert_array_equal(rows(d.Splice(sae()), x), x)
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
@@ -237,12 +240,13 @@ def test_transcoders_with_their_error_are_the_model():
     exact = d.replace_mlps(model, coders(range(3)), error=True)
     np.testing.assert_array_equal(mijax.run(exact, TOKENS), mijax.run(model, TOKENS))
     # The gradient before the last MLP is that after it, through the transcoder.
-    found = mijax.gradients(exact, TOKENS, cases.METRIC, Site("resid_mid", layer=2))
-    after = mijax.gradients(model, TOKENS, cases.METRIC, Site("resid_post", layer=2))
+    sites = {name: Site(name, layer=2) for name in ("resid_mid", "resid_post")}
+    found = mijax.gradients(exact, TOKENS, cases.METRIC, sites)
+    after = found["resid_post"]
     mid = mijax.capture(model, TOKENS, Site("resid_mid", layer=2))
     norm = jax.tree.map(lambda a: a[2], model.blocks.norm_2)
     _, back = jax.vjp(lambda x: coders([2])[2](norm(x)), mid)
-    chex.assert_trees_all_close(found, after + back(after)[0], atol=1e-4)
+    chex.assert_trees_all_close(found["resid_mid"], after + back(after)[0], atol=1e-4)
 
 
 BAD = {
@@ -274,7 +278,9 @@ BAD = {
         "batch",
     ),
     "no_mlp": (
-        lambda: d.replace_mlps(cases.model("attention_only"), coders([0])),
+        lambda: d.replace_mlps(
+            eqx.tree_at(lambda m: m.blocks.mlp, cases.model("gpt2"), None), coders([0])
+        ),
         SiteError,
         "no MLP",
     ),
