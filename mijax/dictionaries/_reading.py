@@ -2,6 +2,7 @@
 
 import math
 import zipfile
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,12 @@ import numpy as np
 
 from mijax._errors import LoadError, nearest
 from mijax.io import Tensors
+
+BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, ValueError, TypeError, LookupError, OSError),
+    *(EOFError, RuntimeError, SyntaxError, MemoryError, OverflowError),
+)
+AGAIN = "Download or copy the file again."
 
 
 class Reading:
@@ -168,27 +175,34 @@ class Npz:
         shapes = {}
         try:
             with zipfile.ZipFile(path) as archive:
-                for entry in archive.namelist():
-                    name = entry.removesuffix(".npy")
+                for entry in archive.infolist():
+                    name = entry.filename.removesuffix(".npy")
                     with archive.open(entry) as stream:
                         shapes[name], dtype = header(stream)
+                        size = math.prod(shapes[name]) * dtype.itemsize
+                        whole = size == entry.file_size - stream.tell()
                     if dtype.hasobject:
                         raise LoadError(
                             f"{path}: array '{name}' is of Python objects, whose "
                             "pickles can run any code. Nothing was run."
                         )
-        except (zipfile.BadZipFile, ValueError, OSError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise LoadError(f"{path} is not a whole .npz file: {reason}.") from error
+                    if not whole:
+                        raise LoadError(f"{path}: array '{name}' is not whole. {AGAIN}")
+        except BROKEN as error:
+            raise self._broken(error) from error
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
 
     def read(self, name: str) -> np.ndarray:
         """Reads one array."""
-        with np.load(self.path, allow_pickle=False) as arrays:
-            found = arrays[name]
-        if found.size != math.prod(self.shapes[name]):
-            raise LoadError(f"{self.path}: array '{name}' is not whole.")
-        return found
+        try:
+            with np.load(self.path, allow_pickle=False) as arrays:
+                return arrays[name]
+        except BROKEN as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: BaseException) -> LoadError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return LoadError(f"{self.path} is not a whole .npz file: {reason}. {AGAIN}")
 
 
 def header(stream: Any) -> tuple[tuple[int, ...], np.dtype]:

@@ -5,9 +5,11 @@ per storage. The pickle is read by an unpickler that knows the few names that we
 need and refuses any other, so that nothing in the file can be run.
 """
 
+import io
 import math
 import os
 import pickle
+import pickletools
 import struct
 import zipfile
 import zlib
@@ -38,6 +40,16 @@ BROKEN = (
     *(pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, TypeError),
     *(LookupError, AttributeError, OverflowError, struct.error, OSError, MemoryError),
     *(RuntimeError, zlib.error),
+)
+DEEPEST = 8
+# What torch writes. Others can fill the memory or build objects of any class.
+OPCODES = (
+    *("PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BUILD", "BINPERSID"),
+    *("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "SETITEM", "SETITEMS"),
+    *("APPEND", "APPENDS", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "BINUNICODE"),
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "NONE"),
+    *("NEWTRUE", "NEWFALSE"),
 )
 AGAIN = "Download or copy the file again."
 
@@ -84,15 +96,15 @@ class TorchFile:
                 little = order not in archive.namelist() or (
                     archive.read(order).strip() == b"little"
                 )
-                with archive.open(self.root + "data.pkl") as stream:
-                    content = Unpickler(stream, path).load()
+                text = checked(archive.read(self.root + "data.pkl"))
+                content = Unpickler(io.BytesIO(text), path).load()
         except BROKEN as error:
             raise self._broken(error) from error
         if not little:
             raise LoadError(f"{path} was written on a big-endian machine: not read.")
         self.tensors: dict[str, TorchTensor] = {}
         self.values: dict[str, Any] = {}
-        self._sort(content, "")
+        self._sort(content, "", 0)
         self.shapes: Mapping[str, tuple[int, ...]] = {
             name: tensor.shape for name, tensor in self.tensors.items()
         }
@@ -129,8 +141,10 @@ class TorchFile:
         strides = tuple(step * size for step in tensor.stride)
         return np.lib.stride_tricks.as_strided(flat, tensor.shape, strides).copy()
 
-    def _sort(self, content: Any, prefix: str) -> None:
+    def _sort(self, content: Any, prefix: str, depth: int) -> None:
         """Sorts a dict into tensors and plain values."""
+        if depth > DEEPEST:
+            raise LoadError(f"{self.path} holds dicts in dicts without an end.")
         if not isinstance(content, dict):
             raise LoadError(
                 f"{self.path} holds a {type(content).__name__}, not a dict of tensors. "
@@ -139,7 +153,7 @@ class TorchFile:
         for key, value in content.items():
             name = f"{prefix}{key}"
             if isinstance(value, dict):
-                self._sort(value, f"{name}.")
+                self._sort(value, f"{name}.", depth + 1)
             elif isinstance(value, TorchTensor):
                 self.tensors[name] = value
             elif value is None or isinstance(value, bool | int | float | str):
@@ -177,7 +191,7 @@ class Rebuild:
         shape, stride = tuple(shape), tuple(stride)
         whole = all(type(n) is int for n in (offset, *shape, *stride))
         if not whole or len(shape) != len(stride) or min(shape, default=0) < 0:
-            raise ValueError(f"a tensor of shape {shape} and strides {stride}")
+            raise ValueError("the shape or strides of a tensor are no whole numbers")
         return TorchTensor(*Storage(*storage), offset, shape, stride)
 
 
@@ -225,6 +239,16 @@ class Unpickler(pickle.Unpickler):
         if kind != "storage" or not str(key).isdigit():
             raise ValueError(f"a storage {key!r} of kind {kind!r}")
         return Storage(str(key), STORAGES[name], int(numel))
+
+
+def checked(text: bytes) -> bytes:
+    """Returns a pickle of the instructions that weights need, or refuses it."""
+    for opcode, argument, _ in pickletools.genops(text):
+        if opcode.name not in OPCODES:
+            raise ValueError(f"its pickle has the instruction {opcode.name}")
+        if opcode.name == "LONG_BINPUT" and int(argument or 0) > len(text):
+            raise ValueError("its pickle remembers more than it has")
+    return text
 
 
 def root_of(archive: zipfile.ZipFile) -> str:
