@@ -33,6 +33,7 @@ import numpy as np
 import mijax.experiment
 from mijax import dictionaries as d
 from mijax import viz
+from mijax._errors import ConfigError, nearest
 from mijax.data import AbstractSource
 from mijax.testing import PlantedFeatures, unit_directions
 
@@ -47,6 +48,11 @@ class Config(mijax.experiment.Config):
 
     datasets: tuple[str, ...] = ("synthetic", "superposition")
     "Known features: drawn at random, or those of a toy model."
+    architectures: tuple[str, ...] = (
+        *("ReLU", "ReLU, tanh", "ReLU, sqrt", "Gated", "JumpReLU"),
+        *("TopK", "BatchTopK", "Matryoshka"),
+    )
+    "Which are trained."
     features: int = 64
     "How many there are."
     embed: int = 32
@@ -68,11 +74,11 @@ class Config(mijax.experiment.Config):
 def architectures(k: int) -> dict[str, d.AbstractArchitecture]:
     """Returns every architecture; those that keep k keep what there is on average."""
     return {
-        "ReLU": d.ReLU(0.03),
-        "ReLU, tanh": d.ReLU(0.03, penalty="tanh"),
-        "ReLU, sqrt": d.ReLU(0.03, penalty="sqrt"),
-        "Gated": d.Gated(0.03),
-        "JumpReLU": d.JumpReLU(0.01, threshold=0.05, bandwidth=0.05),
+        "ReLU": d.ReLU(0.2),
+        "ReLU, tanh": d.ReLU(0.2, penalty="tanh"),
+        "ReLU, sqrt": d.ReLU(0.05, penalty="sqrt"),
+        "Gated": d.Gated(0.4),
+        "JumpReLU": d.JumpReLU(0.06, threshold=0.05, bandwidth=0.1),
         "TopK": d.TopK(k),
         "BatchTopK": d.BatchTopK(k),
         "Matryoshka": d.Matryoshka((0.5, 0.5), k=k),
@@ -82,7 +88,11 @@ def architectures(k: int) -> dict[str, d.AbstractArchitecture]:
 def run(config: Config, run: mijax.experiment.Run) -> None:
     """Trains and scores everything."""
     k = max(1, round(config.features * config.density))
-    kinds = architectures(k)
+    every = architectures(k)
+    for name in config.architectures:
+        if name not in every:
+            raise ConfigError(f"No architecture {name!r}.{nearest(name, every)}")
+    kinds = {name: every[name] for name in config.architectures}
     found: dict[str, dict[str, Row]] = {}
     with run.progress("train") as progress:
         total = len(config.datasets) * len(kinds)
