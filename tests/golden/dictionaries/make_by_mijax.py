@@ -34,12 +34,16 @@ def drawn(architecture, wiring, seed, *, latents=LATENTS, scale=1.0):
     )
     random = np.random.default_rng(seed)
 
-    def noisy(array):
-        return jnp.asarray(array + 0.5 * random.normal(size=array.shape), jnp.float32)
+    def redrawn(array):
+        # By NumPy alone, so that another machine draws the same bits.
+        return jnp.asarray(0.5 * random.normal(size=array.shape), jnp.float32)
 
-    weights, extra, running = jax.tree.map(noisy, (new.weights, new.extra, new.running))
+    weights, extra, running = jax.tree.map(
+        redrawn, (new.weights, new.extra, new.running)
+    )
     if isinstance(architecture, d.JumpReLU):
-        extra = jnp.log(0.3 + jnp.abs(extra - new.extra))
+        cut = np.log(0.3 + np.abs(np.asarray(extra, np.float64)))
+        extra = jnp.asarray(cut, jnp.float32)
     if running is not None:
         running = jnp.float32(0.8)
     return d.Dictionary(
