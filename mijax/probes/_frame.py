@@ -65,8 +65,8 @@ def _moments(
     if isinstance(x, Sequences):
         tokens = weight[:, None] * x.mask
         tokens = tokens / tokens.sum()
-        mean = jnp.einsum("nt,ntd->d", tokens, x.x)
-        return mean, jnp.einsum("nt,ntd->d", tokens, (x.x - mean) ** 2)
+        mean = jnp.einsum("et,etf->f", tokens, x.x)
+        return mean, jnp.einsum("et,etf->f", tokens, (x.x - mean) ** 2)
     mean = weight @ x
     return mean, weight @ (x - mean) ** 2
 

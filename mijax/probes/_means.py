@@ -21,7 +21,7 @@ class Means(AbstractLinear):
     Examples:
         >>> x = jnp.array([[0.0, 1.0], [0.0, 3.0], [2.0, 0.0], [2.0, 4.0]])
         >>> y = [0, 0, 1, 1]
-        >>> mijax.probes.fit(Means(), x, y, x, y).direction().tolist()
+        >>> mijax.probes.fit(Means(), x, y, x, y).direction().round(5).tolist()
         [1.0, 0.0]
     """
 

@@ -71,7 +71,7 @@ class AttentionPooled(AbstractProbe):
 
     def outputs(self, params: _Pool, x: Sequences) -> Float[Array, "example label"]:
         """Returns logits."""
-        pooled = jnp.einsum("nt,ntd->nd", self.attention(params, x), x.x)
+        pooled = jnp.einsum("et,etf->ef", self.attention(params, x), x.x)
         return pooled @ params.weight + params.bias
 
     def attention(self, params: _Pool, x: Sequences) -> Float[Array, "example seq"]:

@@ -119,7 +119,7 @@ def _hessian(
     d, k = x.shape[1], z.shape[1]
     if k == 1:
         return x.T @ (weight[:, None] * p * (1 - p) * x) + jnp.diag(penalty)
-    same = jnp.einsum("nd,nk,ne->kde", x, weight[:, None] * p, x)
+    same = jnp.einsum("ef,ek,eg->kfg", x, weight[:, None] * p, x)
     same = same + jnp.diag(penalty)
     scaled = (jnp.sqrt(weight)[:, None, None] * x[:, :, None] * p[:, None]).reshape(
         len(x), d * k
