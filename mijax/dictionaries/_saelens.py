@@ -110,7 +110,7 @@ def read_saelens(path: Path, scale: float | None) -> Found:
         site=site,
         target=site if centring else target,
         normalisation=how,
-        stated=stated_in(path, plain),
+        stated=stated_in(path, plain, said),
         metadata=config,
     )
 
@@ -215,15 +215,19 @@ def check_finetuning(reading: Reading, settings: Settings) -> None:
             )
 
 
-def stated_in(path: Path, plain: Plain) -> dict[str, float]:
-    """Returns the L0 that the frequencies of the latents add up to, or `k`."""
+def stated_in(path: Path, plain: Plain, said: Any) -> dict[str, float]:
+    """Returns the L0 that the frequencies of the latents add up to, or `k`.
+
+    Those of BatchTopK are saved as JumpReLU; how they were trained says their `k`.
+    """
     sparsity = path / SPARSITY
     if sparsity.is_file():
         reading = Reading(SafeTensors(sparsity), {"latent": len(plain.bias)})
         logs = reading.take("sparsity", "latent").astype(np.float64)
         reading.close()
         return {"l0": float((10**logs).sum())}
-    k = getattr(plain.architecture, "k", None)
+    details = said.get("training_architecture_details") or {}
+    k = getattr(plain.architecture, "k", details.get("k"))
     return {} if k is None else {"l0": float(k)}
 
 
