@@ -14,9 +14,10 @@ the usual bar.
 `synthetic` draws directions at random; `superposition` takes them from a toy model that
 was trained to squeeze features into fewer numbers, where only those count that it
 represents (a row of W longer than 0.5). Every architecture is trained with several
-seeds at once, as lanes of one program, with as many latents as features; the sparsity
-of each is the only number chosen per architecture. Error and L0 are of fresh examples,
-by batches that no dictionary has seen. The range is that of the seeds.
+seeds at once, as lanes of one program, with half as many latents again as there are
+features; its sparsity is the only number chosen for each architecture. Error and L0 are
+of fresh examples, by batches that no dictionary has seen. The range is that of the
+seeds.
 
 Command:
     mijax run sae-toy
@@ -55,6 +56,8 @@ class Config(mijax.experiment.Config):
     "Which are trained."
     features: int = 64
     "How many there are."
+    latents: int = 96
+    "Latents of every dictionary."
     embed: int = 32
     "Numbers that they are squeezed into."
     density: float = 0.03
@@ -81,7 +84,7 @@ def architectures(k: int) -> dict[str, d.AbstractArchitecture]:
         "JumpReLU": d.JumpReLU(0.06, threshold=0.05, bandwidth=0.1),
         "TopK": d.TopK(k),
         "BatchTopK": d.BatchTopK(k),
-        "Matryoshka": d.Matryoshka((0.5, 0.5), k=k),
+        "Matryoshka": d.Matryoshka((2 / 3, 1 / 3), k=k),
     }
 
 
@@ -103,7 +106,7 @@ def run(config: Config, run: mijax.experiment.Run) -> None:
             for kind, architecture in kinds.items():
                 rows[kind] = scored(trained(architecture, source, config), source)
                 progress(sum(map(len, found.values())), total)
-            rows |= baselines(source, config.features, k=k, seeds=config.seeds)
+            rows |= baselines(source, config.latents, k=k, seeds=config.seeds)
     report(found, run)
 
 
@@ -133,7 +136,7 @@ def trained(
     given = [
         d.Training(
             *(architecture, d.SAE(config.embed)),
-            latents=config.features,
+            latents=config.latents,
             steps=config.steps,
             learning_rate=config.learning_rate,
             warmup=config.steps // 20,

@@ -51,7 +51,7 @@ def update(
 
     Args:
         objective: what is minimised.
-        state: before; its buffers are re-used.
+        state: before; its buffers are used again.
         source: state of the source after the batch.
         batch: examples.
         several: whether the objective is lanes.
