@@ -29,7 +29,7 @@ CLASSES = (
     ("numeral", ("cd", "od")),
     ("particle", ("to", "rp")),
 )
-NAMES = (*(name for name, _ in CLASSES), "other")
+NAMES = tuple(name for name, _ in CLASSES)
 
 
 def brown(
@@ -118,11 +118,11 @@ def _sentences(texts: list[str]) -> Iterator[list[tuple[str, str]]]:
 
 
 def _class(tag: str) -> str | None:
-    """Returns the class of a tag, or none for punctuation."""
+    """Returns the class of a tag, or none for punctuation and interjections."""
     tag = tag.removeprefix("fw-")
     if tag[:1] != "*" and not tag[:1].isalpha():
         return None
     for name, beginnings in CLASSES:
         if tag.startswith(beginnings):
             return name
-    return "other"
+    return None
