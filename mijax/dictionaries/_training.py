@@ -227,7 +227,7 @@ def train(
         >>> import jax
         >>> from mijax import dictionaries as d
         >>> data = jax.random.normal(jax.random.key(0), (256, 16))
-        >>> source = Examples(data, batch=64)
+        >>> source = mijax.data.Examples(data, batch=64)
         >>> training = d.Training(d.TopK(4), d.SAE(16), latents=32, steps=20)
         >>> sae = train(training, source)
         >>> sae(data).shape
