@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from mijax._errors import ConfigError, ShapeError
@@ -47,7 +48,7 @@ class Dictionary(eqx.Module):
         """Number of latents."""
         return self.weights.decoder.shape[0]
 
-    def encode(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def encode(self, x: Float[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
         """Returns the latents of activations.
 
         Args:
@@ -65,7 +66,9 @@ class Dictionary(eqx.Module):
         return found.reshape(*batch, -1)
 
     def decode(
-        self, latents: Float[Array, "..."], x: Float[Array, "..."] | None = None
+        self,
+        latents: Float[Array | np.ndarray, "..."],
+        x: Float[Array | np.ndarray, "..."] | None = None,
     ) -> Float[Array, "..."]:
         """Returns what latents write.
 
@@ -79,6 +82,7 @@ class Dictionary(eqx.Module):
         Raises:
             ShapeError: a linear path, and no activations to take it.
         """
+        latents = jnp.asarray(latents)
         batch = latents.shape[:-1]
         flat = latents.reshape(-1, latents.shape[-1])
         out = product(flat, self.wiring.rows(self.weights).T) + self.weights.centre
@@ -91,7 +95,7 @@ class Dictionary(eqx.Module):
             out = out + product(self.wiring.flat(given), self.weights.skip.T)
         return (out / self.scale).reshape(*batch, *self.wiring.writes)
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, x: Float[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
         """Encodes and decodes."""
         return self.decode(self.encode(x), x)
 
