@@ -14,10 +14,13 @@ with install_import_hook("mijax", "beartype.beartype"):
     import mijax.circuits
     import mijax.core
     import mijax.data
+    import mijax.dictionaries
     import mijax.io
     import mijax.models
     import mijax.nn
-    import mijax.testing  # noqa: F401
+    import mijax.probes
+    import mijax.testing
+    import mijax.train  # noqa: F401
 
 import jax
 import jaxtyping

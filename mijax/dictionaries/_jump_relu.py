@@ -60,12 +60,12 @@ class JumpReLU(AbstractArchitecture):
 
 
 @jax.custom_vjp
-def over(z: Array, threshold: Array, width: float) -> Array:
+def over(z: Array, threshold: Array, width: Any) -> Array:
     """Returns 1 above the threshold; its derivative there is a rectangle's."""
     return (z > threshold).astype(z.dtype)
 
 
-def _over_forward(z: Array, threshold: Array, width: float) -> Any:
+def _over_forward(z: Array, threshold: Array, width: Any) -> Any:
     return over(z, threshold, width), (z, threshold, width)
 
 
@@ -79,12 +79,12 @@ over.defvjp(_over_forward, _over_backward)
 
 
 @jax.custom_vjp
-def jump(z: Array, threshold: Array, width: float) -> Array:
+def jump(z: Array, threshold: Array, width: Any) -> Array:
     """Returns `z` above the threshold, else 0."""
     return jnp.where(z > threshold, z, 0)
 
 
-def _jump_forward(z: Array, threshold: Array, width: float) -> Any:
+def _jump_forward(z: Array, threshold: Array, width: Any) -> Any:
     return jump(z, threshold, width), (z, threshold, width)
 
 

@@ -166,8 +166,10 @@ class Training(AbstractObjective):
         # The tree of arrays, with specs in their places.
         row: Any = P("model")
         whole: Any = P()
-        skip = None if params.weights.skip is None else whole
-        weights = Weights(row, row, row, whole, skip)
+        weights = jax.tree.map(lambda _: row, params.weights)
+        weights = eqx.tree_at(lambda w: w.centre, weights, whole)
+        if params.weights.skip is not None:
+            weights = eqx.tree_at(lambda w: w.skip, weights, whole)
         extra = jax.tree.map(lambda _: row, params.extra)
         running = jax.tree.map(lambda _: whole, memory.running)
         return Params(weights, extra), Carried(row, running)
