@@ -49,7 +49,7 @@ def latents(
     site: Site | Sequence[Site],
     *,
     edits: Any = None,
-) -> Float[Array, "*batch latent"]:
+) -> Float[Array, "..."]:
     """Reads the latents of a model's activations.
 
     Args:

@@ -36,9 +36,9 @@ def dictionary(rows, architecture=None, centre=None):
         architecture or d.ReLU(), d.SAE(embed), latents=size, key=jax.random.key(0)
     )
     weights = d.Weights(
-        rows,
+        jnp.asarray(rows),
         jnp.zeros(size),
-        rows,
+        jnp.asarray(rows),
         jnp.zeros(embed) if centre is None else jnp.float32(centre),
     )
     return eqx.tree_at(lambda x: x.weights, new, weights)
@@ -162,7 +162,7 @@ def test_transcoders_are_measured_against_their_outputs():
     assert float(found.baselines["random"].fvu.mean) > 0.5
 
 
-def test_similarity():
+def test_similarity(unchecked):
     rows = jnp.array([[1.0, 0, 0], [0, 2, 0], [3, 4, 0]])
     within = d.similarity(rows)
     np.testing.assert_allclose(within.best, [0.6, 0.8, 0.8], atol=1e-6)
@@ -474,7 +474,7 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 @pytest.mark.usefixtures("unchecked")
-def test_what_is_refused(case):
+def test_what_is_refused(case, unchecked):
     make, error, said = BAD[case]
     with pytest.raises(error, match=said):
         make()

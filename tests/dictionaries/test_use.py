@@ -211,7 +211,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_refused(case):
+def test_what_is_refused(case, unchecked):
     make, error, said = BAD[case]
     with pytest.raises(error, match=said):
         make()
