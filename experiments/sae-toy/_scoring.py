@@ -1,5 +1,6 @@
 """How well dictionaries find known features."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mijax import dictionaries as d
+from mijax.io import replace_file
 from mijax.testing import PlantedFeatures
 
 FRESH = 16
@@ -37,6 +39,11 @@ class Row(NamedTuple):
         numbers = [f"{self.share.mean():.2f}", f"{self.fvu.mean():.4f}"]
         numbers += [f"{self.l0.mean():.2f}", f"{self.dead.mean():.2f}"]
         return [f"{self.mmcs.mean():.3f}", f"{low:.3f} to {high:.3f}", *numbers]
+
+
+def keep(row: Row, file: Path) -> None:
+    """Writes scores, so that an interrupted run goes on after them."""
+    replace_file(file, lambda path: np.savez(path, **row._asdict()))
 
 
 def scored(found: list[d.Dictionary], source: PlantedFeatures) -> Row:

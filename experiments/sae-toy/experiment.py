@@ -38,7 +38,7 @@ from mijax._errors import ConfigError, nearest
 from mijax.data import AbstractSource
 from mijax.testing import PlantedFeatures, unit_directions
 
-from ._scoring import BASELINES, Row, baselines, scored
+from ._scoring import BASELINES, Row, baselines, keep, scored
 from ._superposition import superposed
 
 LONG = 0.5
@@ -104,7 +104,11 @@ def run(config: Config, run: mijax.experiment.Run) -> None:
             run.seed(name, source.seed)
             rows = found.setdefault(name, {})
             for kind, architecture in kinds.items():
-                rows[kind] = scored(trained(architecture, source, config), source)
+                file = run.scratch / f"{name}-{kind}.npz"
+                if not file.exists():
+                    keep(scored(trained(architecture, source, config), source), file)
+                with np.load(file) as kept:
+                    rows[kind] = Row(**kept)
                 progress(sum(map(len, found.values())), total)
             rows |= baselines(source, config.latents, k=k, seeds=config.seeds)
     report(found, run)
