@@ -49,15 +49,12 @@ def keep(row: Row, file: Path) -> None:
 def scored(found: list[d.Dictionary], source: PlantedFeatures) -> Row:
     """Scores dictionaries on fresh examples."""
     x = fresh(source)
-    spread = ((x - x.mean(0)) ** 2).sum()
     rows = []
     for one in found:
-        latents = one.encode(x)
-        active = latents > 0
-        error = ((x - one.decode(latents, x)) ** 2).sum()
-        best = cosines(source, one.weights.decoder)
-        numbers = (best.mean(), (best > FOUND).mean(), error / spread)
-        rows.append((*numbers, active.sum(1).mean(), 1 - active.any(0).mean()))
+        best = d.similarity(source.features, one).best
+        told = d.evaluate(one, x, baselines=False)
+        numbers = (best.mean(), (best > FOUND).mean(), told.fvu.mean, told.l0.mean)
+        rows.append((*numbers, told.dead))
     return Row(*np.asarray(rows, np.float64).T)
 
 
@@ -73,24 +70,16 @@ def baselines(
         for seed in range(seeds)
     ]
     x = fresh(source)
-    centre = x.mean(0)
-    _, sizes, axes = jnp.linalg.svd(x - centre, full_matrices=False)
-    best = cosines(source, axes)
-    left = (sizes[k:] ** 2).sum() / (sizes**2).sum()
-    numbers = (best.mean(), (best > FOUND).mean(), left, float(k), 0.0)
-    components = Row(*(np.asarray([number], np.float64) for number in numbers))
-    return {"random": scored(new, source), "PCA": components}
+    components = d.evaluate(new[0], x).baselines["pca"]
+    axes = jnp.linalg.svd(x - x.mean(0), full_matrices=False)[2]
+    best = d.similarity(source.features, axes).best
+    numbers = (best.mean(), (best > FOUND).mean(), components.fvu.mean)
+    numbers += (components.l0.mean, 0.0)
+    row = Row(*(np.asarray([number], np.float64) for number in numbers))
+    return {"random": scored(new, source), "PCA": row}
 
 
 def fresh(source: PlantedFeatures) -> jax.Array:
     """Draws examples that no training has seen."""
     start = jnp.int32(1_000_000)
     return jnp.concatenate([source.batch(start + i)[1].x for i in range(FRESH)])
-
-
-def cosines(source: PlantedFeatures, rows: jax.Array) -> jax.Array:
-    """Returns each feature's largest cosine with a row."""
-    features = source.features
-    features = features / jnp.linalg.norm(features, axis=1, keepdims=True)
-    rows = rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return (features @ rows.T).max(1)

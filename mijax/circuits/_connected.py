@@ -224,29 +224,10 @@ def connected(
         >>> ran.final.shape  # seq, embed
         (3, 32)
     """
-    gate = Gate() if gate is None else gate
+    gate, reference = checked(gate, reference, inputs.rest.dtype)
     taps = Taps() if taps is None else taps
-    if reference is None and (gate.edges is not None or gate.nodes is not None):
-        raise ShapeError(
-            "A gate over edges or nodes needs what senders are replaced by where it "
-            "stops them: give a reference, [sender, rows, embed]."
-        )
-    dtype = inputs.rest.dtype
-    edges, nodes, reference = jax.tree.map(
-        lambda a: a.astype(dtype), (gate.edges, gate.nodes, reference)
-    )
-    gate = Gate(edges, nodes, gate.constant)
     size, first = len(graph.inputs), jnp.arange(graph.n_layers) * graph.writers
-    start = Stream(inputs.rest, jnp.int32(0), graph.n_heads)
-    if gate.edges is not None:
-        sent = jnp.zeros((len(graph.senders), *inputs.rest.shape), dtype)
-        start = replace(start, sent=sent)
-    nodes, constant, known, shift = jax.tree.map(
-        lambda a: a[:size], (gate.nodes, gate.constant, reference, taps.senders)
-    )
-    start = replace(
-        start, nodes=nodes, constant=constant, reference=known, taps=Taps(None, shift)
-    ).write(inputs.senders, 0)
+    start = _begin(graph, inputs, gate, reference, taps)
     arrays, static = eqx.partition(model.blocks, eqx.is_array)
     rows = Sequence(jnp.arange(inputs.rest.shape[0], dtype=jnp.int32), prompt, prompt)
 
@@ -283,6 +264,44 @@ def connected(
         [start.written[0], written.reshape(-1, *written.shape[2:])]
     )
     return Ran(x, senders, before, middles)
+
+
+def checked(
+    gate: Gate | None, reference: Float[Array, "sender rows embed"] | None, dtype: Any
+) -> tuple[Gate, Float[Array, "sender rows embed"] | None]:
+    """Returns gate and reference in the precision of the stream.
+
+    Raises:
+        ShapeError: a gate over edges or nodes, and nothing to replace them by.
+    """
+    gate = Gate() if gate is None else gate
+    if reference is None and (gate.edges is not None or gate.nodes is not None):
+        raise ShapeError(
+            "A gate over edges or nodes needs what senders are replaced by where it "
+            "stops them: give a reference, [sender, rows, embed]."
+        )
+    edges, nodes, reference = jax.tree.map(
+        lambda a: a.astype(dtype), (gate.edges, gate.nodes, reference)
+    )
+    return Gate(edges, nodes, gate.constant), reference
+
+
+def _begin(
+    graph: Graph, inputs: Inputs, gate: Gate, reference: Any, taps: Taps
+) -> Stream:
+    """Returns the stream before the first block, after the input senders."""
+    rest, size = inputs.rest, len(graph.inputs)
+    start = Stream(rest, jnp.int32(0), graph.n_heads)
+    if gate.edges is not None:
+        sent = jnp.zeros((len(graph.senders), *rest.shape), rest.dtype)
+        start = replace(start, sent=sent)
+    nodes, constant, known, shift = jax.tree.map(
+        lambda a: a[:size], (gate.nodes, gate.constant, reference, taps.senders)
+    )
+    start = replace(
+        start, nodes=nodes, constant=constant, reference=known, taps=Taps(None, shift)
+    )
+    return start.write(inputs.senders, 0)
 
 
 def score(

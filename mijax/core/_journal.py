@@ -83,8 +83,8 @@ def digest(tree: Any) -> str:
     """Returns the SHA-256 of a tree's structure and arrays."""
     leaves, structure = jax.tree.flatten(tree)
     # Where a function lies in memory differs from process to process.
-    described = re.sub(r" at 0x[0-9a-f]+", "", str(structure))
-    found = hashlib.sha256(described.encode())
+    plain = lambda value: re.sub(r" at 0x[0-9a-f]+", "", str(value)).encode()  # noqa: E731
+    found = hashlib.sha256(plain(structure))
     for leaf in leaves:
         if isinstance(leaf, jax.Array) and jnp.issubdtype(
             leaf.dtype, jax.dtypes.prng_key
@@ -92,6 +92,6 @@ def digest(tree: Any) -> str:
             leaf = jax.random.key_data(leaf)  # noqa: PLW2901
         array = np.ascontiguousarray(leaf)
         found.update(f"{array.dtype}{array.shape}".encode())
-        plain = array.dtype != object
-        found.update(array.view(np.uint8).data if plain else str(leaf).encode())
+        known = array.dtype != object
+        found.update(array.view(np.uint8).data if known else plain(leaf))
     return found.hexdigest()

@@ -12,9 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from mijax._errors import ShapeError, TokenError
 from mijax.core import AbstractModel, Site
+from mijax.core._journal import digest as digest_of
 from mijax.data._batch import Batch
 from mijax.data._buffer import Buffered, draw, fill, shuffle
-from mijax.data._files import fingerprint
 from mijax.data._reading import Reader, check, of_one_width, traced
 from mijax.data._source import AbstractSource
 from mijax.data._stream import Tokens, valid
@@ -117,7 +117,7 @@ class Activations(AbstractSource):
     def digest(self) -> str:
         """SHA-256 of weights, sites, tokens and every setting but the mesh."""
         settings = (self.rows, self.buffer, self.exclude, self.tokens.digest)
-        return fingerprint((self.reader, settings))
+        return digest_of((self.reader, settings))
 
     def start(self) -> Buffered:
         """Returns the state with an empty buffer."""

@@ -1,22 +1,18 @@
-"""Files of arrays: written whole or not at all, and known by their digest."""
+"""Files of arrays: written whole or not at all, and checked."""
 
 import contextlib
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mijax._errors import LoadError, OutputError
 
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 BLOCK = 1 << 22
 
 
@@ -110,19 +106,3 @@ def plain(array: Any) -> np.ndarray:
 def typed(array: np.ndarray, dtype: str) -> np.ndarray:
     """Undoes `plain`."""
     return array.view(jnp.bfloat16) if dtype == "bfloat16" else array
-
-
-def fingerprint(tree: Any) -> str:
-    """Returns the SHA-256 of a tree's structure and leaves.
-
-    Addresses of functions are left out, so that it is the same in another process.
-    """
-    leaves, structure = jax.tree.flatten(tree)
-    found = hashlib.sha256(ADDRESS.sub("", str(structure)).encode())
-    for leaf in leaves:
-        if eqx.is_array(leaf):
-            found.update(f"{leaf.dtype}{leaf.shape}".encode())
-            found.update(plain(leaf).data)
-        else:
-            found.update(ADDRESS.sub("", repr(leaf)).encode())
-    return found.hexdigest()

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mijax._errors import ConfigError, LoadError, OutputError, TokenError, nearest
+from mijax.core._journal import digest as digest_of
 from mijax.data._files import (
     file_digest,
-    fingerprint,
     named,
     plain,
     read_json,
@@ -80,7 +80,7 @@ def store(
             f"{type(source).__name__} has no digest: give digest=, a text that is "
             "different for different rows."
         )
-    record = opened(folder, fingerprint((given, n, dtype)))
+    record = opened(folder, digest_of((given, n, dtype)))
     if record is not None and record["whole"]:
         return
     Writer(source, folder, n, dtype, given).write(shard, record)
@@ -141,7 +141,7 @@ class Writer:
         if record is None:
             record = {
                 "form": FORM,
-                "digest": fingerprint((self.given, self.n, self.dtype)),
+                "digest": digest_of((self.given, self.n, self.dtype)),
                 "whole": False,
                 "rows": self.n,
                 "dtype": self.dtype,

@@ -14,8 +14,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Shaped
 
 from mijax._errors import LoadError, ShapeError, TokenError
+from mijax.core._journal import digest as digest_of
 from mijax.data._batch import Batch
-from mijax.data._files import check_file, fingerprint, read_json, typed
+from mijax.data._files import check_file, read_json, typed
 from mijax.data._permute import permuted
 from mijax.data._source import AbstractSource
 from mijax.data._store import FORM, MANIFEST
@@ -93,7 +94,7 @@ class Stored(AbstractSource):
     @property
     def digest(self) -> str:
         """SHA-256 of what is stored and of the order."""
-        return fingerprint((self.shards, self.rows, self.seed, self.epochs))
+        return digest_of((self.shards, self.rows, self.seed, self.epochs))
 
     def start(self) -> Shaped[np.ndarray, ""]:
         """Returns the state before the first batch: 0."""

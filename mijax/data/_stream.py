@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped
 
 from mijax._errors import ShapeError, TokenError
+from mijax.core._journal import digest as digest_of
 from mijax.data._corpus import Corpus
-from mijax.data._files import fingerprint
 from mijax.data._source import AbstractSource
 
 SEEDS = 2**32
@@ -161,7 +161,7 @@ class Tokens(AbstractSource):
     def digest(self) -> str:
         """SHA-256 of the corpus and of every setting."""
         settings = (self.seq, self.rows, self.pack, self.bos, self.seed, self.epochs)
-        return fingerprint((self.corpus.digest, settings))
+        return digest_of((self.corpus.digest, settings))
 
     def start(self) -> Shaped[np.ndarray, ""]:
         """Returns the state before the first batch: 0."""

@@ -16,7 +16,25 @@ from mijax.dictionaries._wiring import Weights
 MEMORY = 0.999
 
 
-class BatchTopK(AbstractArchitecture):
+class AbstractThreshold(AbstractArchitecture):
+    """Latents that are largest of a batch in training, and above a threshold in use."""
+
+    def running(self, latents: int) -> Float[Array, ""]:
+        """Returns the threshold; below 0 until there is one."""
+        return jnp.float32(-1)
+
+    def activate(
+        self,
+        pre: Float[Array, "batch latent"],
+        weights: Weights,
+        extra: Any,
+        running: Any,
+    ) -> Float[Array, "batch latent"]:
+        """Cuts below the threshold."""
+        return jnp.where(pre > running, jax.nn.relu(pre), 0)
+
+
+class BatchTopK(AbstractThreshold):
     r"""The $k B$ largest latents of a batch of $B$ examples.
 
     After Bussmann et al. 2024 (arXiv:2412.06410): training keeps as many latents as `k`
@@ -45,20 +63,6 @@ class BatchTopK(AbstractArchitecture):
             raise ConfigError(
                 f"BatchTopK keeps {self.k} of {latents} latents: give a smaller k."
             )
-
-    def running(self, latents: int) -> Float[Array, ""]:
-        """Returns the threshold; below 0 until there is one."""
-        return jnp.float32(-1)
-
-    def activate(
-        self,
-        pre: Float[Array, "batch latent"],
-        weights: Weights,
-        extra: Any,
-        running: Any,
-    ) -> Float[Array, "batch latent"]:
-        """Cuts below the threshold."""
-        return jnp.where(pre > running, jax.nn.relu(pre), 0)
 
     def loss(self, given: Given) -> Outcome:
         """Returns squared error and that of the dead latents."""

@@ -23,7 +23,7 @@ from mijax.dictionaries._dictionary_learning import (
     read_dictionary_learning,
     write_dictionary_learning,
 )
-from mijax.dictionaries._download import HUB_ID, download
+from mijax.dictionaries._download import PLACE, download_dictionary
 from mijax.dictionaries._gemma_scope import read_gemma_scope, write_gemma_scope
 from mijax.dictionaries._measure import measured, warn_of_difference
 from mijax.dictionaries._native_file import read_native, write_native
@@ -95,9 +95,9 @@ def load(
     """
     path, name = Path(name_or_path), os.fspath(name_or_path)
     if not path.exists():
-        if HUB_ID.fullmatch(name) is None:
+        if PLACE.fullmatch(name) is None:
             raise LoadError(f"There is no folder or file '{name}', nor is it a hub id.")
-        path = download(name)
+        path = download_dictionary(name)
     kind = detect(path) if format is None else known_format(format)
     if scale is not None and kind != "saelens":
         raise LoadError(f"The format '{kind}' does not multiply activations: no scale.")

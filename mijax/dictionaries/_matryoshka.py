@@ -5,16 +5,15 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from mijax._errors import ConfigError
-from mijax.dictionaries._architecture import AbstractArchitecture, Given, Outcome
-from mijax.dictionaries._batch_topk import BatchTopK, kept
+from mijax.dictionaries._architecture import Given, Outcome
+from mijax.dictionaries._batch_topk import AbstractThreshold, BatchTopK, kept
 from mijax.dictionaries._topk import revived
-from mijax.dictionaries._wiring import Weights, product
+from mijax.dictionaries._wiring import product
 
 
-class Matryoshka(AbstractArchitecture):
+class Matryoshka(AbstractThreshold):
     r"""BatchTopK with nested dictionaries (Bussmann et al. 2025, arXiv:2503.17547).
 
     The loss is the mean over groups $g$ of $\lVert y - \hat y_{\le g} \rVert^2$, where
@@ -57,20 +56,6 @@ class Matryoshka(AbstractArchitecture):
         """Returns the number of latents up to the end of each group."""
         shares = np.cumsum(self.groups)
         return (*(round(float(s) * latents) for s in shares[:-1]), latents)
-
-    def running(self, latents: int) -> Float[Array, ""]:
-        """Returns the threshold; below 0 until there is one."""
-        return jnp.float32(-1)
-
-    def activate(
-        self,
-        pre: Float[Array, "batch latent"],
-        weights: Weights,
-        extra: Any,
-        running: Any,
-    ) -> Float[Array, "batch latent"]:
-        """Cuts below the threshold."""
-        return BatchTopK().activate(pre, weights, extra, running)
 
     def loss(self, given: Given) -> Outcome:
         """Returns the mean of the groups' squared errors, and that of the dead."""

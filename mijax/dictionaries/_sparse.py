@@ -1,7 +1,7 @@
 """Products that touch a few rows of a matrix per example, forwards and backwards.
 
-`pick` and `mix` are each other's transpose. A dense product reads and differentiates
-all rows; these read, and send gradients to, only the rows that are named.
+A dense product reads and differentiates all rows; these read, and send gradients to,
+only the rows that are named.
 """
 
 import math

@@ -23,10 +23,11 @@ from mijax.io import (
     is_checkpoint,
     read_json,
 )
+from mijax.io._hub import HUB_ID
 from mijax.models._families import FAMILIES, family_named, presets
 from mijax.models._family import assemble
 from mijax.models._gguf_tokenizer import gguf_tokenizer
-from mijax.models._hub import HUB_ID, download
+from mijax.models._hub import download_model
 from mijax.models._native import read_checkpoint, read_native
 from mijax.nn import Transformer
 
@@ -114,14 +115,14 @@ def load(
                 f"'{name}' has no published weights. Make random ones with "
                 f"mijax.models.init('{name}', key), or load a folder."
             )
-        return load_folder(download(hub_id), name, dtype)
+        return load_folder(download_model(hub_id), name, dtype)
     if path.is_dir():
         return load_folder(path, name, dtype)
     if path.suffix == ".gguf":
         return load_gguf(path, name, dtype)
     refuse_file(path)
     if HUB_ID.fullmatch(name):
-        return load_folder(download(name), name, dtype)
+        return load_folder(download_model(name), name, dtype)
     hint = nearest(name, [*WHEELS, *EMBEDDED_NAMES, *presets()])
     raise LoadError(f"There is no model or folder '{name}'.{hint}")
 

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mijax.probes._frame import Frame, per_feature
 from mijax.probes._probe import AbstractProbe, Data, Solved, grid
 from mijax.probes._solve import lbfgs, losses
 
@@ -51,12 +50,6 @@ class Hidden(AbstractProbe):
     def strengths(self) -> tuple[float, ...]:
         """Strengths of the penalty."""
         return self.l2
-
-    def frame(
-        self, x: Float[Array, "example feature"], weight: Float[Array, " example"]
-    ) -> Frame:
-        """Standardises every feature."""
-        return per_feature(x, weight)
 
     def solve(
         self, data: Data, strength: Float[Array, ""], key: PRNGKeyArray

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mijax.probes._frame import Frame, Sequences, per_feature
+from mijax.probes._frame import Sequences
 from mijax.probes._probe import AbstractProbe, Data, Solved, grid
 from mijax.probes._solve import lbfgs, losses
 
@@ -49,10 +49,6 @@ class AttentionPooled(AbstractProbe):
     def strengths(self) -> tuple[float, ...]:
         """Strengths of the penalty."""
         return self.l2
-
-    def frame(self, x: Sequences, weight: Float[Array, " example"]) -> Frame:
-        """Standardises every feature over real tokens."""
-        return per_feature(x, weight)
 
     def solve(
         self, data: Data, strength: Float[Array, ""], key: PRNGKeyArray

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mijax._errors import ConfigError
-from mijax.probes._frame import Frame
+from mijax.probes._frame import Frame, per_feature
 
 # A fit has converged where the norm of its gradient is this share of that at its start.
 CONVERGED = 1e-4
@@ -65,9 +65,9 @@ class AbstractProbe(eqx.Module):
     def strengths(self) -> tuple[float, ...]:
         """Strengths of regularisation to choose from."""
 
-    @abc.abstractmethod
     def frame(self, x: Any, weight: Float[Array, " example"]) -> Frame:
-        """Returns the mean and scale that inputs are put on before the fit."""
+        """Returns the mean and scale that inputs are put on: those of each feature."""
+        return per_feature(x, weight)
 
     @abc.abstractmethod
     def solve(

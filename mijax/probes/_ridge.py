@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mijax.probes._frame import Frame, per_feature
 from mijax.probes._probe import AbstractLinear, Data, Linear, Solved, grid
 from mijax.probes._solve import relative
 
@@ -40,12 +39,6 @@ class Ridge(AbstractLinear):
     def strengths(self) -> tuple[float, ...]:
         """Strengths of the penalty."""
         return self.l2
-
-    def frame(
-        self, x: Float[Array, "example feature"], weight: Float[Array, " example"]
-    ) -> Frame:
-        """Standardises every feature."""
-        return per_feature(x, weight)
 
     def solve(
         self, data: Data, strength: Float[Array, ""], key: PRNGKeyArray

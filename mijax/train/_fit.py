@@ -57,8 +57,8 @@ def fit(
         ConfigError: objectives that cannot share a program, or a mesh that does not
             divide examples or parameters.
         OutputError: the folder holds another run, or cannot be written.
-        TrainingError: the loss is not finite or has exploded; says at which update, on
-            which batch, and where the last checkpoint is.
+        TrainingError: loss or update is not finite, or the loss has exploded; says at
+            which update, on which batch, and where the last checkpoint is.
     """
     if steps < 1 or report < 1 or every < 1:
         raise ConfigError(
@@ -79,7 +79,7 @@ def fit(
             for step in range(done + 1, steps + 1):
                 taken, batch = source.batch(state.source)
                 state, info = update(fitted, state, taken, batch, several, mesh)
-                guard.watch(step, info["loss"], batch)
+                guard.watch(step, info, batch)
                 if step % report == 0 or step == steps:
                     numbers = {name: plain(value) for name, value in info.items()}
                     for sink in sinks:
@@ -88,8 +88,10 @@ def fit(
                     guard.settle()
                     kept.save(step, state)
         except KeyboardInterrupt:
-            guard.settle()
-            kept.save(int(state.step), state)
+            # Buffers are gone if an update was under way: the last checkpoint counts.
+            if not state.step.is_deleted():
+                guard.settle()
+                kept.save(int(state.step), state)
             raise
         guard.settle()
     return state

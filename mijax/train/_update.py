@@ -58,7 +58,8 @@ def update(
         mesh: devices.
 
     Returns:
-        The state after, and the numbers of this update.
+        The state after, and the numbers of this update: what the objective reports,
+        its `"loss"`, and the norm of the `"update"` of the parameters.
     """
     if mesh is not None:
         batch = spread(batch, mesh)
@@ -88,12 +89,13 @@ def _update(shared: Any, core: Any) -> tuple[Any, dict[str, Any]]:
         change, optimiser = rule.update(gradient, optimiser, params)
         params = optax.apply_updates(params, change)
         step = Step(index, jax.random.fold_in(key, 1))
-        return objective.after(params, optimiser, memory, batch, step)
+        after = objective.after(params, optimiser, memory, batch, step)
+        return after, optax.tree.norm(change)
 
     apply = jax.vmap(apply) if several else apply
-    found = apply(objective, params, (gradient, optimiser, memory), key)
+    found, size = apply(objective, params, (gradient, optimiser, memory), key)
     params, optimiser, memory = constrained(found, objective, mesh, several=several)
-    return (params, memory, optimiser, index + 1), info
+    return (params, memory, optimiser, index + 1), {**info, "update": size}
 
 
 def _gradient(

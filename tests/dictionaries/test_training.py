@@ -163,6 +163,8 @@ def test_another_number_is_the_same_program():
     before = _update._update._cached._cache_size()
     d.train(training(learning_rate=2e-2, seed=3), source())
     assert _update._update._cached._cache_size() == before
+    d.train(training(unit_norm=True), source())
+    assert _update._update._cached._cache_size() == before + 1
 
 
 def test_the_decoder_keeps_its_length():

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from mijax import models
 from mijax._errors import LoadError, NetworkError
-from mijax.models import _hub
+from mijax.io._hub import HUB_ID
 from mijax.models._families import FAMILIES, family_of
 from mijax.models._family import leaf_shapes
 
@@ -335,7 +335,7 @@ def test_hub(monkeypatch):
     assert asked["hub_id"] == "openai-community/gpt2"
     assert not any("bin" in pattern for pattern in asked["patterns"])
     assert loaded.source == "gpt2"
-    assert _hub.HUB_ID.fullmatch("org/name")
+    assert HUB_ID.fullmatch("org/name")
 
 
 def test_wheel_that_is_missing(monkeypatch):

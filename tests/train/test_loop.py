@@ -1,0 +1,73 @@
+"""What the loop guards and reports, on an objective of one number."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from mijax import train
+from mijax._errors import ConfigError, TrainingError
+from mijax.data import Examples
+
+
+class Root(train.AbstractObjective):
+    """The root of the distance to 1: the loss is finite there, its slope is not."""
+
+    rate: float = 0.5
+
+    def key(self):
+        return jax.random.key(0)
+
+    def start(self, key):
+        return jnp.float32(0.75), None
+
+    def loss(self, params, memory, batch, step):
+        return jnp.sqrt(jnp.abs(params - batch.x.mean())), ({}, None)
+
+    def optimiser(self):
+        return optax.sgd(self.rate)
+
+
+def source(value):
+    return Examples(jnp.full((4, 1), value), batch=4)
+
+
+def test_an_update_that_is_no_number_is_not_kept(tmp_path):
+    # One step of 0.25 * 2 * sqrt(0.25) lands on 1, where the slope is infinite.
+    told = train.Memory()
+    with pytest.raises(TrainingError, match=r"step 2, .*checkpoint is step 1 in"):
+        train.fit(
+            Root(0.25),
+            source(1.0),
+            steps=5,
+            sinks=[told],
+            report=1,
+            checkpoint=tmp_path / "run",
+            every=1,
+        )
+    assert [row["loss"] for row in told.rows] == [0.5, 0.0]
+
+
+def test_the_terminal_shows_where_it_is(capsys):
+    told = train.Memory()
+    sinks = [told, train.Terminal()]
+    train.fit(Root(1e-3), source(2.0), steps=3, sinks=sinks, report=1)
+    assert [row["step"] for row in told.rows] == [1, 2, 3]
+    assert set(told.rows[0]) == {"step", "loss", "update"}
+    shown = capsys.readouterr().err
+    assert "training" in shown
+    assert "3/3" in shown
+
+
+def test_tensorboard_says_what_it_needs(tmp_path, monkeypatch):
+    def missing(name):
+        raise ImportError(name)
+
+    monkeypatch.setattr("importlib.import_module", missing)
+    with pytest.raises(ConfigError, match="pip install tensorboardX"):
+        train.TensorBoard(tmp_path)
+
+
+def test_nothing_to_do_is_refused():
+    with pytest.raises(ConfigError, match="at least 1 step"):
+        train.fit(Root(), source(1.0), steps=0)
