@@ -95,3 +95,35 @@ def clean_frame(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def write_legend(axes: "Axes", **options: Any) -> None:
+    """Writes the names of what is drawn, without mathematical markup.
+
+    Args:
+        axes: the panel; without a name in it nothing is written.
+        **options: of matplotlib's legend.
+    """
+    if not axes.get_legend_handles_labels()[1]:
+        return
+    options = {"fontsize": 8, "framealpha": 0.9, "edgecolor": "none"} | options
+    for text in axes.legend(**options).get_texts():
+        text.set_parse_math(False)
+
+
+def legend_below(figure: "Figure", panels: Sequence["Axes"], *, columns: int) -> None:
+    """Writes one legend below all panels, whichever of them hold what it names."""
+    found: dict[str, Any] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        found = dict(zip(labels, handles, strict=True)) | found
+    legend = figure.legend(
+        list(found.values()),
+        list(found),
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=8,
+        frameon=False,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
