@@ -1,5 +1,6 @@
 """Checkpoints of a run: written whole or not at all, beside the training."""
 
+import contextlib
 import os
 from pathlib import Path
 from types import TracebackType
@@ -49,9 +50,17 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._manager is not None:
+        if self._manager is None:
+            return
+        try:
             self._manager.wait_until_finished()
-            self._manager.close()
+        except Exception as failed:
+            # An error of the run itself comes first.
+            if error is None:
+                raise self._unwritten(failed) from failed
+        finally:
+            with contextlib.suppress(Exception):
+                self._manager.close()
 
     def load(self, like: Any) -> Any:
         """Returns the last state that was kept, or `like` if there is none.
@@ -102,14 +111,26 @@ class Checkpoints:
                     state=ocp.args.StandardSave(arrays), note=ocp.args.JsonSave(note)
                 ),
             )
-        except OSError as error:
-            raise OutputError(
-                f"Cannot write a checkpoint to {self.folder} ({error.strerror}). "
-                f"{self.last()}"
-            ) from error
+        except Exception as error:
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: Exception) -> OutputError:
+        """The error for a write that failed, now or behind the training's back."""
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "No space left" in why:
+            why = "no space left on the device"
+        return OutputError(
+            f"Cannot write a checkpoint to {self.folder} ({why}). {self.last()} The "
+            "same call goes on from there."
+        )
 
     def last(self) -> str:
         """Says where the last whole checkpoint is."""
+        if self._manager is not None:
+            # What is on disk: orbax remembers a write that has failed as a step.
+            with contextlib.suppress(Exception):
+                self._manager.wait_until_finished()
+            self._manager.reload()
         step = None if self._manager is None else self._manager.latest_step()
         if step is None:
             return "There is no checkpoint."

@@ -69,7 +69,9 @@ def fit(
     fitted = stacked(objective) if several else traced(objective)
     state = begin(fitted, source, several=several, mesh=mesh)
     with contextlib.ExitStack() as stack:
-        kept = stack.enter_context(Checkpoints(checkpoint, (fitted, source)))
+        # A digest leaves out what changes no batch, such as the mesh it lies on.
+        job = (fitted, getattr(source, "digest", source))
+        kept = stack.enter_context(Checkpoints(checkpoint, job))
         state = place(kept.load(state), fitted, mesh, several=several)
         done = int(state.step)
         for sink in sinks:

@@ -3,15 +3,17 @@
 import functools
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import mijax
+from mijax import Site, train
 from mijax import dictionaries as d
-from mijax import train
 from mijax._errors import ConfigError, OutputError, ShapeError, TrainingError
-from mijax.data import Examples
+from mijax.data import Activations, Corpus, Examples, Tokens
 
 EMBED, LATENTS = 8, 16
 ARCHITECTURES = {
@@ -134,6 +136,48 @@ def test_interrupted_and_resumed_is_uninterrupted(architecture, tmp_path):
     ]
     with pytest.raises(OutputError, match="another run"):
         d.train(training(architecture, seed=1), source(), **options)
+
+
+def test_a_run_goes_on_on_another_mesh(tmp_path):
+    """Activations lie on the mesh, and the same rows come out of them anywhere."""
+    model = mijax.testing.tiny_attention_only(jax.random.key(0))
+    corpus = Corpus.from_ids([range(1, 60), range(3, 40)], separator=0)
+    tokens = Tokens(corpus, seq=8, batch=4, bos=1)
+
+    def run(steps, mesh, folder):
+        site = Site("resid_post", layer=1)
+        rows = Activations(model, tokens, site, batch=8, buffer=32, mesh=mesh)
+        given = d.Training(d.TopK(3), d.SAE(32), latents=32, steps=12)
+        return train.fit(
+            given, rows, steps=steps, mesh=mesh, checkpoint=tmp_path / folder
+        )
+
+    run(6, train.mesh(data=2, model=1), "run")
+    other = run(12, train.mesh(data=1, model=4), "run")
+    alone = run(12, None, "alone")
+    assert int(other.step) == 12
+    chex.assert_trees_all_close(other.params, alone.params, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES])
+def test_products_in_bfloat16_have_gradients_in_float32(architecture):
+    _, batch = source().batch(source().start())
+    step = train.Step(jnp.int32(0), jax.random.key(0))
+
+    def slope(dtype):
+        given = training(architecture, dtype=dtype)
+        params, memory = given.start(given.key())
+        value = eqx.filter_value_and_grad(given.loss, has_aux=True)
+        (loss, _), found = eqx.filter_jit(value)(params, memory, batch, step)
+        return loss, found, params
+
+    (loss, exact, params), (near, rough, _) = slope("float32"), slope("bfloat16")
+    chex.assert_trees_all_equal_shapes_and_dtypes(rough, params)
+    # A number of eight bits is off by 2^-9 at most, a product by twice that. A latent
+    # near 0 may fall on the other side, where its encoder has no slope.
+    assert 0 < abs(near - loss) < 2**-8 * loss
+    ours, theirs = rough.weights.decoder, exact.weights.decoder
+    assert jnp.linalg.norm(ours - theirs) < 2**-6 * jnp.linalg.norm(theirs)
 
 
 def test_lanes_are_runs_of_their_own():

@@ -1,12 +1,15 @@
 """What the loop guards and reports, on an objective of one number."""
 
+import resource
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from mijax import train
-from mijax._errors import ConfigError, TrainingError
+from mijax._errors import ConfigError, OutputError, TrainingError
 from mijax.data import Examples
 
 
@@ -46,6 +49,36 @@ def test_an_update_that_is_no_number_is_not_kept(tmp_path):
             every=1,
         )
     assert [row["loss"] for row in told.rows] == [0.5, 0.0]
+
+
+class Wide(Root):
+    """Numbers that do not compress."""
+
+    def start(self, key):
+        return jax.random.normal(key, (100_000,)), None
+
+    def loss(self, params, memory, batch, step):
+        return jnp.mean((params - batch.x.mean()) ** 2), ({}, None)
+
+
+# Writes that orbax left open when one of them failed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_disk_that_is_full_loses_nothing(tmp_path):
+    def fit(steps, folder):
+        given = {"checkpoint": tmp_path / folder, "every": 2}
+        return train.fit(Wide(), source(1.0), steps=steps, **given)
+
+    fit(2, "run")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"Cannot write .*checkpoint is step 2 "):
+            fit(6, "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    again, whole = fit(6, "run"), fit(6, "other")
+    np.testing.assert_array_equal(again.params, whole.params)
 
 
 def test_the_terminal_shows_where_it_is(capsys):
