@@ -52,7 +52,8 @@ class AbstractBlock(eqx.Module):
 
         Args:
             stream: the residual stream before the block.
-            edits: what to change at `q k v scores pattern z mlp_pre mlp_post mlp_out`.
+            edits: what to change at `q k v scores pattern z mlp_in mlp_pre mlp_post
+                mlp_out`.
             place: the layer and where the rows stand.
 
         Returns:

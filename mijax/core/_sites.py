@@ -22,14 +22,15 @@ class BlockSites(eqx.Module, Generic[T]):
 
     | sites | shape |
     |---|---|
-    | `resid_pre attn_out resid_mid mlp_out resid_post` | `[seq, embed]` |
+    | `resid_pre attn_out resid_mid mlp_in mlp_out resid_post` | `[seq, embed]` |
     | `q k v z` | `[seq, heads, head_dim]` |
     | `scores pattern` | `[seq, heads, key_seq]` |
     | `mlp_pre mlp_post` | `[seq, mlp]` |
 
     `q` and `k` are taken before rotary embedding; `k` and `v` are per-query-head views
     under grouped-query attention; `scores` are taken before the causal mask;
-    `mlp_pre` of a gated MLP is the input of its activation function.
+    `mlp_in` is what the MLP reads, after its norm; `mlp_pre` of a gated MLP is the
+    input of its activation function.
     """
 
     resid_pre: T
@@ -41,6 +42,7 @@ class BlockSites(eqx.Module, Generic[T]):
     z: T
     attn_out: T
     resid_mid: T
+    mlp_in: T
     mlp_pre: T
     mlp_post: T
     mlp_out: T

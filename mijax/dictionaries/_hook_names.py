@@ -14,6 +14,7 @@ IN_BLOCK = {
     "attn.hook_z": "z",
     "hook_attn_out": "attn_out",
     "hook_resid_mid": "resid_mid",
+    "mlp.hook_in": "mlp_in",
     "mlp.hook_pre": "mlp_pre",
     "mlp.hook_post": "mlp_post",
     "hook_mlp_out": "mlp_out",

@@ -36,7 +36,8 @@ class Transcoded(AbstractMLP):
         self, x: Float[Array, "rows embed"], edits: BlockSites[Any], place: Place
     ) -> tuple[Float[Array, "rows embed"], dict[str, Array]]:
         """Computes the MLP or its transcoder at the rows."""
-        plain = dataclasses.replace(edits, mlp_out=None)
+        x = edit(edits.mlp_in, x, place)
+        plain = dataclasses.replace(edits, mlp_in=None, mlp_out=None)
         out, acts = self.inner(x, plain, place)
 
         def transcoded() -> Array:
@@ -53,7 +54,8 @@ def replace_mlps(
 ) -> AbstractModel:
     """Puts transcoders in the place of MLPs (Dunefsky et al. 2024, arXiv:2406.11944).
 
-    A transcoder here reads what the MLP reads, after the norm, and writes `mlp_out`.
+    A transcoder here reads `mlp_in`, after the norm as the MLP does, and writes
+    `mlp_out`: train it on `Activations(..., Site("mlp_in", layer), targets=...)`.
     `mlp_pre` and `mlp_post` remain those of the MLP on the same input, and editing
     them there changes nothing without `error`. Blocks are scanned, so that every layer
     takes the memory of a transcoder, also one that keeps its MLP.

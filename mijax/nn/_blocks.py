@@ -10,7 +10,7 @@ from mijax.nn._basic import Identity, LayerNorm, RMSNorm
 from mijax.nn._mlp import AbstractMLP
 
 Norm = LayerNorm | RMSNorm | Identity
-NO_MLP = {"mlp_pre": None, "mlp_post": None, "mlp_out": None}
+NO_MLP = {"mlp_in": None, "mlp_pre": None, "mlp_post": None, "mlp_out": None}
 
 
 class Block(AbstractBlock):

@@ -37,10 +37,11 @@ class MLP(AbstractMLP):
         self, x: Float[Array, "rows embed"], edits: BlockSites[Any], place: Place
     ) -> tuple[Float[Array, "rows embed"], dict[str, Array]]:
         """Computes the MLP at the rows."""
+        x = edit(edits.mlp_in, x, place)
         pre = edit(edits.mlp_pre, add(x @ self.w_in, self.b_in), place)
         post = edit(edits.mlp_post, self.activation(pre), place)
         out = edit(edits.mlp_out, add(post @ self.w_out, self.b_out), place)
-        return out, {"mlp_pre": pre, "mlp_post": post, "mlp_out": out}
+        return out, {"mlp_in": x, "mlp_pre": pre, "mlp_post": post, "mlp_out": out}
 
 
 class GatedMLP(AbstractMLP):
@@ -59,8 +60,9 @@ class GatedMLP(AbstractMLP):
         self, x: Float[Array, "rows embed"], edits: BlockSites[Any], place: Place
     ) -> tuple[Float[Array, "rows embed"], dict[str, Array]]:
         """Computes the MLP at the rows."""
+        x = edit(edits.mlp_in, x, place)
         pre = edit(edits.mlp_pre, x @ self.w_gate, place)
         post = self.product("nm,nm->nm", self.activation(pre), x @ self.w_in)
         post = edit(edits.mlp_post, post, place)
         out = edit(edits.mlp_out, post @ self.w_out, place)
-        return out, {"mlp_pre": pre, "mlp_post": post, "mlp_out": out}
+        return out, {"mlp_in": x, "mlp_pre": pre, "mlp_post": post, "mlp_out": out}

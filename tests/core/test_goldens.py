@@ -17,7 +17,7 @@ GOLDEN = Path(__file__).parent.parent / "golden"
 TOLERANCE = 1e-4
 SITES = (
     *("resid_pre", "q", "k", "v", "pattern", "z", "attn_out", "resid_mid"),
-    *("mlp_pre", "mlp_post", "mlp_out", "resid_post"),
+    *("mlp_in", "mlp_pre", "mlp_post", "mlp_out", "resid_post"),
 )
 
 

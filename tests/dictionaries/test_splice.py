@@ -221,13 +221,18 @@ def coders(layers, width=32):
 def test_transcoders_replace_mlps():
     model = cases.model("gpt2")
     found = d.replace_mlps(model, coders([1]))
-    sites = {name: Site(name) for name in ("resid_mid", "mlp_out")}
+    sites = {name: Site(name) for name in ("mlp_in", "mlp_out")}
     acts = mijax.capture(found, TOKENS, sites)
-    norm = jax.tree.map(lambda a: a[1], model.blocks.norm_2)
-    expected = coders([1])[1](norm(acts["resid_mid"][:, 1]))
+    expected = coders([1])[1](acts["mlp_in"][:, 1])
     chex.assert_trees_all_close(acts["mlp_out"][:, 1], expected, atol=1e-5)
     before = mijax.capture(model, TOKENS, sites)
     np.testing.assert_array_equal(acts["mlp_out"][:, 0], before["mlp_out"][:, 0])
+    # An edit of what the MLP reads is one of what the transcoder reads.
+    shifted = mijax.capture(
+        found, TOKENS, sites, mijax.Set(acts["mlp_in"][0, 1, 0]).at("mlp_in", layer=1)
+    )
+    same = jnp.broadcast_to(acts["mlp_out"][0, 1, 0], shifted["mlp_out"][:, 1].shape)
+    chex.assert_trees_all_close(shifted["mlp_out"][:, 1], same, atol=1e-6)
     # An edit of what the MLP writes is one of what the transcoder writes.
     ablated = mijax.Zero().at("mlp_out", layer=1)
     np.testing.assert_array_equal(

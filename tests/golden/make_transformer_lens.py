@@ -38,6 +38,7 @@ HOOKS = {
     "z": "attn.hook_z",
     "attn_out": "hook_attn_out",
     "resid_mid": "hook_resid_mid",
+    "mlp_in": "ln2.hook_normalized",
     "mlp_pre": "mlp.hook_pre",
     "mlp_post": "mlp.hook_post",
     "mlp_out": "hook_mlp_out",
@@ -108,10 +109,10 @@ def pair(vocab):
     return clean, corrupt
 
 
-def activations(model, cache):
+def activations(model, cache, sites=tuple(HOOKS)):
     stacked = {}
-    for site, hook in HOOKS.items():
-        layers = [cache[f"blocks.{i}.{hook}"] for i in range(model.cfg.n_layers)]
+    for site in sites:
+        layers = [cache[f"blocks.{i}.{HOOKS[site]}"] for i in range(model.cfg.n_layers)]
         array = torch.stack(layers, 1)
         stacked[site] = array.transpose(2, 3) if site in HEADS_FIRST else array
     return stacked
@@ -185,9 +186,8 @@ def processed(model, tokens):
     difference = (logits.log_softmax(-1) - before).abs().max().item()
     print(f"processing moves log probabilities by {difference:.1e}")
     assert difference < 5e-5
-    arrays = {"logits": logits}
-    sites = activations(model, cache)
-    arrays |= {name: sites[name] for name in ("resid_pre", "resid_post", "z")}
+    sites = activations(model, cache, ("resid_pre", "resid_post", "z"))
+    arrays = {"logits": logits, **sites}
     for name, value in model.state_dict().items():
         parts = name.split(".")
         if parts[0] in ("embed", "pos_embed", "unembed"):
