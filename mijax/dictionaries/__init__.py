@@ -23,7 +23,12 @@ from mijax.dictionaries._direct import (
 from mijax.dictionaries._direct import logit_weights as logit_weights
 from mijax.dictionaries._evaluate import Evaluation as Evaluation
 from mijax.dictionaries._evaluate import evaluate as evaluate
+from mijax.dictionaries._features import Excerpts as Excerpts
+from mijax.dictionaries._features import Features as Features
+from mijax.dictionaries._features import Ranked as Ranked
+from mijax.dictionaries._features import features as features
 from mijax.dictionaries._gated import Gated as Gated
+from mijax.dictionaries._gather import Keep as Keep
 from mijax.dictionaries._jump_relu import JumpReLU as JumpReLU
 from mijax.dictionaries._latents import Largest as Largest
 from mijax.dictionaries._latents import Pooled as Pooled
