@@ -127,9 +127,8 @@ def features(
 
     Running the model up to the site, encoding, and merging what is found into what is
     kept is one compiled program. The result does not depend on how many rows a batch
-    has. A batch takes about `12 * rows * seq * latents` bytes beside the model, and
-    what is kept `8 * (top + sampled) * window + 4 * bins` bytes per latent: 4 kB by
-    default.
+    has. Beside the model, a batch takes about `24 * rows * seq` bytes per latent, and
+    what is kept `8 * (top + sampled) * window` and a little more: 5.3 kB by default.
 
     Args:
         model: any `AbstractModel`.

@@ -193,9 +193,11 @@ def _binned(
     to = jnp.arange(bins)[None, :] >> steps[:, None]
     counts = jnp.zeros_like(known.counts).at[row, to].add(known.counts)
     scaled = jnp.ldexp(found * bins, -exponent)
-    index = jnp.where(found > 0, jnp.minimum(scaled.astype(jnp.int32), bins - 1), -1)
-    new = jax.lax.map(lambda i: (index == i).sum((0, 1)), jnp.arange(bins))
-    return exponent, counts + new.T
+    index = jnp.minimum(scaled.astype(jnp.int32), bins - 1)
+    # What is not active has no bin: it is dropped.
+    index = jnp.where(found > 0, index, bins)
+    latent = jnp.broadcast_to(jnp.arange(len(exponent)), index.shape)
+    return exponent, counts.at[latent, index].add(1, mode="drop")
 
 
 def _draws(
