@@ -68,7 +68,7 @@ class Features(eqx.Module):
     Attributes:
         latents: which they are.
         tokens: how many tokens count.
-        density: share of them at which each latent is active.
+        active: at how many of them each latent is active.
         mean: of a latent where it is active; 0 for one that never is.
         largest: its largest value.
         counts: histogram of its values above 0, in bins of equal width.
@@ -85,7 +85,7 @@ class Features(eqx.Module):
 
     latents: Int[np.ndarray, " latent"]
     tokens: int = eqx.field(static=True)
-    density: Float[np.ndarray, " latent"]
+    active: Int[np.ndarray, " latent"]
     mean: Float[np.ndarray, " latent"]
     largest: Float[np.ndarray, " latent"]
     counts: Int[np.ndarray, "latent bin"]
@@ -95,6 +95,11 @@ class Features(eqx.Module):
     promoted: Ranked | None
     suppressed: Ranked | None
     neighbours: Ranked
+
+    @property
+    def density(self) -> Float[np.ndarray, " latent"]:
+        """Share of the tokens at which each latent is active."""
+        return (self.active / self.tokens).astype(np.float32)
 
     def place(self, latent: int) -> int:
         """Returns where a latent stands in the arrays.
@@ -184,16 +189,15 @@ def features(
     if not seen:
         raise ConfigError("No token counts: each is padding or excluded.")
     held = jax.tree.map(np.asarray, state)
-    active = held.active > 0
     promoted, suppressed = _words(model, dictionary, site, index, keep.words)
     return Features(
         latents=which,
         tokens=seen,
-        density=(held.active / seen).astype(np.float32),
+        active=held.active,
         mean=held.mean,
         largest=held.largest,
         counts=held.counts,
-        reach=np.where(active, np.exp2(held.exponent), 0).astype(np.float32),
+        reach=np.where(held.active > 0, np.exp2(held.exponent), 0).astype(np.float32),
         top=_excerpts(held.top, keep),
         sampled=_excerpts(held.sampled, keep),
         promoted=promoted,

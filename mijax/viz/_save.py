@@ -63,6 +63,27 @@ def save_png(figure: "Figure", path: str | Path) -> Path:
     return _write(Path(path), _drawn(figure, "png", {"Software": None}))
 
 
+def save_page(page: str, path: str | Path) -> Path:
+    """Writes a page, by atomic rename.
+
+    Args:
+        page: HTML, such as `attention_page`, `circuit_page` or `feature_pages` give.
+        path: the file.
+
+    Returns:
+        The file.
+
+    Raises:
+        OutputError: when it cannot be written.
+
+    Examples:
+        >>> import tempfile
+        >>> save_page("<!doctype html>", f"{tempfile.mkdtemp()}/index.html").name
+        'index.html'
+    """
+    return _write(Path(path), page.encode("utf-8"))
+
+
 def _drawn(figure: "Figure", kind: str, metadata: dict[str, None]) -> bytes:
     import matplotlib  # noqa: PLC0415
 
