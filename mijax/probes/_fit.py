@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from mijax._errors import ConfigError
-from mijax.core import interval
+from mijax.core import Interval, interval
 from mijax.probes._check import (
     examples,
     held_out_labels,
@@ -24,6 +24,8 @@ from mijax.probes._record import Fit
 
 # Of training examples, one in so many is set aside where there is one split.
 ASIDE = 5
+# Coverage of the intervals of held-out accuracy.
+LEVEL = 0.95
 
 
 def fit(
@@ -42,7 +44,7 @@ def fit(
     All probes, folds and strengths of regularisation are one compiled program. The
     strength of each probe is the one with the least loss on training examples that were
     set aside; the probe is then fitted to all training examples. Held-out examples are
-    only measured on. Standardisation uses the examples that are fitted.
+    only measured on. Mean and scale of inputs are those of all training examples.
 
     Args:
         probe: a kind: `Logistic`, `Ridge`, `Means`, `LDA`, `Hidden`, `AttentionPooled`.
@@ -84,8 +86,8 @@ def fit(
     y, classes = labels(probe, y_train, n, "y_train")
     y_held = held_out_labels(probe, y_held_out, n_held, classes)
     count = max(1, len(classes))
-    layout = lay_out(x, count, mesh)
     split, start = jax.random.split(key)
+    layout = lay_out(x, count, mesh)
     batch = Batch(
         x=layout.spread(x),
         y=layout.shared(y),
@@ -117,7 +119,7 @@ def _record(
         strength=done.strength,
         selection=done.selection,
         train=train,
-        held_out=interval(jnp.moveaxis(values, -1, 0)),
+        held_out=_interval(values, bool(classes)),
         values=values,
         baseline=jnp.float32(baseline),
         chance=jnp.float32(chance),
@@ -126,6 +128,18 @@ def _record(
         probe=probe,
         classes=classes,
     )
+
+
+def _interval(values: Float[Array, "*probe example"], shares: bool) -> Interval:
+    """Returns the mean with Wilson's (1927) interval of a share, or a bootstrap one."""
+    if not shares:
+        return interval(jnp.moveaxis(values, -1, 0))
+    n, share = values.shape[-1], values.mean(-1)
+    z = jax.scipy.stats.norm.ppf(0.5 + LEVEL / 2)
+    middle = share + z**2 / (2 * n)
+    reach = z * jnp.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    low, high = ((middle + side) / (1 + z**2 / n) for side in (-reach, reach))
+    return Interval(share, low, high, n, LEVEL)
 
 
 def _folds(key: PRNGKeyArray, n: int, folds: int) -> np.ndarray:

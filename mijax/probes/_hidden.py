@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from mijax.probes._probe import AbstractProbe, Data, Solved, grid
-from mijax.probes._solve import lbfgs, losses
+from mijax.probes._solve import losses, smooth
 
 
 class _Layers(NamedTuple):
@@ -32,6 +32,7 @@ class Hidden(AbstractProbe):
         width: units of the hidden layer.
         l2: strengths `λ` to choose from, or one.
         steps: iterations at most.
+        tolerance: norm of the gradient, relative to the start, at which they stop.
 
     Examples:
         >>> Hidden(width=8, l2=0.1).strengths
@@ -43,6 +44,7 @@ class Hidden(AbstractProbe):
         static=True, converter=grid, default=(1e-3, 1e-2), kw_only=True
     )
     steps: int = eqx.field(static=True, default=500, kw_only=True)
+    tolerance: float = eqx.field(static=True, default=1e-5, kw_only=True)
     targets: ClassVar[Literal["classes", "values"]] = "classes"
     ranks: ClassVar[int] = 1
 
@@ -70,7 +72,7 @@ class Hidden(AbstractProbe):
             fit = data.weight @ losses(self.outputs(params, data.x), y)
             return fit + 0.5 * strength * penalty
 
-        return lbfgs(loss, start, steps=self.steps)
+        return smooth(loss, start, steps=self.steps, tolerance=self.tolerance)
 
     def outputs(
         self, params: _Layers, x: Float[Array, "example feature"]

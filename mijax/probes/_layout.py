@@ -11,10 +11,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mijax._errors import ConfigError
 from mijax.probes._frame import Sequences
 
-# Working memory of the probes that are fitted at once, in bytes.
-MEMORY = 2**30
-# Matrices of parameters times parameters have at most so many rows.
-MOST_ROWS = 1200
+# Working memory of the probes that are fitted at once, in bytes. A processor reads
+# inputs faster where they stay in its cache, and gains nothing from more lanes.
+MEMORY = {"cpu": 2**23, "other": 2**30}
 
 
 class Layout(NamedTuple):
@@ -74,12 +73,12 @@ class Layout(NamedTuple):
         return jax.device_put(leaf, NamedSharding(self.mesh, spec))
 
 
-def lay_out(x: Any, classes: int, mesh: Mesh | None) -> Layout:
+def lay_out(x: Any, outputs: int, mesh: Mesh | None) -> Layout:
     """Decides how many probes run at once.
 
     Args:
         x: inputs `[probe, example, ...]`.
-        classes: number of classes.
+        outputs: of a probe.
         mesh: devices, with an axis `"data"` for examples or `"model"` for probes.
 
     Returns:
@@ -101,10 +100,10 @@ def lay_out(x: Any, classes: int, mesh: Mesh | None) -> Layout:
             f"{probes} probes do not divide among {devices} devices of the mesh axis "
             "'model': choose an axis that divides them."
         )
-    # Copies of the inputs, and second derivatives.
-    rows = min(array.shape[-1] * classes, max(MOST_ROWS, array.shape[-1]))
-    floats = size * (3 + 2 * min(classes, 4)) + 3 * rows**2
-    most = max(1, MEMORY * _size(mesh, "data") // (4 * floats))
+    # Copies of the inputs; logits, and second derivatives of those that have some.
+    floats = 3 * size + 8 * outputs * array.shape[1] + array.shape[-1] ** 2
+    kind = "cpu" if jax.default_backend() == "cpu" else "other"
+    most = max(1, MEMORY[kind] * _size(mesh, "data") // (4 * floats))
     chunks = -(-(probes // devices) // most)
     lanes = -(-(probes // devices) // chunks)
     return Layout(probes, chunks, lanes * devices, mesh)

@@ -67,7 +67,8 @@ def codelength(
     that needs little; the codelength does. Portions double; the first ends where there
     are two examples per class at least. Examples are shuffled first. The strength of
     regularisation for a portion is the one whose code has been shortest so far (at
-    first, the strongest), so the code can be decoded.
+    first, the strongest), so the code can be decoded. Activations are known to both
+    sides: all of them decide on mean and scale.
 
     One compiled program, which takes as long as fitting all examples once per portion.
 
@@ -101,10 +102,10 @@ def codelength(
     ends = _ends(n, len(classes))
     shuffle, start = jax.random.split(key)
     order = jax.random.permutation(shuffle, n)
-    layout = lay_out(flat, len(classes), mesh)
     at = np.arange(n)
     fitted = np.stack([at < end for end in ends[:-1]])
     coded = np.stack([(at >= a) & (at < b) for a, b in itertools.pairwise(ends)])
+    layout = lay_out(flat, len(classes), mesh)
     nats = _portions(
         probe,
         layout.spread(jax.tree.map(lambda leaf: leaf[:, order], flat)),
@@ -159,11 +160,13 @@ def _portions(
     strengths = jnp.array(probe.strengths, jnp.float32)
 
     def one(x: Any) -> Array:
+        real = (fitted[-1] + coded[-1]) / (fitted[-1] + coded[-1]).sum()
+        data = Data(probe.frame(x, real).enter(x), y, real, classes)
+
         def job(i: Array) -> Array:
             weight, test = fitted[i // len(strengths)], coded[i // len(strengths)]
-            data = Data(x, y, weight / weight.sum(), classes)
-            found = solve(probe, data, strengths[i % len(strengths)], key)
-            return test @ example_losses(probe, found, data) / test.sum()
+            found = solve(probe, data, weight, strengths[i % len(strengths)], key)
+            return test @ example_losses(probe, found.params, data) / test.sum()
 
         jobs = jax.lax.map(job, jnp.arange(len(fitted) * len(strengths)))
         return jobs.reshape(len(fitted), -1)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from mijax.probes._frame import Sequences
 from mijax.probes._probe import AbstractProbe, Data, Solved, grid
-from mijax.probes._solve import lbfgs, losses
+from mijax.probes._solve import losses, smooth
 
 
 class _Pool(NamedTuple):
@@ -32,6 +32,7 @@ class AttentionPooled(AbstractProbe):
     Args:
         l2: strengths `λ` to choose from, or one.
         steps: iterations at most.
+        tolerance: norm of the gradient, relative to the start, at which they stop.
 
     Examples:
         >>> AttentionPooled(l2=0.1).strengths
@@ -42,6 +43,7 @@ class AttentionPooled(AbstractProbe):
         static=True, converter=grid, default=(1e-3, 1e-2, 1e-1)
     )
     steps: int = eqx.field(static=True, default=500, kw_only=True)
+    tolerance: float = eqx.field(static=True, default=1e-5, kw_only=True)
     targets: ClassVar[Literal["classes", "values"]] = "classes"
     ranks: ClassVar[int] = 2
 
@@ -63,7 +65,7 @@ class AttentionPooled(AbstractProbe):
             fit = data.weight @ losses(self.outputs(params, data.x), y)
             return fit + 0.5 * strength * penalty
 
-        return lbfgs(loss, start, steps=self.steps)
+        return smooth(loss, start, steps=self.steps, tolerance=self.tolerance)
 
     def outputs(self, params: _Pool, x: Sequences) -> Float[Array, "example label"]:
         """Returns logits."""

@@ -20,7 +20,8 @@ class Data(NamedTuple):
     """Examples of one probe.
 
     Attributes:
-        x: standardised inputs, `[example, feature]` or `Sequences`.
+        x: inputs, `[example, feature]` or `Sequences`; standardised over all training
+            examples, of which `weight` may leave out some.
         y: class indices `[example]`, or values.
         weight: share of each example in every mean, sums to one.
         classes: number of classes; 1 for values.

@@ -90,6 +90,9 @@ def _fit_one(
 ) -> Fitted:
     strengths = jnp.array(probe.strengths, jnp.float32)
     grid, aside = len(strengths), len(batch.folds) * len(strengths)
+    weight = batch.weight / batch.weight.sum()
+    frame = probe.frame(x, weight)
+    data = Data(frame.enter(x), batch.y, weight, classes)
 
     def chosen(each: Array) -> tuple[Array, Array]:
         selection = each.reshape(-1, grid).mean(0)
@@ -100,22 +103,16 @@ def _fit_one(
         before, _ = state
         fold = jnp.where(i < aside, batch.folds[jnp.minimum(i, aside - 1) // grid], 0.0)
         strength = jnp.where(i < aside, strengths[i % grid], chosen(before)[1])
-        weight = batch.weight * (1 - fold)
-        data = Data(x, batch.y, weight / weight.sum(), classes)
-        found = solve(probe, data, strength, key)
+        found = solve(probe, data, batch.weight * (1 - fold), strength, key)
         test = batch.weight * jnp.where(i < aside, fold, 1.0)
-        loss = test @ example_losses(probe, found, data) / test.sum()
+        loss = test @ example_losses(probe, found.params, data) / test.sum()
         return jnp.where(jnp.arange(aside) == i, loss, before), found
 
     # The fits that choose and the last one share one loop, so they compile once.
     begin = (jnp.zeros(aside), _empty(job, aside))
-    each, (frame, solved) = jax.lax.fori_loop(
-        0 if grid > 1 else aside, aside + 1, job, begin
-    )
+    each, solved = jax.lax.fori_loop(0 if grid > 1 else aside, aside + 1, job, begin)
     selection, strength = chosen(each)
-    weight = batch.weight / batch.weight.sum()
-    outputs = probe.outputs(solved.params, frame.enter(x))
-    train = weight @ _values(outputs, batch.y, classes)
+    train = weight @ _values(probe.outputs(solved.params, data.x), batch.y, classes)
     outputs = probe.outputs(solved.params, frame.enter(x_held))
     values = _values(outputs, batch.y_held, classes)
     return Fitted(
@@ -137,39 +134,42 @@ def _empty(job: Callable[..., Any], aside: int) -> Any:
 
 
 def solve(
-    probe: AbstractProbe, data: Data, strength: Float[Array, ""], key: PRNGKeyArray
-) -> tuple[Frame, Solved]:
-    """Standardises inputs and fits one probe.
+    probe: AbstractProbe,
+    data: Data,
+    weight: Float[Array, " example"],
+    strength: Float[Array, ""],
+    key: PRNGKeyArray,
+) -> Solved:
+    """Fits one probe to some examples.
 
     Args:
         probe: the kind.
-        data: examples as they came.
+        data: all examples, standardised.
+        weight: of those to fit, in any unit.
         strength: of the regularisation.
         key: for random starts.
 
     Returns:
-        What inputs are standardised with, and the parameters.
+        The parameters.
     """
-    frame = probe.frame(data.x, data.weight)
-    inside = data._replace(x=frame.enter(data.x))
-    return frame, probe.solve(inside, strength, key)
+    inside = data._replace(weight=weight / weight.sum())
+    return probe.solve(inside, strength, key)
 
 
 def example_losses(
-    probe: AbstractProbe, found: tuple[Frame, Solved], data: Data
+    probe: AbstractProbe, params: Any, data: Data
 ) -> Float[Array, " example"]:
     """Returns the cross-entropy in nats, or squared error, of every example.
 
     Args:
         probe: the kind.
-        found: by `solve`.
-        data: examples as they came.
+        params: its parameters.
+        data: examples, standardised.
 
     Returns:
         A loss per example.
     """
-    frame, solved = found
-    outputs = probe.outputs(solved.params, frame.enter(data.x))
+    outputs = probe.outputs(params, data.x)
     if data.classes == 1:
         return _values(outputs, data.y, 1)
     return losses(outputs, jax.nn.one_hot(data.y, data.classes))

@@ -55,8 +55,9 @@ class Fit(eqx.Module):
             (nats, or squared error), `[*probe, strength]`; NaN where there was no
             choice.
         train: accuracy, or R², on the examples that were fitted, `[*probe]`.
-        held_out: the same on held-out examples, with its interval over these. For R²
-            their variance counts as known.
+        held_out: the same on held-out examples, with its interval over these: Wilson's
+            (1927) for accuracy, a bootstrap one for R², where their variance counts as
+            known.
         values: its summands, `[*probe, example]`: 1 where right and 0 where wrong, or
             `1 - error² / variance`.
         baseline: held-out accuracy of the most frequent training class, or R² of the

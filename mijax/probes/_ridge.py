@@ -44,8 +44,8 @@ class Ridge(AbstractLinear):
         self, data: Data, strength: Float[Array, ""], key: PRNGKeyArray
     ) -> Solved:
         """Solves the normal equations."""
-        x, a = data.x, data.weight
-        mean = a @ data.y
+        a, centre = data.weight, data.weight @ data.x
+        x, mean = data.x - centre, a @ data.y
         y = data.y - mean
 
         def gradient(w: Array) -> Array:
@@ -60,4 +60,4 @@ class Ridge(AbstractLinear):
         for _ in range(1 + REFINEMENTS):
             w = w - jax.scipy.linalg.cho_solve(factor, gradient(w))
         norm = relative(jnp.linalg.norm(gradient(w)), start)
-        return Solved(Linear(w[:, None], mean[None]), norm, jnp.array(1))
+        return Solved(Linear(w[:, None], (mean - centre @ w)[None]), norm, jnp.array(1))

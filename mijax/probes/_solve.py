@@ -1,188 +1,238 @@
-"""Solvers: damped Newton for softmax regression, L-BFGS for the rest."""
+"""L-BFGS whose line search is cheap where outputs are linear in the parameters."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array, Float, Int
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, Int
 
 from mijax.probes._probe import Solved
 
-# Solvers stop here, below what counts as converged: Newton's last step is quadratic.
-AIM = 1e-6
-# Shares of a Newton step that are tried at once; the first that does not harm is taken.
-TRIES = (1.0, 0.5, 0.2, 0.05, 0.01)
-# Damping of the Hessian relative to its mean curvature: the least, and the end.
-LEAST_DAMPING, MOST_DAMPING = 1e-6, 1e3
-# L-BFGS ends after so many steps that improve neither loss nor gradient.
-PATIENCE = 10
+# Pairs of steps and changes of the gradient that are kept.
+MEMORY = 10
+# A search ends after so many lengths; a solver after so many steps that improve neither
+# loss nor gradient.
+TRIALS, PATIENCE = 12, 10
+# Sufficient decrease, and the share of the slope that may be left (Wolfe 1969).
+DECREASE, SLOPE = 1e-4, 0.5
+# What float32 sums may be wrong by, relative to their size.
+ROUNDING = 1e-6
 
 
 def losses(
     z: Float[Array, "... output"], y: Float[Array, "... output"]
 ) -> Float[Array, "..."]:
-    """Cross-entropy in nats: of log odds where there is one output, else of logits."""
-    if z.shape[-1] == 1:
-        return (jax.nn.softplus(z) - y * z)[..., 0]
+    """Cross-entropy in nats of logits `z` and shares `y` of classes."""
     return jax.nn.logsumexp(z, axis=-1) - (y * z).sum(-1)
 
 
-class _Newton(NamedTuple):
-    """State of `newton`."""
+class Problem(NamedTuple):
+    """What is minimised, over one array of parameters.
 
-    w: Float[Array, "feature output"]
-    z: Float[Array, "example output"]
-    gradient: Float[Array, "feature output"]
-    norm: Float[Array, ""]
-    damping: Float[Array, ""]
-    steps: Int[Array, ""]
-    done: Array
-
-
-def newton(
-    x: Float[Array, "example feature"],
-    y: Float[Array, "example output"],
-    weight: Float[Array, " example"],
-    penalty: Float[Array, " feature"],
-    *,
-    steps: int,
-) -> Solved:
-    r"""Minimises the regularised cross-entropy of a linear model by Newton's method.
-
-    $\sum_n a_n\,\ell(x_n W, y_n) + \tfrac12 \sum_{dk} \lambda_d W_{dk}^2$. The Hessian
-    is damped (Levenberg 1944): ten times less after a step that helps, a hundred times
-    more after one that does not.
-
-    Args:
-        x: inputs, a column of ones among them.
-        y: one-hot labels, or 0 and 1 in one column.
-        weight: of the examples, `a`.
-        penalty: of each input, `λ`.
-        steps: at most so many.
-
-    Returns:
-        `W` and how far from optimal it is.
+    Attributes:
+        line: what all lengths of a direction share.
+        along: parameters, their cache, a direction, its line and a length to the value,
+            the slope, and what `arrive` needs there.
+        arrive: parameters, old cache, line, length and what `along` gave, to the
+            gradient and the new cache.
     """
 
-    def gradient(w: Array, z: Array) -> Array:
-        error = _probabilities(z) - y
-        return x.T @ (weight[:, None] * error) + penalty[:, None] * w
-
-    def value(w: Array, z: Array) -> Array:
-        return weight @ losses(z, y) + 0.5 * (penalty[:, None] * w**2).sum()
-
-    tries = jnp.array(TRIES)
-    w = jnp.zeros((x.shape[1], y.shape[1]))
-    z = jnp.zeros(y.shape)
-    first = gradient(w, z)
-    start = jnp.linalg.norm(first)
-
-    def step(now: _Newton) -> _Newton:
-        hessian = _hessian(x, weight, penalty, now.z)
-        dw = -_damped_solve(hessian, now.damping, now.gradient)
-        dz = x @ dw
-        before = value(now.w, now.z)
-        after = jax.vmap(lambda t: value(now.w + t * dw, now.z + t * dz))(tries)
-        good = after <= before + 1e-6 * jnp.abs(before)
-        t = tries[jnp.argmax(good)]
-        w = jnp.where(good.any(), now.w + t * dw, now.w)
-        z = jnp.where(good.any(), now.z + t * dz, now.z)
-        g = gradient(w, z)
-        norm = jnp.linalg.norm(g)
-        damping = jnp.where(good.any(), now.damping / 10, now.damping * 100)
-        rounding = (norm <= AIM * 100 * start) & (norm > 0.5 * now.norm)
-        done = (norm <= AIM * start) | rounding | (damping > MOST_DAMPING)
-        damping = jnp.maximum(damping, LEAST_DAMPING)
-        return _Newton(w, z, g, norm, damping, now.steps + 1, done)
-
-    begin = _Newton(
-        *(w, z, first, start, jnp.array(LEAST_DAMPING), jnp.array(0)), start == 0
-    )
-    end = jax.lax.while_loop(lambda s: ~s.done & (s.steps < steps), step, begin)
-    return Solved(end.w, relative(end.norm, start), end.steps)
+    line: Callable[[Array], Any]
+    along: Callable[..., tuple[Array, Array, Any]]
+    arrive: Callable[..., tuple[Array, Any]]
 
 
-def _probabilities(z: Float[Array, "example output"]) -> Array:
-    return jax.nn.sigmoid(z) if z.shape[-1] == 1 else jax.nn.softmax(z, axis=-1)
+class _State(NamedTuple):
+    """State of `minimise`."""
+
+    w: Array
+    cache: Any
+    value: Float[Array, ""]
+    gradient: Array
+    norm: Float[Array, ""]
+    moves: Float[Array, "memory ..."]
+    changes: Float[Array, "memory ..."]
+    inverse: Float[Array, " memory"]
+    scale: Float[Array, ""]
+    best: Float[Array, ""]
+    idle: Int[Array, ""]
+    steps: Int[Array, ""]
 
 
-def _hessian(
-    x: Float[Array, "example feature"],
-    weight: Float[Array, " example"],
-    penalty: Float[Array, " feature"],
-    z: Float[Array, "example output"],
-) -> Float[Array, "size size"]:
-    """Second derivatives, features before outputs on both axes."""
-    p = _probabilities(z)
-    d, k = x.shape[1], z.shape[1]
-    if k == 1:
-        return x.T @ (weight[:, None] * p * (1 - p) * x) + jnp.diag(penalty)
-    same = jnp.einsum("ef,ek,eg->kfg", x, weight[:, None] * p, x)
-    same = same + jnp.diag(penalty)
-    scaled = (jnp.sqrt(weight)[:, None, None] * x[:, :, None] * p[:, None]).reshape(
-        len(x), d * k
-    )
-    blocks = jnp.einsum("kde,kj->dkej", same, jnp.eye(k)).reshape(d * k, d * k)
-    return blocks - scaled.T @ scaled
-
-
-def _damped_solve(
-    hessian: Float[Array, "size size"],
-    damping: Float[Array, ""],
-    gradient: Float[Array, "feature output"],
-) -> Float[Array, "feature output"]:
-    size = len(hessian)
-    extra = damping * jnp.trace(hessian) / size
-    factor = jax.scipy.linalg.cho_factor(hessian + extra * jnp.eye(size), lower=True)
-    return jax.scipy.linalg.cho_solve(factor, gradient.reshape(-1)).reshape(
-        gradient.shape
-    )
-
-
-def lbfgs(loss: Callable[[Any], Array], start: Any, *, steps: int) -> Solved:
-    """Minimises a smooth function by L-BFGS (Liu and Nocedal 1989).
+def minimise(
+    problem: Problem, start: Array, cache: Any, *, steps: int, tolerance: float
+) -> tuple[Array, Float[Array, ""], Int[Array, ""]]:
+    """Minimises by L-BFGS (Liu and Nocedal 1989) with a strong Wolfe search.
 
     Args:
-        loss: of a tree of arrays.
+        problem: value and gradient.
+        start: parameters to begin at.
+        cache: theirs.
+        steps: at most so many.
+        tolerance: share of the gradient's norm at the start at which to stop.
+
+    Returns:
+        Parameters, the norm of the gradient relative to the start, and steps taken.
+    """
+    none = jnp.zeros_like(start)
+    line, length = problem.line(none), jnp.array(0.0)
+    value, _, trial = problem.along(start, cache, none, line, length)
+    gradient, cache = problem.arrive(start, cache, line, length, trial)
+    first = jnp.linalg.norm(gradient)
+    pairs, zero = jnp.zeros((MEMORY, *start.shape)), jnp.array(0)
+    state = _State(
+        *(start, cache, value, gradient, first, pairs, pairs, jnp.zeros(MEMORY)),
+        *(1 / jnp.where(first > 0, first, 1.0), first, zero, zero),
+    )
+
+    def going(now: _State) -> Array:
+        far = now.norm > tolerance * first
+        return far & (now.idle < PATIENCE) & (now.steps < steps)
+
+    end = jax.lax.while_loop(going, lambda now: _step(problem, now, trial), state)
+    return end.w, relative(end.norm, first), end.steps
+
+
+def _step(problem: Problem, now: _State, trial: Any) -> _State:
+    """Takes one step of L-BFGS; forgets where it cannot."""
+    p = _direction(now)
+    line, slope = problem.line(p), jnp.vdot(now.gradient, p)
+    found = _search(
+        lambda t: problem.along(now.w, now.cache, p, line, t), now.value, slope, trial
+    )
+    w, t = now.w + found.tried * p, found.tried
+    gradient, cache = problem.arrive(w, now.cache, line, t, found.trial)
+    went = found.good | (found.value < now.value)
+    w, cache, gradient, value = jax.tree.map(
+        lambda new, old: jnp.where(went, new, old),
+        (w, cache, gradient, found.value),
+        (now.w, now.cache, now.gradient, now.value),
+    )
+    move, change = w - now.w, gradient - now.gradient
+    curved, size = jnp.vdot(move, change), jnp.vdot(change, change)
+    good = curved > ROUNDING * jnp.linalg.norm(move) * jnp.sqrt(size)
+    scaled = 1 / jnp.where(good, curved, 1.0)
+
+    def push(kept: Array, new: Array) -> Array:
+        return jnp.where(good, jnp.concatenate([kept[1:], new[None]]), kept)
+
+    norm = jnp.linalg.norm(gradient)
+    better = now.value - value > ROUNDING * jnp.abs(value)
+    better = better | (norm < 0.9 * now.best)
+    return _State(
+        *(w, cache, value, gradient, norm),
+        moves=push(now.moves, move),
+        changes=push(now.changes, change),
+        inverse=jnp.where(went, push(now.inverse, scaled), 0.0),
+        scale=jnp.where(good, curved / jnp.where(good, size, 1.0), now.scale),
+        best=jnp.minimum(now.best, norm),
+        idle=jnp.where(better, 0, now.idle + jnp.where(went, 1, PATIENCE // 2)),
+        steps=now.steps + 1,
+    )
+
+
+def _direction(now: _State) -> Array:
+    """Returns where to go: the two-loop recursion."""
+    pairs = (now.moves, now.changes, now.inverse)
+
+    def back(q: Array, pair: tuple[Array, ...]) -> tuple[Array, Array]:
+        move, change, scale = pair
+        share = scale * jnp.vdot(move, q)
+        return q - share * change, share
+
+    def forth(r: Array, pair: tuple[Array, ...]) -> tuple[Array, None]:
+        move, change, scale, share = pair
+        return r + (share - scale * jnp.vdot(change, r)) * move, None
+
+    q, shares = jax.lax.scan(back, now.gradient, pairs, reverse=True)
+    r, _ = jax.lax.scan(forth, now.scale * q, (*pairs, shares))
+    return -r
+
+
+class _Search(NamedTuple):
+    """State of `_search`: the minimum lies from `low` to `high`, `length` is next."""
+
+    length: Float[Array, ""]
+    tried: Float[Array, ""]
+    low: Float[Array, ""]
+    low_slope: Float[Array, ""]
+    high: Float[Array, ""]
+    value: Float[Array, ""]
+    trial: Any
+    good: Bool[Array, ""]
+    lengths: Int[Array, ""]
+
+
+def _search(
+    along: Callable[[Array], tuple[Array, Array, Any]],
+    value: Float[Array, ""],
+    slope: Float[Array, ""],
+    trial: Any,
+) -> _Search:
+    """Finds how far to go: where the slope is small, by secants within a bracket."""
+
+    def one(now: _Search) -> _Search:
+        t = now.length
+        here, rise, trial = along(t)
+        fell = here <= value + DECREASE * t * slope + ROUNDING * jnp.abs(value)
+        good = fell & (jnp.abs(rise) <= SLOPE * jnp.abs(slope))
+        beyond = ~fell | (rise > 0)
+        low, high = jnp.where(beyond, now.low, t), jnp.where(beyond, t, now.high)
+        gap = jnp.where(jnp.isfinite(high), high - low, 10 * t)
+        turn = rise - now.low_slope
+        root = now.low - (t - now.low) * now.low_slope / jnp.where(turn > 0, turn, 1.0)
+        root = jnp.where(turn > 0, root, low + 0.5 * gap)
+        ahead = jnp.clip(root, low + 0.1 * gap, low + 0.9 * gap)
+        return _Search(
+            length=ahead,
+            tried=t,
+            low=low,
+            low_slope=jnp.where(beyond, now.low_slope, rise),
+            high=high,
+            value=here,
+            trial=trial,
+            good=good,
+            lengths=now.lengths + 1,
+        )
+
+    zero = jnp.array(0.0)
+    begin = _Search(
+        *(jnp.array(1.0), zero, zero, slope, jnp.array(jnp.inf), value, trial),
+        *(jnp.array(False), jnp.array(0)),
+    )
+    return jax.lax.while_loop(lambda s: ~s.good & (s.lengths < TRIALS), one, begin)
+
+
+def smooth(
+    loss: Callable[[Any], Array], start: Any, *, steps: int, tolerance: float
+) -> Solved:
+    """Minimises a smooth function of a tree of arrays.
+
+    Args:
+        loss: what is minimised.
         start: where it begins.
         steps: at most so many.
+        tolerance: share of the gradient's norm at the start at which to stop.
 
     Returns:
         The parameters and how far from optimal they are.
     """
-    search = optax.scale_by_zoom_linesearch(
-        max_linesearch_steps=15, initial_guess_strategy="one"
+    flat, tree = ravel_pytree(start)
+    gradients = jax.value_and_grad(lambda w: loss(tree(w)))
+
+    def along(w: Array, _: None, p: Array, line: None, t: Array) -> Any:
+        value, gradient = gradients(w + t * p)
+        return value, jnp.vdot(gradient, p), gradient
+
+    problem = Problem(
+        line=lambda p: None,
+        along=along,
+        arrive=lambda w, cache, line, t, gradient: (gradient, None),
     )
-    optimiser = optax.lbfgs(memory_size=10, linesearch=search)
-    value_and_gradient = optax.value_and_grad_from_state(loss)
-    first = _norm(jax.grad(loss)(start))
-
-    def step(now: tuple[Any, ...]) -> tuple[Any, ...]:
-        params, state, _, best, idle, i = now
-        value, gradient = value_and_gradient(params, state=state)
-        updates, state = optimiser.update(
-            gradient, state, params, value=value, grad=gradient, value_fn=loss
-        )
-        params = optax.apply_updates(params, updates)
-        norm = _norm(optax.tree.get(state, "grad"))
-        change = value - optax.tree.get(state, "value")
-        better = (change > 1e-6 * jnp.abs(value)) | (norm < 0.9 * best)
-        idle = jnp.where(better, 0, idle + 1)
-        return params, state, norm, jnp.minimum(best, norm), idle, i + 1
-
-    def going(now: tuple[Any, ...]) -> Array:
-        _, _, norm, _, idle, i = now
-        return (norm > 10 * AIM * first) & (idle < PATIENCE) & (i < steps)
-
-    begin = (start, optimiser.init(start), first, first, jnp.array(0), jnp.array(0))
-    params, _, norm, _, _, taken = jax.lax.while_loop(going, step, begin)
-    return Solved(params, relative(norm, first), taken)
-
-
-def _norm(tree: Any) -> Array:
-    return jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)))
+    w, norm, taken = minimise(problem, flat, None, steps=steps, tolerance=tolerance)
+    return Solved(tree(w), norm, taken)
 
 
 def relative(norm: Float[Array, ""], start: Float[Array, ""]) -> Float[Array, ""]:

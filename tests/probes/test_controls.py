@@ -96,8 +96,7 @@ def test_codelength_by_hand(codes):
     shuffle, _ = jax.random.split(jax.random.key(0))
     order = np.asarray(jax.random.permutation(shuffle, N))
     x, y = np.asarray(x, np.float64)[order], y[order]
-    half = x[:200]
-    z = (x - half.mean(0)) / half.std(0)
+    z = (x - x.mean(0)) / x.std(0)
     l2 = float(found.strength[0, -1])
     z = np.c_[z, np.ones(N)]
     penalty = np.r_[np.full(FEATURES, l2), 0]

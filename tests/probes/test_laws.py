@@ -134,6 +134,13 @@ def test_direction_is_the_planted_one(kind, together):
     assert (change > 0).all()
 
 
+def test_intervals_of_accuracy_are_wilsons():
+    """At 18 of 20; and all right is not certainly all right."""
+    found = _fit._interval(jnp.stack([jnp.arange(20) < 18, jnp.ones(20)]) * 1.0, True)
+    np.testing.assert_allclose(found.low, [0.69897, 0.83887], atol=1e-4)
+    np.testing.assert_allclose(found.high, [0.97213, 1.0], atol=1e-4)
+
+
 def test_what_is_not_linear_has_no_direction(together):
     with pytest.raises(mijax.MijaxError, match="not linear"):
         together["hidden"].direction()
@@ -192,8 +199,10 @@ def test_a_mesh_changes_nothing(together):
 
 def test_chunks_change_nothing(monkeypatch, together):
     """Five probes in two chunks of three: one lane is filled up with a copy."""
-    monkeypatch.setattr(_layout, "MOST_ROWS", 1)
-    monkeypatch.setattr(_layout, "MEMORY", 3 * 4 * (7 * N * FEATURES + 3 * 5**2))
+    floats = 3 * N * FEATURES + 8 * 2 * N + FEATURES**2
+    monkeypatch.setattr(
+        _layout, "MEMORY", dict.fromkeys(_layout.MEMORY, 3 * 4 * floats)
+    )
     x, y, x_held, y_held = examples("means")
     five = [jnp.concatenate([a.reshape(4, -1, 5), a[0, :1]]) for a in (x, x_held)]
     layout = _layout.lay_out(five[0], 2, None)
