@@ -3,12 +3,15 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 import mijax
 from mijax import dictionaries as d
+from mijax._errors import ConfigError
 from mijax.data import (
     AbstractSource,
     Activations,
@@ -34,7 +37,8 @@ class HeldOut(NamedTuple):
     Attributes:
         tokens: sequences, `[sequence, seq]`.
         acts: activations of all of them, `[sequence, seq, embed]`.
-        rows: those that are not left out, `[row, embed]`.
+        kept: which of them count, `[sequence, seq]`.
+        rows: those that count, `[row, embed]`.
         few: sequences on which the loss is measured, `[few, seq]`.
         exclude: tokens whose activations are left out.
         site: where.
@@ -44,11 +48,64 @@ class HeldOut(NamedTuple):
 
     tokens: Int[np.ndarray, "sequence seq"]
     acts: Float[np.ndarray, "sequence seq embed"]
+    kept: Bool[np.ndarray, "sequence seq"]
     rows: Float[Array, "row embed"]
     few: Int[Array, "few seq"]
     exclude: tuple[int, ...]
     site: mijax.Site
     spread: float
+
+
+class Ordinary(AbstractSource):
+    """A stream without its outliers: an ordinary row stands in the place of each.
+
+    Where attention rests on a token, its activation is a hundred times as long as
+    others: a few of those in a thousand would be most of the variance.
+
+    Attributes:
+        source: the stream.
+        longest: the norm above which a row is an outlier.
+    """
+
+    source: Any
+    longest: Float[Array, ""]
+
+    @property
+    def digest(self) -> str:
+        """What decides the batches."""
+        return f"{self.source.digest} up to {float(self.longest)!r}"
+
+    def start(self) -> Any:
+        """Returns the state before the first batch."""
+        return self.source.start()
+
+    def batch(self, state: Any) -> tuple[Any, Any]:
+        """Returns the next state and batch."""
+        state, batch = self.source.batch(state)
+        return state, eqx.tree_at(lambda b: b.x, batch, replaced(batch.x, self.longest))
+
+
+@jax.jit
+def replaced(
+    x: Float[Array, "row embed"], longest: Float[Array, ""]
+) -> Float[Array, "row embed"]:
+    """Puts the first ordinary row in the place of outliers."""
+    ordinary = jnp.linalg.norm(x, axis=1) <= longest
+    return jnp.where(ordinary[:, None], x, x[jnp.argmax(ordinary)])
+
+
+class Sizes(NamedTuple):
+    """What a stream is like.
+
+    Attributes:
+        scale: what makes the mean square norm of rows their size.
+        centre: the geometric median of rows, scaled, `[embed]`.
+        longest: the norm above which a row is an outlier.
+    """
+
+    scale: Float[Array, ""]
+    centre: Float[Array, " embed"]
+    longest: Float[Array, ""]
 
 
 def stream(loaded: Loaded, text: Text, config: Any, folder: Path) -> AbstractSource:
@@ -83,18 +140,15 @@ def stream(loaded: Loaded, text: Text, config: Any, folder: Path) -> AbstractSou
     return Stored(folder, batch=config.batch, seed=config.seed)
 
 
-def scaled(source: AbstractSource, file: Path) -> tuple[Array, Array]:
-    """Returns scale and centre of a stream: those in the file if there is one.
+def sizes(source: AbstractSource, outlier: float, file: Path) -> Sizes:
+    """Measures the first batches of a stream, or reads what was measured before.
 
     A run that goes on has to go on with the same numbers, to the last bit.
 
     Args:
         source: the stream.
-        file: where they are kept.
-
-    Returns:
-        What makes the mean square norm of rows their size, and the geometric median of
-        rows, scaled.
+        outlier: how many times the median norm an outlier has.
+        file: where the numbers are kept.
     """
     if not file.exists():
         state, parts = source.start(), []
@@ -102,20 +156,29 @@ def scaled(source: AbstractSource, file: Path) -> tuple[Array, Array]:
             state, batch = source.batch(state)
             parts.append(batch.x)
         rows = jnp.concatenate(parts).astype(jnp.float32)
+        longest = outlier * jnp.median(jnp.linalg.norm(rows, axis=1))
+        rows = replaced(rows, longest)
         scale = statistics(Examples(rows, batch=len(rows)), len(rows)).scale
-        centre = geometric_median(rows) * scale
-        replace_file(file, lambda path: np.savez(path, scale=scale, centre=centre))
+        found = Sizes(scale, geometric_median(rows) * scale, longest)
+        replace_file(file, lambda path: np.savez(path, **found._asdict()))
     with np.load(file) as kept:
-        return jnp.asarray(kept["scale"]), jnp.asarray(kept["centre"])
+        return Sizes(**{name: jnp.asarray(kept[name]) for name in Sizes._fields})
 
 
-def held_out(loaded: Loaded, text: Text, config: Any) -> HeldOut:
+def held_out(
+    loaded: Loaded, text: Text, config: Any, longest: Float[Array, ""]
+) -> HeldOut:
     """Runs the model on the sequences that were held out.
 
     Args:
         loaded: the model.
         text: tokens.
         config: of the experiment.
+        longest: the norm above which an activation is an outlier. It is left out, and
+            so are sequences with one where the loss is measured.
+
+    Raises:
+        ConfigError: every sequence has an outlier.
     """
     site, tokens = mijax.Site(config.site, layer=config.layer), text.held_out
     size, parts = min(config.prompts, len(tokens)), []
@@ -125,14 +188,19 @@ def held_out(loaded: Loaded, text: Text, config: Any) -> HeldOut:
         found = mijax.capture(loaded.model, jnp.asarray(tokens[first:][:size]), site)
         parts.append(np.asarray(found, np.float32)[at - first :])
     acts = np.concatenate(parts)
-    rows = acts[~np.isin(tokens, text.exclude)]
+    wanted = ~np.isin(tokens, text.exclude)
+    ordinary = np.linalg.norm(acts, axis=-1) <= float(longest)
+    whole = np.flatnonzero((ordinary | ~wanted).all(1))
+    if not len(whole):
+        raise ConfigError("Every held-out sequence has an outlier: raise --outlier.")
+    few = whole[:: max(1, len(whole) // config.loss_sequences)]
+    few = jnp.asarray(tokens[few[: config.loss_sequences]])
+    kept = wanted & ordinary
+    rows = acts[kept]
     square = (rows.astype(np.float64) ** 2).sum(1).mean()
     spread = rows.var(0, dtype=np.float64).sum() / square
-    step = max(1, len(tokens) // config.loss_sequences)
-    few = jnp.asarray(tokens[::step][: config.loss_sequences])
-    return HeldOut(
-        *(tokens, acts, jnp.asarray(rows), few, text.exclude, site, float(spread))
-    )
+    rows = jnp.asarray(rows)
+    return HeldOut(*(tokens, acts, kept, rows, few, text.exclude, site, float(spread)))
 
 
 def splice_error(loaded: Loaded, dictionary: d.Dictionary, held: HeldOut) -> float:

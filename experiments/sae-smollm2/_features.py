@@ -56,8 +56,7 @@ def drawn(
         acts = jnp.asarray(held.acts[at : at + SEQUENCES])
         parts.append(np.asarray(some(dictionary, acts, jnp.asarray(which))))
     values = np.concatenate(parts)
-    left_out = np.isin(held.tokens, held.exclude)
-    return Features(which, np.where(left_out[:, :, None], 0, values))
+    return Features(which, np.where(held.kept[:, :, None], values, 0))
 
 
 def rows(

@@ -45,7 +45,7 @@ def read(loaded: Loaded, config: Any, folder: Path) -> Text:
         The tokens.
 
     Raises:
-        ConfigError: no text, several, or too little.
+        ConfigError: no text, or too little.
     """
     bos = None if loaded.text is None else loaded.text.bos
     width = config.seq - (bos is not None)
@@ -65,18 +65,26 @@ def read(loaded: Loaded, config: Any, folder: Path) -> Text:
     return Text(train, held_out, bos, tuple(sorted(found)), corpus.digest)
 
 
-def documents(config: Any) -> Iterable[str]:
-    """Finds the documents of a file, a folder of files or a data set.
+def check(config: Any) -> None:
+    """Refuses a config without text, or with several, before any work.
 
     Raises:
-        ConfigError: neither is given, or both, or there is no text in the folder.
+        ConfigError: neither is given, or both.
     """
-    if (config.data is None) == (config.dataset is None):
+    if not config.generated and (config.data is None) == (config.dataset is None):
         raise ConfigError(
             "This needs some text: give --data, a text file, a JSON-lines file or a "
             "folder of such files, or --dataset, a data set of the Hugging Face hub "
             "(one of the two)."
         )
+
+
+def documents(config: Any) -> Iterable[str]:
+    """Finds the documents of a file, a folder of files or a data set.
+
+    Raises:
+        ConfigError: there is no text in the folder.
+    """
     if config.dataset is not None:
         return read_dataset(config.dataset, field=config.column, streaming=True)
     path = Path(config.data).expanduser()

@@ -12,6 +12,8 @@ from mijax import dictionaries as d
 from mijax import train
 from mijax._errors import ConfigError, nearest
 
+from ._activations import Sizes
+
 PENALISED = {"ReLU": d.ReLU, "JumpReLU": d.JumpReLU, "Gated": d.Gated}
 LARGEST = {"TopK": d.TopK, "BatchTopK": d.BatchTopK}
 
@@ -148,18 +150,15 @@ class Together(train.AbstractObjective):
         return [part.dictionary(*own) for part, *own in given]
 
 
-def objective(
-    found: list[Choice], config: Any, *, embed: int, centre: Any, scale: Any
-) -> Together:
+def objective(found: list[Choice], config: Any, sizes: Sizes) -> Together:
     """Says how the dictionaries are trained.
 
     Args:
         found: which.
         config: of the experiment.
-        embed: size of an activation.
-        centre: where the decoders' biases start, in scaled units.
-        scale: by which activations are multiplied.
+        sizes: what activations are multiplied by, and where the decoders' biases start.
     """
+    embed, scale = sizes.centre.shape[0], float(sizes.scale)
     parts = tuple(
         d.Training(
             *(choice.architecture, d.SAE(embed)),
@@ -173,7 +172,7 @@ def objective(
             clip=config.clip,
             unit_norm=True,
             dead_after=config.dead_after,
-            centre=centre,
+            centre=sizes.centre,
             scale=scale,
             dtype=config.precision,
             seed=config.seed,
