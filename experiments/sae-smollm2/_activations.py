@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 import mijax
 from mijax import dictionaries as d
@@ -35,21 +35,19 @@ class HeldOut(NamedTuple):
     """What dictionaries are measured on.
 
     Attributes:
-        tokens: sequences, `[sequence, seq]`.
-        acts: activations of all of them, `[sequence, seq, embed]`.
-        kept: which of them count, `[sequence, seq]`.
-        rows: those that count, `[row, embed]`.
-        few: sequences on which the loss is measured, `[few, seq]`.
+        rows: activations of all sequences that are not left out, `[row, embed]`.
+        outliers: share of them that is left out for its length.
+        whole: sequences without an outlier, `[sequence, seq]`.
+        few: those on which the loss is measured, `[few, seq]`.
         exclude: tokens whose activations are left out.
         site: where.
         spread: share of the rows' mean square that is variance, by which FVU has to be
             multiplied to be relative to zero.
     """
 
-    tokens: Int[np.ndarray, "sequence seq"]
-    acts: Float[np.ndarray, "sequence seq embed"]
-    kept: Bool[np.ndarray, "sequence seq"]
     rows: Float[Array, "row embed"]
+    outliers: float
+    whole: Int[np.ndarray, "sequence seq"]
     few: Int[Array, "few seq"]
     exclude: tuple[int, ...]
     site: mijax.Site
@@ -190,17 +188,17 @@ def held_out(
     acts = np.concatenate(parts)
     wanted = ~np.isin(tokens, text.exclude)
     ordinary = np.linalg.norm(acts, axis=-1) <= float(longest)
-    whole = np.flatnonzero((ordinary | ~wanted).all(1))
+    whole = tokens[(ordinary | ~wanted).all(1)]
     if not len(whole):
         raise ConfigError("Every held-out sequence has an outlier: raise --outlier.")
     few = whole[:: max(1, len(whole) // config.loss_sequences)]
-    few = jnp.asarray(tokens[few[: config.loss_sequences]])
-    kept = wanted & ordinary
-    rows = acts[kept]
+    few = jnp.asarray(few[: config.loss_sequences])
+    rows = acts[wanted & ordinary]
+    outliers = float(1 - len(rows) / wanted.sum())
     square = (rows.astype(np.float64) ** 2).sum(1).mean()
     spread = rows.var(0, dtype=np.float64).sum() / square
-    rows = jnp.asarray(rows)
-    return HeldOut(*(tokens, acts, kept, rows, few, text.exclude, site, float(spread)))
+    rest = (outliers, whole, few, text.exclude, site, float(spread))
+    return HeldOut(jnp.asarray(rows), *rest)
 
 
 def splice_error(loaded: Loaded, dictionary: d.Dictionary, held: HeldOut) -> float:

@@ -1,106 +1,80 @@
-"""What makes latents active: a few of them, drawn at random, and their top examples."""
+"""What makes latents active: some, drawn at random, in a table and on a page."""
 
-from typing import NamedTuple
+from typing import Any
 
-import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float
 
+import mijax.experiment
 from mijax import dictionaries as d
-from mijax.data import Tokenizer
+from mijax import viz
+from mijax.data import Corpus, Tokenizer, Tokens
+from mijax.models import Loaded
 
 from ._activations import HeldOut
+from ._training import Choice
 
-# Sequences whose latents are computed at once.
-SEQUENCES = 8
-# Tokens before and after the one that is shown.
-BEFORE, AFTER = 8, 3
-
-
-class Features(NamedTuple):
-    """Some latents.
-
-    Attributes:
-        which: they are, `[feature]`.
-        values: how active they are, `[sequence, seq, feature]`, 0 where tokens are left
-            out.
-    """
-
-    which: Int[np.ndarray, " feature"]
-    values: Float[np.ndarray, "sequence seq feature"]
+# Latents in the table, examples of each, tokens before and after the one that is shown.
+SHOWN, EXAMPLES, BEFORE, AFTER = 8, 3, 8, 3
 
 
-def drawn(
+def show(
+    choice: Choice,
     dictionary: d.Dictionary,
     density: Float[np.ndarray, " latent"],
-    held: HeldOut,
-    *,
-    features: int,
-    seed: int,
-) -> Features:
-    """Draws latents that are active now and then, and finds where they are.
+    given: tuple[HeldOut, Loaded, Any],
+    run: mijax.experiment.Run,
+) -> None:
+    """Shows latents of one dictionary, drawn from those that are ever active.
 
     Args:
-        dictionary: any.
-        density: share of rows in which each latent is active.
-        held: sequences.
-        features: how many; fewer where fewer are active.
-        seed: of the draw.
+        choice: which dictionary.
+        dictionary: it.
+        density: share of activations in which each latent is active.
+        given: what was held out, the model, and the config.
+        run: takes the table and the page.
     """
+    held, loaded, config = given
     alive = np.flatnonzero(density > 0)
-    rng = np.random.default_rng(seed)
-    which = np.sort(rng.choice(alive, min(features, len(alive)), replace=False))
-    parts = []
-    for at in range(0, len(held.acts), SEQUENCES):
-        acts = jnp.asarray(held.acts[at : at + SEQUENCES])
-        parts.append(np.asarray(some(dictionary, acts, jnp.asarray(which))))
-    values = np.concatenate(parts)
-    return Features(which, np.where(held.kept[:, :, None], values, 0))
+    if not len(alive):
+        return
+    order = np.random.default_rng(config.seed).permutation(alive)[: config.features]
+    bos = None if loaded.text is None else loaded.text.bos
+    ids = held.whole if bos is None else held.whole[:, 1:]
+    rows = min(config.prompts, len(ids))
+    tokens = Tokens(Corpus.from_ids(ids), seq=config.seq, batch=rows, bos=bos)
+    found = d.features(
+        *(loaded.model, dictionary, tokens, held.site),
+        latents=order.tolist(),
+        exclude=held.exclude,
+    )
+    title = f"Latents of {choice.label}, drawn at random"
+    columns = ["latent", "density", "largest", "first", "second", "third"]
+    run.table(f"{title}: where they are largest", columns, table(found, loaded.text))
+    page = viz.feature_pages(found, tokenizer=loaded.text, title=title)
+    run.page("features", page, caption="On held-out text; not chosen by hand.")
 
 
-def rows(
-    found: Features,
-    density: Float[np.ndarray, " latent"],
-    held: HeldOut,
-    tokenizer: Tokenizer | None,
-) -> list[list[object]]:
-    """Makes a row of a table for each latent: its largest examples, one per sequence.
-
-    Args:
-        found: the latents.
-        density: share of rows in which each latent is active.
-        held: sequences.
-        tokenizer: spells tokens; their ids are shown without.
-    """
-    table = []
-    for i, latent in enumerate(found.which):
-        values = found.values[:, :, i]
-        places = values.argmax(1)
-        best = values.max(1)
-        order = np.argsort(-best, kind="stable")[:3]
-        texts = [
-            shown(held.tokens[s], int(places[s]), tokenizer) if best[s] > 0 else None
-            for s in order
-        ]
-        texts += [None] * (3 - len(texts))
-        table.append([str(latent), float(density[latent]), float(best.max()), *texts])
-    return table
+def table(found: d.Features, tokenizer: Tokenizer | None) -> list[list[object]]:
+    """Makes a row for each of the first latents: its largest examples."""
+    rows = []
+    for i, latent in enumerate(found.latents[:SHOWN]):
+        texts = [excerpt(found.top, i, j, tokenizer) for j in range(EXAMPLES)]
+        rows.append([str(latent), found.density[i], found.largest[i], *texts])
+    return rows
 
 
-def shown(
-    tokens: Int[np.ndarray, " seq"], place: int, tokenizer: Tokenizer | None
-) -> str:
-    """Spells some tokens around a place, and marks the one there."""
-    first = max(0, place - BEFORE)
-    ids = [int(i) for i in tokens[first : place + AFTER + 1]]
-    pieces = [f" {i}" for i in ids] if tokenizer is None else tokenizer.pieces(ids)
-    at = place - first
-    return "".join([*pieces[:at], f"«{pieces[at]}»", *pieces[at + 1 :]]).strip()
-
-
-@eqx.filter_jit
-def some(
-    dictionary: d.Dictionary, acts: Float[Array, "some seq embed"], which: Array
-) -> Float[Array, "some seq feature"]:
-    return dictionary.encode(acts)[..., which]
+def excerpt(
+    found: d.Excerpts, latent: int, example: int, tokenizer: Tokenizer | None
+) -> str | None:
+    """Spells the tokens around an example, and marks its own; none if there is none."""
+    if example >= found.row.shape[1] or found.row[latent, example] < 0:
+        return None
+    window = found.tokens[latent, example]
+    pieces = []
+    for place, index in enumerate(window.tolist()):
+        if index < 0 or not -BEFORE <= place - found.before <= AFTER:
+            continue
+        piece = f" {index}" if tokenizer is None else tokenizer.pieces([index])[0]
+        pieces.append(f"«{piece}»" if place == found.before else piece)
+    return "".join(pieces).strip()

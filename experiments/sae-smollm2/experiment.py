@@ -31,9 +31,8 @@ Commands:
 Runtime: see experiments/README.md.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
 import mijax
@@ -51,7 +50,7 @@ from ._activations import (
     splice_error,
     stream,
 )
-from ._features import drawn, rows
+from ._features import show
 from ._report import curves, densities, numbers, pareto, tables
 from ._scoring import Score, principal, rivals, scored
 from ._text import Text, check, read
@@ -121,8 +120,8 @@ class Config(mijax.experiment.Config):
     "Of products in training."
     checkpoint: Positive = 500
     "Updates between checkpoints."
-    features: int = 8
-    "Latents to show."
+    features: Positive = 64
+    "Latents of one dictionary to show, drawn at random."
     seed: int = 0
     "Of weights, of the order of text and of the latents that are shown."
 
@@ -140,9 +139,7 @@ def run(config: Config, run: mijax.experiment.Run) -> None:
     learned, like = trained(found, loaded, text, config, run)
     with run.progress("held-out text"):
         held = held_out(loaded, text, config, like.longest)
-    wanted = ~np.isin(held.tokens, held.exclude)
-    outliers = 1 - len(held.rows) / wanted.sum()
-    run.number("outliers", float(outliers), note="share of activations left out")
+    run.number("outliers", held.outliers, note="share of activations left out")
     scores = measured(learned, loaded, held, run)
     numbers(scores, run)
     best = middle(found, config.architectures[0])
@@ -151,7 +148,8 @@ def run(config: Config, run: mijax.experiment.Run) -> None:
     pareto(scores, run)
     densities(scores, run)
     curves(run.scratch / "numbers.jsonl", found, run)
-    show(best, learned[best], scores[best]["trained"], (held, loaded, config), run)
+    density = scores[best]["trained"].density
+    show(best, learned[best], density, (held, loaded, config), run)
     for choice, dictionary in learned.items():
         note = {"model": config.model, "text": text.digest}
         folder = run.folder / "dictionaries" / choice.name
@@ -207,20 +205,3 @@ def measured(
                 scores[choice][name] = scored(rival, loaded, held, file)
             progress(len(scores), len(learned))
     return scores
-
-
-def show(
-    choice: Choice,
-    dictionary: d.Dictionary,
-    score: Score,
-    given: tuple[HeldOut, Loaded, Any],
-    run: mijax.experiment.Run,
-) -> None:
-    """Shows a few latents of one dictionary, drawn at random from those in use."""
-    held, loaded, config = given
-    found = drawn(
-        *(dictionary, score.density, held), features=config.features, seed=config.seed
-    )
-    columns = ["latent", "density", "largest", "first", "second", "third"]
-    title = f"Latents of {choice.label}, drawn at random: where they are largest"
-    run.table(title, columns, rows(found, score.density, held, loaded.text))

@@ -82,7 +82,7 @@ def test_tiny_goes_on_where_it_was_stopped(tmp_path):
     assert len(features.rows) == 3
     assert "«" in features.rows[0][3]
     written = {path.name for path in out.iterdir()}
-    assert {"training.png", "pareto.png", "density.png", "dictionaries"} <= written
+    assert {"training.png", "pareto.png", "density.png", "features.html"} <= written
     found = d.load(out / "dictionaries" / "ReLU_128_1")
     assert found.site == mijax.Site("resid_post", layer=0)
 
