@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from mijax.dictionaries._sparse import hits, shifted
 from mijax.dictionaries._wiring import AbstractWiring, Weights, product
 from mijax.train import Step
 
@@ -40,7 +41,8 @@ class Given(eqx.Module):
 
     def pre(self) -> Float[Array, "batch latent"]:
         """Returns latents before they are cut."""
-        return self.wiring.pre(self.weights, self.x, self.dtype)
+        offset = self.step.local(self.wiring.offset(self.weights))
+        return shifted(self.wiring.project(self.weights, self.x, self.dtype), offset)
 
     def base(self) -> Float[Array, "batch out"]:
         """Returns what is written without any latent."""
@@ -74,9 +76,22 @@ class Given(eqx.Module):
         """Adds up over all latents and averages over all examples."""
         return self.step.mean(self.step.over_model(x.sum(1)).mean())
 
-    def any(self, active: Bool[Array, "batch latent"]) -> Bool[Array, " latent"]:
-        """Tells which latents are active in any example."""
-        return self.step.total(active.sum(0, dtype=jnp.int32)) > 0
+    def weighted(
+        self, x: Float[Array, "batch latent"], weights: Float[Array, " latent"]
+    ) -> Float[Array, ""]:
+        """Adds up over all latents, with weights, and averages over all examples."""
+        # A product with a vector, also backwards: nothing of the size of `x` is
+        # written.
+        each = jnp.matmul(x, weights, precision="highest")
+        return self.step.mean(self.step.over_model(each).mean())
+
+    def activity(
+        self, latents: Float[Array, "batch latent"]
+    ) -> tuple[Float[Array, ""], Bool[Array, " latent"]]:
+        """Returns how many latents are active per example, and which are in any."""
+        counts = hits(latents)
+        each = counts.astype(jnp.float32).sum() / latents.shape[0]
+        return self.step.mean(self.step.over_model(each)), self.step.total(counts) > 0
 
 
 class Outcome(eqx.Module):

@@ -13,7 +13,8 @@ from mijax.dictionaries._sparse import threshold_of
 from mijax.dictionaries._topk import revived
 from mijax.dictionaries._wiring import Weights
 
-MEMORY = 0.999
+# The threshold averages the last tenth of the updates, about, and a thousand at most.
+MEMORY, SHARE = 0.999, 10
 
 
 class AbstractThreshold(AbstractArchitecture):
@@ -39,7 +40,8 @@ class BatchTopK(AbstractThreshold):
 
     After Bussmann et al. 2024 (arXiv:2412.06410): training keeps as many latents as `k`
     per example on average, wherever they are. In use an example stands alone: latents
-    above a threshold are active, the running mean of the smallest that training kept.
+    above a threshold are active, the running mean of the smallest that training kept
+    (of about the last tenth of the updates, of a thousand at most).
     The loss is that of `TopK`.
 
     Attributes:
@@ -70,10 +72,8 @@ class BatchTopK(AbstractThreshold):
         latents, running = kept(given, pre, self.k)
         restored = given.restored(latents)
         auxiliary = self.aux * revived(given, pre, restored, self.aux_k)
-        active = latents > 0
-        count = given.total(active.astype(jnp.float32))
         return Outcome(
-            given.error(restored), auxiliary, count, given.any(active), running
+            given.error(restored), auxiliary, *given.activity(latents), running
         )
 
 
@@ -85,5 +85,7 @@ def kept(
     size = given.step.total(jnp.float32(pre.shape[0]))
     least = threshold_of(still, jnp.round(k * size).astype(jnp.int32), given.step)
     latents = jnp.where((still >= least) & (still > 0), pre, 0)
-    moved = MEMORY * given.running + (1 - MEMORY) * least
+    index = given.step.index.astype(jnp.float32)
+    memory = jnp.minimum(MEMORY, index / (index + SHARE))
+    moved = memory * given.running + (1 - memory) * least
     return latents, jnp.where(given.running < 0, least, moved)

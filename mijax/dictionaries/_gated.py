@@ -61,11 +61,9 @@ class Gated(AbstractArchitecture):
         still = eqx.tree_at(lambda g: g.weights, given, frozen)
         auxiliary = still.error(still.restored(gates))
         norms = jax.lax.stop_gradient(given.norms())
-        penalty = self.sparsity * given.share * given.total(gates * norms)
-        active = latents > 0
+        penalty = self.sparsity * given.share * given.weighted(gates, norms)
         return Outcome(
             given.error(given.restored(latents)),
             penalty + auxiliary,
-            given.total(active.astype(jnp.float32)),
-            given.any(active),
+            *given.activity(latents),
         )

@@ -54,8 +54,7 @@ class JumpReLU(AbstractArchitecture):
         return Outcome(
             given.error(given.restored(latents)),
             self.sparsity * given.share * count,
-            jax.lax.stop_gradient(count),
-            given.any(pre > threshold),
+            *given.activity(latents),
         )
 
 

@@ -77,12 +77,10 @@ class Matryoshka(AbstractThreshold):
             errors.append(given.error(restored))
             start = end
         auxiliary = self.aux * revived(given, pre, restored, self.aux_k)
-        active = latents > 0
         nested = sum(errors) / len(errors) - errors[-1]
         return Outcome(
             errors[-1],
             nested + auxiliary,
-            given.total(active.astype(jnp.float32)),
-            given.any(active),
+            *given.activity(latents),
             running,
         )

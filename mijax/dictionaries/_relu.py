@@ -52,14 +52,14 @@ class ReLU(AbstractArchitecture):
     def loss(self, given: Given) -> Outcome:
         """Returns squared error and penalty."""
         latents = jax.nn.relu(given.pre())
-        sizes = latents * given.norms()
-        penalty = given.total(shaped(self.penalty, sizes))
-        active = latents > 0
+        if self.penalty == "l1":
+            penalty = given.weighted(latents, given.norms())
+        else:
+            penalty = given.total(shaped(self.penalty, latents * given.norms()))
         return Outcome(
             given.error(given.restored(latents)),
             self.sparsity * given.share * penalty,
-            given.total(active.astype(jnp.float32)),
-            given.any(active),
+            *given.activity(latents),
         )
 
 
@@ -67,7 +67,5 @@ def shaped(penalty: str, sizes: Float[Array, "..."]) -> Float[Array, "..."]:
     """Applies a penalty to sizes of latents."""
     if penalty == "tanh":
         return jnp.tanh(sizes)
-    if penalty == "sqrt":
-        # The derivative of a bare root is infinite at 0.
-        return jnp.sqrt(sizes + 1e-4) - 1e-2
-    return sizes
+    # The derivative of a bare root is infinite at 0.
+    return jnp.sqrt(sizes + 1e-4) - 1e-2

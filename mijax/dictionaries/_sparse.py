@@ -97,6 +97,44 @@ def _spread(values: Array, index: Array, vectors: Array, rows: Array) -> Array:
     return jax.lax.scan(add, zero, parts)[0].astype(rows.dtype)
 
 
+@jax.custom_vjp
+def shifted(
+    x: Float[Array, "batch latent"], offset: Float[Array, " latent"]
+) -> Float[Array, "batch latent"]:
+    """Adds an offset; its gradient is a product with ones.
+
+    The same sum over examples as a reduction takes as long as a matrix product on a
+    CPU.
+    """
+    return x + offset
+
+
+def _shifted_forward(x: Any, offset: Any) -> Any:
+    return x + offset, None
+
+
+def _shifted_backward(_: None, given: Any) -> Any:
+    ones = jnp.ones(given.shape[0], given.dtype)
+    return given, jnp.matmul(ones, given, precision="highest")
+
+
+shifted.defvjp(_shifted_forward, _shifted_backward)
+
+
+def hits(latents: Float[Array, "batch latent"]) -> Int[Array, " latent"]:
+    """Counts the examples in which each latent is active.
+
+    A few examples after the other: nothing of the size of `latents` is written.
+    """
+    parts = latents.reshape(-1, math.gcd(latents.shape[0], CHUNK), latents.shape[1])
+
+    def add(total: Array, part: Array) -> tuple[Array, None]:
+        return total + (part > 0).sum(0, dtype=jnp.int32), None
+
+    # Times zero: it varies over devices as what is added does.
+    return jax.lax.scan(add, 0 * (latents[0] > 0).astype(jnp.int32), parts)[0]
+
+
 def largest(
     x: Float[Array, "batch latent"], k: int, step: Any
 ) -> tuple[Float[Array, "batch k"], Int[Array, "batch k"], Int[Array, "batch k"]]:
@@ -109,28 +147,21 @@ def largest(
 
     Returns:
         The candidates of this device, their places in it, and their rank among the
-        candidates of all devices (below `k` for those that are among the largest).
+        candidates of all devices (`k` for those that are not among the largest).
         Equal numbers rank by latent, as on one device.
     """
     values, index = jax.lax.top_k(x, min(k, x.shape[1]))
     every = step.gather(values)
     if every.shape[0] == 1:
         return values, index, jnp.broadcast_to(jnp.arange(values.shape[1]), index.shape)
-    device = jnp.arange(every.shape[0])[:, None, None]
-    place = jnp.arange(values.shape[1])
-    part = step.part()
-
-    def beaten(value: Array, at: Array, all_of: Array) -> Array:
-        """Counts candidates of one example that come before one of them."""
-        of, where = device[:, 0], place[None]
-        ahead = (of < part) | ((of == part) & (where < at))
-        return ((all_of > value) | ((all_of == value) & ahead)).sum()
-
-    over_candidates = jax.vmap(beaten, (0, 0, None))
-    rank = jax.vmap(over_candidates, (0, None, 0))(
-        values, place, jnp.moveaxis(every, 1, 0)
-    )
-    return values, index, rank
+    # Side by side, devices in order: the first of equal numbers is the first latent.
+    side = jnp.moveaxis(every, 0, 1).reshape(x.shape[0], -1)
+    _, winners = jax.lax.top_k(side, min(k, side.shape[1]))
+    last = jnp.full(side.shape, k, jnp.int32)
+    place = jnp.arange(winners.shape[1], dtype=jnp.int32)
+    ranks = jax.vmap(lambda r, i: r.at[i].set(place))(last, winners)
+    ranks = ranks.reshape(x.shape[0], every.shape[0], -1)
+    return values, index, ranks[:, step.part()]
 
 
 def threshold_of(

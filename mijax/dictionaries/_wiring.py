@@ -58,10 +58,16 @@ class AbstractWiring(eqx.Module):
         return x.reshape(x.shape[0], -1)
 
     def pre(
-        self, weights: Weights, x: Float[Array, "batch *reads"], dtype: Any = None
+        self, weights: Weights, x: Float[Array, "batch *reads"]
     ) -> Float[Array, "batch latent"]:
         """Returns what latents are before they are cut, `x W + b`."""
-        return product(self.flat(x), weights.encoder, dtype) + self.offset(weights)
+        return self.project(weights, x) + self.offset(weights)
+
+    def project(
+        self, weights: Weights, x: Float[Array, "batch *reads"], dtype: Any = None
+    ) -> Float[Array, "batch latent"]:
+        """Returns what latents read, `x W`."""
+        return product(self.flat(x), weights.encoder, dtype)
 
     def offset(self, weights: Weights) -> Float[Array, " latent"]:
         """Returns what latents are on an input of zero, before they are cut."""
@@ -225,10 +231,10 @@ class CrossLayer(AbstractWiring):
             )
         return self.embed, self.layers * self.embed
 
-    def pre(
+    def project(
         self, weights: Weights, x: Float[Array, "batch *reads"], dtype: Any = None
     ) -> Float[Array, "batch latent"]:
-        """Returns what latents are before they are cut, from their own layer."""
+        """Returns what latents read, from their own layer."""
         dtype = x.dtype if dtype is None else dtype
         encoder = weights.encoder.reshape(-1, self.layers, self.embed)
         found = jnp.einsum(
@@ -237,7 +243,7 @@ class CrossLayer(AbstractWiring):
             encoder.astype(dtype),
             preferred_element_type=jnp.float32,
         )
-        return found.reshape(x.shape[0], -1) + weights.bias
+        return found.reshape(x.shape[0], -1)
 
     def rows(self, weights: Weights) -> Float[Array, "latent out"]:
         """Returns the decoder, without what would be written to earlier layers."""

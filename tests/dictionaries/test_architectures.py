@@ -175,8 +175,13 @@ def test_batch_topk_and_its_threshold():
     np.testing.assert_allclose(numbers["l0"], K, rtol=1e-6)
     least = latents[latents > 0].min()
     np.testing.assert_allclose(after.running, least, rtol=1e-6)
-    _, _, later = losses(given, params, after._replace(running=jnp.float32(1.0)))
-    np.testing.assert_allclose(later.running, 0.999 + 0.001 * least, rtol=1e-6)
+    for index, memory in ((90, 0.9), (10**6, 0.999)):
+        late, before = Step(jnp.int32(index), STEP.key), jnp.float32(1.0)
+        _, (_, later) = given.loss(
+            params, after._replace(running=before), BATCH, late
+        )
+        wanted = memory + (1 - memory) * least
+        np.testing.assert_allclose(later.running, wanted, rtol=1e-6)
     found = given.dictionary(params, after._replace(running=jnp.float32(0.7)))
     np.testing.assert_allclose(found.encode(X), np.where(pre > 0.7, pre, 0), atol=1e-5)
 

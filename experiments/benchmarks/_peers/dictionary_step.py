@@ -53,7 +53,7 @@ def main() -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         marks.append(time.perf_counter() - began)
     package = {"saelens": "sae-lens"}.get(arguments.library, "dictionary-learning")
     found = {
@@ -101,7 +101,10 @@ def saelens(arguments: Any, start: dict[str, Any]) -> Any:
     common |= {"apply_b_dec_to_input": True, "normalize_activations": "none"}
     if arguments.architecture == "topk":
         config: Any = sae_lens.TopKTrainingSAEConfig(
-            k=arguments.k, aux_loss_coefficient=0.0, **common
+            k=arguments.k,
+            aux_loss_coefficient=0.0,
+            rescale_acts_by_decoder_norm=False,
+            **common,
         )
         model: Any = sae_lens.TopKTrainingSAE(config)
     else:
