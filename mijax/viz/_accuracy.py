@@ -92,8 +92,8 @@ def accuracy_bands(
         left, lowest = place % across == 0, place + across >= n_positions
         name_axes(axes, x=x if lowest else "", y=y if left else "")
         if n_positions > 1 or positions is not None:
-            text = place if positions is None else readable(str(positions[place]))
-            name_axes(axes, title=str(text))
+            name = f"position {place}" if positions is None else str(positions[place])
+            name_axes(axes, title=readable(name))
     if len(parts) + len(lines or {}) > 1:
         columns = min(len(parts) + len(lines or {}), 2 * across + 1)
         legend_below(figure, panels[:1], columns=columns)

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from mijax._errors import TokenError
 from mijax.data import Tokenizer
 from mijax.dictionaries import Features
 
@@ -189,14 +188,12 @@ def _packed(
 
 def _pieces(ids: Int[np.ndarray, " used"], tokenizer: Tokenizer | None) -> list[str]:
     """How tokens are written; models may have ids that their tokenizer lacks."""
-
-    def one(index: int) -> str:
-        try:
-            return f"⟨{index}⟩" if tokenizer is None else tokenizer.pieces([index])[0]
-        except TokenError:
-            return f"⟨{index}⟩"
-
-    return [one(index) for index in ids.tolist()]
+    every = ids.tolist()
+    names: dict[int, str] = {}
+    if tokenizer is not None:
+        known = [i for i in every if tokenizer.backend.id_to_token(i) is not None]
+        names = dict(zip(known, tokenizer.pieces(known), strict=True))
+    return [names.get(i, f"⟨{i}⟩") for i in every]
 
 
 def _trimmed(counts: Int[np.ndarray, " bin"]) -> list[int]:

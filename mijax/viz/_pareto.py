@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, Real
 
 from mijax._errors import ShapeError
 from mijax.viz._labels import drawable
 from mijax.viz._style import (
     COLOURS,
-    Vector,
     clean_frame,
     name_axes,
     new_figure,
@@ -21,12 +20,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# A vector, or a number for one point.
+Costs = float | Real[Array | np.ndarray, "..."]
+
 _MARKERS = "osD^vPX"
 _GREY = "#55585f"
 
 
 def pareto(
-    points: Mapping[str, Sequence[Vector]],
+    points: Mapping[str, Sequence[Costs]],
     *,
     names: Mapping[str, Sequence[object]] | None = None,
     log: bool = True,
@@ -41,7 +43,8 @@ def pareto(
 
     Args:
         points: by label, for instance of an architecture, `(x, y)` or
-            `(x, y, low, high)` with the ends of the interval of `y`, each `[point]`.
+            `(x, y, low, high)` with the ends of the interval of `y`, each `[point]`, or
+            a number for one point.
         names: by the same labels, a name for each point, written beside it.
         log: whether the x axis is logarithmic.
         title: title of the picture.
@@ -115,7 +118,7 @@ def front(
 
 
 def _series(
-    label: str, parts: Sequence[Vector], log: bool
+    label: str, parts: Sequence[Costs], log: bool
 ) -> list[Float[np.ndarray, " point"]]:
     found = [np.atleast_1d(np.asarray(part, dtype=np.float64)) for part in parts]
     sizes = {part.shape for part in found}

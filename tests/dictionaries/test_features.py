@@ -142,10 +142,14 @@ def test_neither_the_size_of_batches_nor_the_other_latents_matter(gathered, mode
     chex.assert_trees_all_close(ours, other, rtol=1e-4, atol=1e-5)
 
 
-def test_some_rows_only(model, sae, values):
-    found = d.features(model, sae, stream(4), SITE, latents=[3], rows=6, keep=KEEP)
-    assert found.tokens == (~np.isnan(values[:6, :, 0])).sum()
-    assert found.top.row.max() < 6
+def test_some_rows_only_in_one_program(model, sae, values, monkeypatch):
+    traced = []
+    count = lambda *given: traced.append(1) or _merged(*given)  # noqa: E731
+    monkeypatch.setattr(mijax.dictionaries._gather, "_merged", count)
+    found = d.features(model, sae, stream(4), SITE, latents=[3], rows=10, keep=KEEP)
+    assert found.tokens == (~np.isnan(values[:10, :, 0])).sum()
+    assert found.top.row.max() < 10
+    assert len(traced) == 2  # for both kinds of examples
 
 
 def test_words_and_neighbours(gathered, model, sae):
