@@ -1,5 +1,6 @@
 """Text to token ids and back."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,6 +175,7 @@ def spell(piece: str) -> str:
     return whole.decode("utf-8", errors="backslashreplace")
 
 
+@functools.cache
 def byte_alphabet() -> dict[str, int]:
     """The printable character that stands for each byte in a byte-level vocabulary."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
