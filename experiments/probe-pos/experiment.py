@@ -179,18 +179,11 @@ def report(
 def draw(found: dict[str, Fit], run: mijax.experiment.Run) -> None:
     """Draws accuracy by layer."""
     real = found["part of speech"]
-    curves = {name: np.asarray(one.held_out.mean) for name, one in found.items()}
-    curves["most frequent tag"] = np.full(real.shape[0], float(real.baseline))
-    bands = {
-        name: (np.asarray(one.held_out.low), np.asarray(one.held_out.high))
-        for name, one in found.items()
-    }
-    picture = viz.line(
-        curves,
-        bands=bands,
+    picture = viz.accuracy_bands(
+        {name: one.held_out for name, one in found.items()},
+        layers=["embed", *range(real.shape[0] - 1)],
+        lines={"most frequent": float(real.baseline)},
         title="What a linear probe reads",
-        x="layer (0: embedding)",
-        y="held-out accuracy",
     )
     caption = "Bands are 95 % intervals over held-out words."
     run.figure("accuracy", picture, caption=caption)
