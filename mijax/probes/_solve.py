@@ -14,7 +14,7 @@ from mijax.probes._probe import Solved
 MEMORY = 10
 # A search ends after so many lengths; a solver after so many steps that improve neither
 # loss nor gradient.
-TRIALS, PATIENCE = 12, 10
+TRIALS, PATIENCE = 12, 40
 # Sufficient decrease, and the share of the slope that may be left (Wolfe 1969).
 DECREASE, SLOPE = 1e-4, 0.5
 # What float32 sums may be wrong by, relative to their size.
