@@ -34,8 +34,8 @@ def tables(scores: Mapping[Choice, Mapping[str, Score]], run: Any) -> None:
 def numbers(
     scores: Mapping[Choice, Mapping[str, Score]], run: mijax.experiment.Run
 ) -> None:
-    """Reports the numbers of each dictionary, and the least gain over its rivals."""
-    gains: dict[str, list[float]] = {rival: [] for rival in RIVALS}
+    """Reports the numbers of each dictionary, and the least gain of each kind."""
+    gains: dict[tuple[str, str], list[float]] = {}
     for choice, found in scores.items():
         score = found["trained"]
         run.number(f"l0_{choice.name}", score.l0)
@@ -44,11 +44,12 @@ def numbers(
         run.number(f"nmse_{choice.name}", nmse, note="relative to zero")
         share = score.numbers["CE share, mean"]
         run.number(f"ce_{choice.name}", share, note="recovered of mean ablation")
-        for rival, values in gains.items():
-            values.append(1 - score.fvu.mean / found[rival].fvu.mean)
-    for rival, values in gains.items():
+        for rival in RIVALS:
+            gain = 1 - score.fvu.mean / found[rival].fvu.mean
+            gains.setdefault((rival, choice.kind), []).append(gain)
+    for (rival, kind), values in gains.items():
         note = f"least share of FVU saved against {rival} with as many active latents"
-        run.number(f"gain_over_{rival}", min(values), note=note)
+        run.number(f"gain_over_{rival}_{kind}", min(values), note=note)
 
 
 def curves(file: Path, choices: list[Choice], run: mijax.experiment.Run) -> None:
@@ -74,11 +75,10 @@ def pareto(
     """Draws error against sparsity, with the rivals."""
     points: dict[str, list[Score]] = {}
     for choice, found in scores.items():
-        points.setdefault(f"{choice.kind} {choice.latents:,}", []).append(
-            found["trained"]
-        )
-        for rival in RIVALS:
-            points.setdefault(rival, []).append(found[rival])
+        label = f"{choice.kind} {choice.latents:,}"
+        points.setdefault(label, []).append(found["trained"])
+    for rival in RIVALS:
+        points[rival] = [found[rival] for found in scores.values()]
     series = {}
     for label, several in points.items():
         active = [score for score in several if score.l0.mean > 0]
