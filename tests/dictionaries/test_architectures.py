@@ -177,9 +177,7 @@ def test_batch_topk_and_its_threshold():
     np.testing.assert_allclose(after.running, least, rtol=1e-6)
     for index, memory in ((90, 0.9), (10**6, 0.999)):
         late, before = Step(jnp.int32(index), STEP.key), jnp.float32(1.0)
-        _, (_, later) = given.loss(
-            params, after._replace(running=before), BATCH, late
-        )
+        _, (_, later) = given.loss(params, after._replace(running=before), BATCH, late)
         wanted = memory + (1 - memory) * least
         np.testing.assert_allclose(later.running, wanted, rtol=1e-6)
     found = given.dictionary(params, after._replace(running=jnp.float32(0.7)))
