@@ -8,6 +8,7 @@ takes beside that.
 import argparse
 import json
 import os
+from typing import Any
 
 DEVICES = (1, 2, 4, 8)
 FLAG = f"--xla_force_host_platform_device_count={max(DEVICES)}"
@@ -57,7 +58,8 @@ def memory(arguments: argparse.Namespace, devices: int) -> dict[str, float]:
     _, batch = source.batch(state.source)
     core = (state.params, state.memory, state.optimiser, state.step)
     shared = (objective, spread(batch, mesh), False, mesh)
-    needs = _update.lower(shared, core).compile().compiled.memory_analysis()
+    program: Any = _update
+    needs = program.lower(shared, core).compile().compiled.memory_analysis()
     held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(core))
     return {
         "held_mb": round(held / 1e6, 1),
