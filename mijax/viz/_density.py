@@ -88,6 +88,8 @@ def density_histogram(
     axes.set_xlim(low - width * (2.5 + len(shares)), 0)
     clean_frame(axes)
     name_axes(axes, title=title, x=x, y="share of latents")
+    # Room for the legend above the highest bar.
+    axes.set_ylim(0, axes.get_ylim()[1] * (1.02 + 0.08 * len(shares)))
     write_legend(axes, loc="upper left", bbox_to_anchor=(0.12, 1.0))
     return figure
 
