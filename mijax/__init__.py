@@ -42,11 +42,13 @@ from mijax.core import sweep as sweep
 
 if TYPE_CHECKING:
     from mijax import attribution as attribution
+    from mijax import causal as causal
     from mijax import circuits as circuits
     from mijax import core as core
     from mijax import data as data
     from mijax import dictionaries as dictionaries
     from mijax import experiment as experiment
+    from mijax import features as features
     from mijax import io as io
     from mijax import lens as lens
     from mijax import models as models
@@ -62,8 +64,8 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Imports a subpackage on first use, so `import mijax` stays quick."""
     packages = (
-        "attribution circuits core data dictionaries experiment io lens models nn "
-        "probes testing train viz"
+        "attribution causal circuits core data dictionaries experiment features io "
+        "lens models nn probes testing train viz"
     )
     if name in packages.split():
         return importlib.import_module(f"mijax.{name}")

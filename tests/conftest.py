@@ -11,10 +11,12 @@ from jaxtyping import install_import_hook
 
 with install_import_hook("mijax", "beartype.beartype"):
     import mijax.attribution
+    import mijax.causal
     import mijax.circuits
     import mijax.core
     import mijax.data
     import mijax.dictionaries
+    import mijax.features
     import mijax.io
     import mijax.models
     import mijax.nn

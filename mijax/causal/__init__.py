@@ -1,0 +1,1 @@
+"""Causal abstraction: whether a model computes what a small program computes."""

@@ -1,0 +1,1 @@
+"""The geometry of features: superposition, Fourier components."""
