@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,13 +14,14 @@ from jax.sharding import Mesh
 
 from mijax._errors import ConfigError
 from mijax.data import AbstractSource
+from mijax.train._advance import Told, advance, drawable
 from mijax.train._checkpoints import Checkpoints
 from mijax.train._guard import Guard
 from mijax.train._objective import AbstractObjective
 from mijax.train._shard import place
 from mijax.train._sinks import AbstractSink
 from mijax.train._state import State
-from mijax.train._update import begin, update
+from mijax.train._update import begin
 
 
 def fit(
@@ -32,6 +34,7 @@ def fit(
     report: int = 10,
     checkpoint: str | os.PathLike[str] | None = None,
     every: int = 500,
+    scan: int = 1,
 ) -> State:
     """Fits an objective, or many at once, to a stream of batches.
 
@@ -49,25 +52,30 @@ def fit(
         report: updates between reports to the sinks.
         checkpoint: folder of checkpoints. If it holds one, the run goes on from it.
         every: updates between checkpoints; the last update always makes one.
+        scan: updates of one program. With more than 1 the program draws its batches
+            itself, which is worth it where an update takes less time than to start
+            one; the source must be one that JAX can trace.
 
     Returns:
         The state after the last update.
 
     Raises:
         ConfigError: objectives that cannot share a program, or a mesh that does not
-            divide examples or parameters.
+            divide examples or parameters; `scan` of a source that JAX cannot trace.
         OutputError: the folder holds another run, or cannot be written.
         TrainingError: loss or update is not finite, or the loss has exploded; says at
             which update, on which batch, and where the last checkpoint is.
     """
-    if steps < 1 or report < 1 or every < 1:
+    if min(steps, report, every, scan) < 1:
         raise ConfigError(
-            f"Training takes at least 1 step, report and checkpoint every 1, got "
-            f"{steps}, {report} and {every}."
+            "Training takes at least 1 step, report, checkpoint every and scan 1, got "
+            f"{steps}, {report}, {every} and {scan}."
         )
     several = isinstance(objective, Sequence)
     fitted = stacked(objective) if several else traced(objective)
     state = begin(fitted, source, several=several, mesh=mesh)
+    if scan > 1:
+        drawable(source, state.source)
     with contextlib.ExitStack() as stack:
         # A digest leaves out what changes no batch, such as the mesh it lies on.
         job = (fitted, getattr(source, "digest", source))
@@ -76,27 +84,42 @@ def fit(
         done = int(state.step)
         for sink in sinks:
             stack.enter_context(sink).open(done, steps)
-        guard = Guard(kept)
+        guard, told, due = Guard(kept), None, deque[int]()
         try:
-            for step in range(done + 1, steps + 1):
-                taken, batch = source.batch(state.source)
-                state, info = update(fitted, state, taken, batch, several, mesh)
-                guard.watch(step, info, batch)
-                if step % report == 0 or step == steps:
-                    numbers = {name: plain(value) for name, value in info.items()}
-                    for sink in sinks:
-                        sink.write(step, numbers)
-                if step % every == 0 or step == steps:
+            while done < steps:
+                last = min(done + scan, steps, done + every - done % every)
+                these = range(done + 1, last + 1)
+                state, told = advance(
+                    *(fitted, source, state, these),
+                    room=scan,
+                    several=several,
+                    mesh=mesh,
+                )
+                due.extend(i for i in these if i % report == 0 or i == steps)
+                guard.watch(told)
+                tell(due, told, sinks)
+                done = last
+                if done % every == 0 or done == steps:
                     guard.settle()
-                    kept.save(step, state)
+                    kept.save(done, state)
         except KeyboardInterrupt:
             # Buffers are gone if an update was under way: the last checkpoint counts.
-            if not state.step.is_deleted():
+            if told is not None and not state.step.is_deleted():
+                tell(due, told, sinks)
                 guard.settle()
                 kept.save(int(state.step), state)
             raise
         guard.settle()
     return state
+
+
+def tell(due: deque[int], told: Told, sinks: Sequence[AbstractSink]) -> None:
+    """Tells sinks of the updates that are due; whatever stops it, none comes twice."""
+    while due:
+        step = due.popleft()
+        numbers = {name: plain(value) for name, value in told.row(step).items()}
+        for sink in sinks:
+            sink.write(step, numbers)
 
 
 def traced(objective: AbstractObjective) -> AbstractObjective:
@@ -122,6 +145,6 @@ def stacked(objectives: Sequence[AbstractObjective]) -> AbstractObjective:
 
 def plain(value: Any) -> Any:
     """Makes numbers, or lists of them, of an array."""
-    if eqx.is_array(value):
+    if eqx.is_array(value) or isinstance(value, np.ndarray | np.generic):
         return np.asarray(value, np.float64).tolist()
     return value

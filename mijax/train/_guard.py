@@ -1,20 +1,18 @@
 """Stops a run whose loss or update is no number any more, and says where."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import numpy as np
 
 from mijax._errors import TrainingError
 from mijax.core._journal import digest
+from mijax.train._advance import Told
 from mijax.train._checkpoints import Checkpoints
 
 EXPLODED = 1e6
 
 
 class Guard:
-    """Looks at each update one late, so that the device never waits.
+    """Looks at updates one program late, so that the device never waits.
 
     A loss is that before the update: parameters that an update has spoilt would be kept
     if the update itself were not looked at.
@@ -23,32 +21,33 @@ class Guard:
     def __init__(self, kept: Checkpoints):
         self._kept = kept
         self._first: np.ndarray | None = None
-        self._waiting: tuple[int, Mapping[str, Any], Any] | None = None
+        self._waiting: Told | None = None
 
-    def watch(self, step: int, info: Mapping[str, Any], batch: Any) -> None:
-        """Checks the update before, and remembers this one."""
-        before, self._waiting = self._waiting, (step, info, batch)
+    def watch(self, told: Told) -> None:
+        """Checks the updates before, and remembers these."""
+        before, self._waiting = self._waiting, told
         self._check(before)
 
     def settle(self) -> None:
-        """Checks the last update too."""
+        """Checks the last updates too."""
         before, self._waiting = self._waiting, None
         self._check(before)
 
-    def _check(self, waiting: tuple[int, Mapping[str, Any], Any] | None) -> None:
-        if waiting is None:
+    def _check(self, told: Told | None) -> None:
+        if told is None:
             return
-        step, info, batch = waiting
-        values, sizes = (
-            np.atleast_1d(np.asarray(info[name], np.float64))
-            for name in ("loss", "update")
+        losses, norms = (
+            told.rows(name).reshape(len(told.steps), -1) for name in ("loss", "update")
         )
-        if self._first is None:
-            self._first = np.abs(values) + 1e-12
-        bad = ~np.isfinite(values) | (np.abs(values) > EXPLODED * self._first)
-        bad |= ~np.isfinite(sizes)
-        if not bad.any():
+        first = np.abs(losses[0]) + 1e-12 if self._first is None else self._first
+        self._first = first
+        wrong = ~np.isfinite(losses) | (np.abs(losses) > EXPLODED * first)
+        wrong |= ~np.isfinite(norms)
+        if not wrong.any():
             return
+        place = int(np.argmax(wrong.any(1)))
+        step, batch = told.steps[place], told.batch(place)
+        bad, values, sizes = wrong[place], losses[place], norms[place]
         lane = f" of lane {int(np.argmax(bad))}" if len(values) > 1 else ""
         leaves = jax.tree.leaves(batch)
         parts = sum(int((~np.isfinite(np.asarray(a))).sum()) for a in leaves)

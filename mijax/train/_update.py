@@ -61,9 +61,9 @@ def update(
         The state after, and the numbers of this update: what the objective reports,
         its `"loss"`, and the norm of the `"update"` of the parameters.
     """
+    core = (state.params, state.memory, state.optimiser, state.step)
     if mesh is not None:
         batch = spread(batch, mesh)
-    core = (state.params, state.memory, state.optimiser, state.step)
     (params, memory, optimiser, step), info = _update(
         (objective, batch, several, mesh), core
     )
@@ -73,6 +73,24 @@ def update(
 @eqx.filter_jit(donate="all-except-first")
 def _update(shared: Any, core: Any) -> tuple[Any, dict[str, Any]]:
     objective, batch, several, mesh = shared
+    return apply(objective, core, batch, several, mesh)
+
+
+def apply(
+    objective: AbstractObjective, core: Any, batch: Any, several: bool, mesh: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Updates once, inside of a program.
+
+    Args:
+        objective: what is minimised.
+        core: parameters, memory, optimiser and step before.
+        batch: examples, as they lie on the mesh.
+        several: whether the objective is lanes.
+        mesh: devices.
+
+    Returns:
+        The core after, and the numbers of this update.
+    """
     params, memory, optimiser, index = core
 
     def keys(objective: AbstractObjective) -> PRNGKeyArray:
@@ -83,7 +101,7 @@ def _update(shared: Any, core: Any) -> tuple[Any, dict[str, Any]]:
         objective, params, memory, batch, (index, key), several, mesh
     )
 
-    def apply(objective: Any, params: Any, given: Any, key: Any) -> Any:
+    def one(objective: Any, params: Any, given: Any, key: Any) -> Any:
         gradient, optimiser, memory = given
         rule = objective.optimiser()
         change, optimiser = rule.update(gradient, optimiser, params)
@@ -92,8 +110,8 @@ def _update(shared: Any, core: Any) -> tuple[Any, dict[str, Any]]:
         after = objective.after(params, optimiser, memory, batch, step)
         return after, optax.tree.norm(change)
 
-    apply = jax.vmap(apply) if several else apply
-    found, size = apply(objective, params, (gradient, optimiser, memory), key)
+    change = jax.vmap(one) if several else one
+    found, size = change(objective, params, (gradient, optimiser, memory), key)
     params, optimiser, memory = constrained(found, objective, mesh, several=several)
     return (params, memory, optimiser, index + 1), {**info, "update": size}
 

@@ -101,6 +101,68 @@ def test_tensorboard_says_what_it_needs(tmp_path, monkeypatch):
         train.TensorBoard(tmp_path)
 
 
+class Noisy(Root):
+    """A noise of each update, as the loss may draw it."""
+
+    def loss(self, params, memory, batch, step):
+        noise = jax.random.normal(step.key)
+        info = {"noise": noise, "parts": jnp.stack([params, noise])}
+        return step.mean(((params - batch.x + noise) ** 2).mean()), (info, None)
+
+
+class Stop(train.Memory):
+    def write(self, step, numbers):
+        if step == 7:
+            raise KeyboardInterrupt
+
+
+def test_many_updates_of_one_program_are_the_same_run(tmp_path):
+    x = jax.random.normal(jax.random.key(1), (24, 1))
+    lanes = [Noisy(0.1), Noisy(0.2)]
+
+    def fit(folder=None, more=(), **options):
+        told, data = train.Memory(), Examples(x, batch=4)
+        given = {"steps": 13, "sinks": [told, *more], "report": 2, "every": 5}
+        given |= {"checkpoint": folder} | options
+        return train.fit(lanes, data, **given), told.rows
+
+    one, rows = fit()
+    many, others = fit(scan=4)
+    meshed, _ = fit(scan=4, mesh=train.mesh(data=2))
+    for other in (many, meshed):
+        np.testing.assert_allclose(one.params, other.params, rtol=1e-6)
+        assert (int(other.step), int(other.source)) == (13, 13)
+    for row, other in zip(rows, others, strict=True):
+        assert row["step"] == other["step"]
+        np.testing.assert_allclose(row["parts"], other["parts"], rtol=1e-5)
+    log, other = (train.Jsonl(tmp_path / name) for name in ("log", "other"))
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "run", [log, Stop()], scan=4, report=1)
+    again, _ = fit(tmp_path / "run", [log], scan=4, report=1)
+    whole, _ = fit(None, [other], scan=4, report=1, every=100)
+    np.testing.assert_array_equal(again.params, whole.params)
+    assert (tmp_path / "log").read_text() == (tmp_path / "other").read_text()
+
+
+def test_what_a_program_cannot_draw_is_refused():
+    class Outside(Examples):
+        def batch(self, state):
+            return super().batch(jnp.int32(int(state)))
+
+    data = Outside(jnp.ones((4, 1)), batch=4)
+    with pytest.raises(ConfigError, match=r"Outside are made outside of JAX.*scan=1"):
+        train.fit(Root(), data, steps=3, scan=2)
+
+
+def test_the_update_that_failed_is_found_in_its_program():
+    with pytest.raises(TrainingError) as alone:
+        train.fit(Root(0.25), source(1.0), steps=5)
+    with pytest.raises(TrainingError) as among:
+        train.fit(Root(0.25), source(1.0), steps=5, scan=8)
+    assert "at step 2, on the batch with digest" in str(alone.value)
+    assert str(among.value) == str(alone.value)
+
+
 def test_nothing_to_do_is_refused():
     with pytest.raises(ConfigError, match="at least 1 step"):
         train.fit(Root(), source(1.0), steps=0)
