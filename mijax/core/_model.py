@@ -160,6 +160,7 @@ def scan_blocks(
     *,
     past: Past | None = None,
     kept: Any = None,
+    last: Int[Array, ""] | None = None,
     select: Callable[[Any, BlockSites[Any], Array], Any] = lambda kept, acts, _: (
         kept,
         acts,
@@ -174,6 +175,7 @@ def scan_blocks(
         rows: where the rows stand.
         past: keys and values of earlier tokens per layer, `[layer, prompt, ...]`.
         kept: what is carried from layer to layer for `select`.
+        last: blocks after this layer are not computed, and their `out` is 0.
         select: `(kept, acts, layer) -> (kept, out)`, what to keep of a block's
             activations. It runs inside the scan, so only what it returns takes memory.
 
@@ -193,9 +195,17 @@ def scan_blocks(
         kept, out = select(kept, acts, layer)
         return (x, kept), out
 
+    def needed(carry: Any, layered: Any) -> tuple[Any, Any]:
+        out = jax.eval_shape(body, carry, layered)[1]
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), out)
+        skip = lambda carry, _: (carry, nothing)  # noqa: E731
+        return jax.lax.cond(layered[0] <= last, body, skip, carry, layered)
+
     layers = jnp.arange(model.n_layers, dtype=jnp.int32)
     carry = (x, kept)
-    (x, kept), out = jax.lax.scan(body, carry, (layers, arrays, scanned, past))
+    (x, kept), out = jax.lax.scan(
+        body if last is None else needed, carry, (layers, arrays, scanned, past)
+    )
     return x, (kept, out)
 
 

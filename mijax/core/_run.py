@@ -75,7 +75,8 @@ def capture(
     """Reads activations.
 
     Layer, position, head and feature are selected inside the scan over layers, so
-    memory is proportional to what is asked for.
+    memory is proportional to what is asked for. Layers after the last one that is asked
+    for are not run.
 
     Args:
         model: any `AbstractModel`.
@@ -168,7 +169,10 @@ def _capture(
             kept[i] = jnp.zeros(jnp.shape(site.layer) + shape, spec.dtype)
         embed = edit(edits.embed, model.embed(tokens, position), place)
         x, (kept, layers) = scan_blocks(
-            model, embed, edits.blocks, place.rows, kept=kept, select=select
+            *(model, embed, edits.blocks, place.rows),
+            kept=kept,
+            last=_last_layer(flat),
+            select=select,
         )
         final = edit(edits.resid_final, model.normalise(x), place)
         logits = edit(edits.logits, model.unembed(final), place)
@@ -180,6 +184,15 @@ def _capture(
         ]
 
     return jax.tree.unflatten(tree, over_prompts(one, tokens))
+
+
+def _last_layer(sites: list[Site]) -> Array | None:
+    """Returns the last layer that sites need, -1 for the embedding, None for all."""
+    for site in sites:
+        if site.name != "embed" and (not site.layered or site.layer is None):
+            return None
+    layers = [jnp.max(jnp.asarray(s.layer)) for s in sites if s.layered]
+    return jnp.max(jnp.stack([jnp.int32(-1), *layers]))
 
 
 def part(value: Array, site: Site, prompt: Array | None) -> Array:

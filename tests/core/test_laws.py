@@ -106,6 +106,27 @@ def test_capturing_one_layer_needs_no_memory_for_the_others(name):
     assert sizes[3] < sizes[None] / 4
 
 
+def test_capture_runs_no_layer_after_the_last_one_it_reads():
+    ran = []
+
+    class Watching(mijax.core.AbstractEdit):
+        def __call__(self, x, place):
+            jax.debug.callback(lambda layer: ran.append(int(layer)), place.layer)
+            return x
+
+    watch = Watching().at("resid_post")
+    for sites, last in [
+        (Site("embed"), -1),
+        ([Site("resid_post", layer=0), Site("z", layer=jnp.array([1, 0]))], 1),
+        ([Site("resid_post", layer=1), Site("resid_final")], 2),
+        (Site("resid_post"), 2),
+    ]:
+        ran.clear()
+        jax.block_until_ready(mijax.capture(model("gpt2"), CLEAN[0], sites, watch))
+        jax.effects_barrier()
+        assert sorted(set(ran)) == list(range(last + 1))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_batch_is_loop_and_padding_is_nothing(name):
     acts = acts_of(name, "z")
