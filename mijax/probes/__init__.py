@@ -1,5 +1,6 @@
 """Probes: what can be read from activations, with controls."""
 
+from mijax.probes._auroc import auroc as auroc
 from mijax.probes._control import control_labels as control_labels
 from mijax.probes._control import selectivity as selectivity
 from mijax.probes._fit import fit as fit

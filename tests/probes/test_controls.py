@@ -9,6 +9,7 @@ import mijax
 from mijax.probes import (
     Logistic,
     Ridge,
+    auroc,
     codelength,
     control_labels,
     fit,
@@ -184,3 +185,17 @@ def test_bad_directions():
         several.direction(7)
     with pytest.raises(mijax.MijaxError, match="these probes are"):
         several.logits(x[:, :2])
+
+
+def test_area_is_the_share_of_pairs_in_order():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 60)
+    scores = rng.integers(0, 9, (2, 3, 60)).astype(float)  # with many ties
+    over = scores[..., labels == 1, None] - scores[..., None, labels == 0]
+    expected = ((over > 0) + 0.5 * (over == 0)).mean((-2, -1))
+    np.testing.assert_allclose(auroc(scores, labels), expected, atol=1e-6)
+    np.testing.assert_allclose(auroc(-scores, labels), 1 - expected, atol=1e-6)
+    with pytest.raises(mijax.MijaxError, match="one label per example"):
+        auroc(scores, labels[:-1])
+    with pytest.raises(mijax.MijaxError, match="both of them"):
+        auroc(scores, np.zeros(60, int))
