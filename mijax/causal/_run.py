@@ -1,0 +1,203 @@
+"""Interchange interventions of many lanes: models and data shared, places not."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from mijax._errors import ConfigError, ShapeError, SiteError
+from mijax.causal._counterfactuals import Counterfactuals
+from mijax.causal._swap import Subspaces, Swap, activation
+from mijax.core import Place, Set, Site
+from mijax.core._rows import Sequence as Rows
+from mijax.core._sites import empty, get, put
+
+
+class Shared(eqx.Module):
+    """One model, or several of one kind, stacked."""
+
+    arrays: Any
+    static: Any = eqx.field(static=True)
+    several: bool = eqx.field(static=True)
+
+    @staticmethod
+    def of(models: Any) -> "Shared":
+        """Stacks models, if there are several."""
+        several = isinstance(models, list | tuple)
+        parts = [
+            eqx.partition(m, eqx.is_array) for m in (models if several else [models])
+        ]
+        arrays, static = zip(*parts, strict=True)
+        shapes = [jax.tree.map(jnp.shape, one) for one in arrays]
+        if any(s != shapes[0] for s in shapes) or any(s != static[0] for s in static):
+            raise ConfigError("Models that are searched at once must be of one kind.")
+        if not several:
+            return Shared(arrays[0], static[0], several)
+        stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays)
+        return Shared(stack, static[0], several)
+
+    def __len__(self) -> int:
+        return jax.tree.leaves(self.arrays)[0].shape[0] if self.several else 1
+
+    def first(self) -> Any:
+        """Returns the first model."""
+        arrays = self.arrays
+        if self.several:
+            arrays = jax.tree.map(lambda leaf: leaf[0], arrays)
+        return eqx.combine(arrays, self.static)
+
+    def map(self, run: Callable[[Any, Any], Any], given: Any) -> Any:
+        """Calls `run(model, given)` for every model with its own part of `given`."""
+
+        def one(arrays: Any, given: Any) -> Any:
+            return run(eqx.combine(arrays, self.static), given)
+
+        return (jax.vmap(one) if self.several else one)(self.arrays, given)
+
+
+class Lanes(eqx.Module):
+    """Searches, stacked."""
+
+    method: Any
+    site: Site
+    task: Int[Array, " search"]
+
+    @staticmethod
+    def of(searches: Sequence[Any]) -> "Lanes":
+        """Stacks searches of one kind."""
+        if not searches:
+            raise ConfigError("There is nothing to search: give one search at least.")
+        trees = [
+            jax.tree.map(jnp.asarray, (one.method, one.site, jnp.int32(one.task)))
+            for one in searches
+        ]
+        kinds = [
+            (
+                jax.tree.structure(tree),
+                [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)],
+            )
+            for tree in trees
+        ]
+        for i, kind in enumerate(kinds):
+            if kind != kinds[0]:
+                raise ConfigError(
+                    f"Searches 0 and {i} differ in more than numbers (kind of method, "
+                    "name of the site), so they cannot share a program: call twice."
+                )
+        return Lanes(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees))
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+
+def losses(
+    model: Any,
+    lanes: Any,
+    subspaces: Subspaces,
+    tasks: tuple[Counterfactuals, ...],
+    *,
+    at_once: int | None = None,
+) -> tuple[Float[Array, "search batch"], Float[Array, "search batch"]]:
+    """Runs every search's interchange interventions in one model.
+
+    Args:
+        model: one model.
+        lanes: sites and tasks of the searches.
+        subspaces: of every search.
+        tasks: counterfactuals.
+        at_once: searches that run at a time; all by default.
+
+    Returns:
+        Cross-entropy of the label, and whether the output is as labelled, 0 or 1.
+    """
+    given = jax.tree.map(lambda *leaves: jnp.stack(leaves), *tasks)
+    name = lanes.site.name
+
+    def read(x: Array) -> Any:
+        return put(empty(), name, get(model(x)[1], name))
+
+    of_base = jax.vmap(jax.vmap(read))(given.base)
+    of_sources = jax.vmap(jax.vmap(jax.vmap(read)))(given.sources)
+
+    def one(site: Site, task: Array, subspaces: Subspaces) -> Any:
+        here = jax.tree.map(lambda leaf: leaf[task], given)
+        base, sources = jax.tree.map(lambda leaf: leaf[task], (of_base, of_sources))
+
+        def example(x: Any, acts: Any, others: Any, swapped: Array) -> Array:
+            now = activation(acts, site)
+            source = jax.vmap(lambda acts: activation(acts, site))(others)
+            new = swap(now, source, subspaces, swapped)
+            return logits_of(model(x, Set(new).at(site))[0])
+
+        logits = jax.vmap(example)(here.base, base, sources, here.swapped)
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, here.label)
+        right = logits.argmax(-1) == here.label
+        return loss, right.astype(loss.dtype)
+
+    lanes = (lanes.site, lanes.task, subspaces)
+    if at_once is None or len(lanes[1]) <= at_once:
+        return jax.vmap(one)(*lanes)
+    return jax.lax.map(lambda lane: one(*lane), lanes, batch_size=at_once)
+
+
+def swap(
+    now: Float[Array, " width"],
+    source: Float[Array, "variable width"],
+    subspaces: Subspaces,
+    swapped: Bool[Array, " variable"],
+) -> Float[Array, " width"]:
+    """Swaps the subspaces of the variables that are set, in one activation."""
+    mask = subspaces.mask * swapped[:, None]
+    edit = Swap(Subspaces(subspaces.basis, mask), source)
+    return edit(now[None], Place(Rows(jnp.zeros(1, jnp.int32))))[0]
+
+
+def logits_of(out: Float[Array, "*seq classes"]) -> Float[Array, " classes"]:
+    """Returns the logits of a model of one output, or those of the last token."""
+    return out if out.ndim == 1 else out[-1]
+
+
+def as_tuple(batch: Any) -> tuple[Counterfactuals, ...]:
+    """Makes a tuple of counterfactuals of one, or of several."""
+    return (batch,) if isinstance(batch, Counterfactuals) else tuple(batch)
+
+
+def check(
+    shared: Shared, site: Site, task: Array, batch: tuple[Counterfactuals, ...]
+) -> tuple[int, int]:
+    """Refuses places and tasks that are not there; returns width and variables.
+
+    Args:
+        shared: models.
+        site: the sites of all searches, stacked.
+        task: the tasks of all searches.
+        batch: counterfactuals, of which the first example is looked at.
+
+    Returns:
+        Size of the activation, and number of variables.
+    """
+    if int(task.max()) >= len(batch) or int(task.min()) < 0:
+        raise ConfigError(
+            f"Tasks {sorted(set(task.tolist()))} are asked for, but batches hold "
+            f"{len(batch)} of them, from 0."
+        )
+    shapes = {(one.base.shape[1:], one.sources.shape[1:]) for one in batch}
+    if len(shapes) > 1:
+        raise ShapeError(f"Tasks of a batch need inputs of one shape, got {shapes}.")
+    _, acts = eqx.filter_eval_shape(shared.first(), batch[0].base[0])
+    value = get(acts, site.name)
+    if value is not None:
+        for name, axis in (("layer", 0), ("position", int(site.layered))):
+            index = getattr(site, name)
+            if index is not None and int(index.max()) >= value.shape[axis]:
+                raise SiteError(
+                    f"There is no {name} {int(index.max())} at {site.name!r}: there "
+                    f"are {value.shape[axis]}, from 0."
+                )
+    one = jax.tree.map(lambda leaf: leaf[0], site)
+    vector = eqx.filter_eval_shape(activation, acts, one)
+    return vector.shape[0], batch[0].sources.shape[1]
