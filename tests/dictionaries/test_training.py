@@ -270,3 +270,40 @@ def test_what_is_refused(case):
     make, error, said = BAD[case]
     with pytest.raises(error, match=said):
         make()
+
+
+def test_a_crosscoder_of_two_models_from_tokens_to_file(tmp_path):
+    models = [mijax.testing.tiny_gpt2(jax.random.key(seed)) for seed in (0, 1)]
+    random = np.random.default_rng(0)
+    corpus = Corpus.from_ids(random.integers(1, 64, (60, 12)))
+    site = Site("resid_post", layer=1)
+    given = Activations(models, Tokens(corpus, seq=12, batch=4), site, batch=32)
+    told = train.Memory()
+    found = d.train(
+        d.Training(
+            d.TopK(8),
+            d.Crosscoder(2, 32),
+            latents=64,
+            steps=60,
+            seed=3,
+            learning_rate=1e-2,
+        ),
+        given,
+        sinks=[told],
+        report=1,
+    )
+    assert told.rows[-1]["fvu"] < 0.5 * told.rows[0]["fvu"]
+    # Latents are shared: both models' parts add up before the largest are kept.
+    x = jnp.stack([mijax.capture(m, jnp.arange(1, 9), site) for m in models], axis=1)
+    encoder = found.weights.encoder.reshape(64, 2, 32)
+    decoder = found.weights.decoder.reshape(64, 2, 32)
+    hidden = jnp.einsum("bme,lme->bl", x, encoder) + found.weights.bias
+    least = jnp.sort(hidden, axis=1)[:, -8][:, None]
+    hidden = jnp.where(hidden >= least, jax.nn.relu(hidden), 0)
+    np.testing.assert_allclose(found.encode(x), hidden, atol=1e-4)
+    out = jnp.einsum("bl,lme->bme", hidden, decoder)
+    expected = out + found.weights.centre.reshape(2, 32)
+    np.testing.assert_allclose(found(x), expected, atol=1e-4)
+    d.save(found, tmp_path / "both")
+    again = d.load(tmp_path / "both").dictionary
+    np.testing.assert_array_equal(again(x), found(x))
