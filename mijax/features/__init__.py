@@ -1,5 +1,10 @@
 """How features lie in a model: toy models of superposition, geometry, phases."""
 
+from mijax.features._fourier import best_frequency as best_frequency
+from mijax.features._fourier import fourier_basis as fourier_basis
+from mijax.features._fourier import fourier_power as fourier_power
+from mijax.features._fourier import keep_sums as keep_sums
+from mijax.features._fourier import wave_logits as wave_logits
 from mijax.features._geometry import FRACTIONS as FRACTIONS
 from mijax.features._geometry import Lines as Lines
 from mijax.features._geometry import count_lines as count_lines

@@ -21,6 +21,7 @@ def line(
     title: str = "",
     x: str = "",
     y: str = "",
+    log: bool = False,
 ) -> "Figure":
     """Draws curves, with bands around those that have them.
 
@@ -31,6 +32,7 @@ def line(
         title: title of the picture.
         x: name of the horizontal axis.
         y: name of the vertical axis.
+        log: whether the vertical axis is logarithmic.
 
     Returns:
         The figure.
@@ -64,6 +66,8 @@ def line(
             _fits(name, low, len(places))
             _fits(name, high, len(places))
             axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
+    if log:
+        axes.set_yscale("log")
     clean_frame(axes)
     name_axes(axes, title=title, x=x, y=y)
     if len(curves) > 1:
