@@ -1,11 +1,13 @@
 """Pictures and pages: heatmaps, curves, attention, circuits, dictionaries, probes."""
 
 from mijax.viz._accuracy import accuracy_bands as accuracy_bands
+from mijax.viz._category_maps import category_maps as category_maps
 from mijax.viz._circuit import circuit_graph as circuit_graph
 from mijax.viz._circuit_page import circuit_page as circuit_page
 from mijax.viz._curves import faithfulness_curves as faithfulness_curves
 from mijax.viz._curves import score_scatter as score_scatter
 from mijax.viz._density import density_histogram as density_histogram
+from mijax.viz._dimensions import feature_dimensions as feature_dimensions
 from mijax.viz._feature_page import feature_page as feature_page
 from mijax.viz._feature_page import feature_pages as feature_pages
 from mijax.viz._heatmap import attention_grid as attention_grid

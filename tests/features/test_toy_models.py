@@ -154,8 +154,11 @@ def test_lines_are_counted_by_hand():
     assert found.below.tolist() == [0, 0, 5, 0, 0]
     assert found.above.tolist() == [0, 11, 0, 0, 0]
     assert found.present.tolist() == [True, False, True, False, False]
+
+
+def test_lines_of_other_instances_are_refused(unchecked):
     with pytest.raises(ShapeError, match="one for each instance"):
-        count_lines(dimensions, np.array([0.5]))
+        count_lines(np.ones((2, 3)), np.array([0.5]))
 
 
 @pytest.mark.parametrize("p", [0.05, 0.4, 1.0])
