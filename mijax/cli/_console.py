@@ -19,7 +19,7 @@ from rich.text import Text
 from mijax.experiment import Number, Table, Verdict, cell_text
 from mijax.experiment import Progress as Advance
 
-_STYLES = {"PASS": "bold green", "FAIL": "bold red", "missing": "bold yellow"}
+VERDICT_STYLES = {"PASS": "bold green", "FAIL": "bold red", "missing": "bold yellow"}
 
 
 def output() -> Console:
@@ -119,7 +119,7 @@ def print_verdicts(verdicts: Sequence[Verdict]) -> None:
                 v.name,
                 v.published,
                 v.ours,
-                Text(v.verdict, style=_STYLES[v.verdict]),
+                Text(v.verdict, style=VERDICT_STYLES[v.verdict]),
                 f"[{sources.index(v.source) + 1}]",
             ]
             for v in verdicts

@@ -25,6 +25,6 @@ def _call(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if not found:
         output().print("No experiments are installed.")
         return 0
-    rows = [[entry.name, entry.description] for entry in found]
-    print_table("", ["name", "description"], rows)
+    rows = [[entry.name, entry.size, entry.description] for entry in found]
+    print_table("", ["name", "size", "description"], rows)
     return 0

@@ -2,11 +2,29 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
+
+from rich.text import Text
 
 from mijax._errors import ConfigError
-from mijax.cli._console import print_verdicts
+from mijax.cli._console import (
+    VERDICT_STYLES,
+    Watcher,
+    bars,
+    errors,
+    output,
+    print_table,
+    print_verdicts,
+)
 from mijax.cli._parser import Commands, command
 from mijax.cli._run import add_run_arguments, executed, prepared, print_place
+from mijax.experiment import Reproduction, of_size, reproduce, reproductions_page
+from mijax.io import replace_file
+
+_EXAMPLE = """\
+  mijax reproduce induction
+  mijax reproduce --all --size small --page reproductions.md
+"""
 
 
 def add(commands: Commands) -> None:
@@ -17,13 +35,37 @@ def add(commands: Commands) -> None:
         _call,
         summary="Run an experiment and compare it with what was published; "
         "exit code 1 when a number is not met.",
-        example="  mijax reproduce induction",
+        example=_EXAMPLE,
         overrides=True,
     )
     add_run_arguments(parser)
+    parser.usage = (
+        f"{parser.prog} NAME [--out DIR] [options of its config]\n"
+        f"       {parser.prog} --all [--size SIZE] [--out DIR] [--page FILE]"
+    )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="run every experiment of a size, but those there is a finished run of",
+    )
+    parser.add_argument(
+        "--size",
+        default="small",
+        help="with --all: tiny, small or full, as in `mijax list` (default: small)",
+    )
+    parser.add_argument(
+        "--page",
+        metavar="FILE",
+        help="with --all: the page (default: reproductions.md in the run folder)",
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="with --all: run finished ones again"
+    )
 
 
 def _call(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    if arguments.all and not arguments.help:
+        return _all(arguments, rest)
     plan = prepared(arguments, rest)
     if plan is None:
         return 0
@@ -36,3 +78,54 @@ def _call(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     print_verdicts(result.verdicts)
     print_place(result)
     return 0 if result.passed else 1
+
+
+def _all(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Runs every experiment of a size; writes the page after each of them."""
+    if rest or arguments.name is not None:
+        given = " ".join([arguments.name or "", *rest]).strip()
+        raise ConfigError(
+            f"--all takes no experiment and no options of a config, got {given!r}: "
+            "reproduce that one alone."
+        )
+    out = Path(arguments.out or "runs")
+    page = Path(arguments.page) if arguments.page else out / "reproductions.md"
+    names = [entry.name for entry in of_size(arguments.size)]
+    found: list[Reproduction] = []
+    with bars() as progress:
+        watcher = Watcher(progress, quiet=True)
+        for one in reproduce(names, out=out, again=arguments.again, observer=watcher):
+            found.append(one)
+            _keep(reproductions_page(found), page)
+            passed = one.result.passed if one.result else None
+            word = {True: "PASS", False: "FAIL", None: f"not run: {one.reason}"}[passed]
+            errors().print(Text(f"{one.name}: {word}"), soft_wrap=True)
+    _print(found)
+    output().print(f"page: {page}", soft_wrap=True)
+    return 0 if all(one.result is None or one.result.passed for one in found) else 1
+
+
+def _keep(text: str, page: Path) -> None:
+    page.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+
+    replace_file(page, write)
+
+
+def _print(found: Sequence[Reproduction]) -> None:
+    """Prints one table of all published numbers."""
+    rows: list[list[str | Text]] = []
+    for one in found:
+        if one.result is None:
+            rows.append([one.name, "", "", one.reason, "not run", ""])
+            continue
+        for i, v in enumerate(one.result.verdicts):
+            name, seconds = (
+                (one.name, f"{one.result.seconds:.0f}") if i == 0 else ("", "")
+            )
+            style = VERDICT_STYLES[v.verdict]
+            verdict = Text(v.verdict, style=style)
+            rows.append([name, v.name, v.published, v.ours, verdict, seconds])
+    print_table("", ["config", "claim", "published", "ours", "verdict", "s"], rows)

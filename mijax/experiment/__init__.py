@@ -13,6 +13,10 @@ from mijax.experiment._observer import cell_text as cell_text
 from mijax.experiment._overrides import option_help as option_help
 from mijax.experiment._plan import Plan as Plan
 from mijax.experiment._plan import load as load
+from mijax.experiment._reproductions import Reproduction as Reproduction
+from mijax.experiment._reproductions import of_size as of_size
+from mijax.experiment._reproductions import reproduce as reproduce
+from mijax.experiment._reproductions import reproductions_page as reproductions_page
 from mijax.experiment._result import Result as Result
 from mijax.experiment._result import read_result as read_result
 from mijax.experiment._run import Run as Run

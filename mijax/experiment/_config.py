@@ -4,7 +4,7 @@ import json
 import math
 import types
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -140,6 +140,8 @@ class ConfigFile(BaseModel):
     Attributes:
         experiment: the experiment that the config is for.
         description: one line on what it shows.
+        size: how much it takes: `tiny` for tests, `small` for minutes on two cores,
+            `full` as published.
         config: values of the experiment's `Config`.
         expected: the published numbers, by the name the experiment reports them under.
     """
@@ -148,6 +150,7 @@ class ConfigFile(BaseModel):
 
     experiment: str
     description: str = ""
+    size: Literal["tiny", "small", "full"] | None = None
     config: dict[str, Any] = Field(default_factory=dict)
     expected: dict[str, Expected] = Field(default_factory=dict)
 

@@ -8,6 +8,7 @@ from mijax._errors import ConfigError, nearest
 from mijax.experiment._yaml import Document, read_yaml, shown
 
 SCRIPT = "experiment.py"
+SIZES = ("tiny", "small", "full")
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,13 @@ class Entry:
         name: what `mijax run` calls it: `induction`, or `induction/train`.
         description: one line on what it shows.
         file: its YAML file.
+        size: `tiny`, `small` or `full`, where it says so.
     """
 
     name: str
     description: str
     file: Path
+    size: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,15 @@ def entries() -> list[Entry]:
     found = []
     for script in sorted(shipped_folder().glob(f"*/{SCRIPT}")):
         for file in sorted(script.parent.glob("*.yaml")):
+            size: object = ""
             try:
-                description = read_yaml(file).value.get("description") or ""
+                values = read_yaml(file).value
+                description = values.get("description") or ""
+                size = values.get("size") or ""
             except ConfigError as error:
                 description = f"cannot be read: {error}"
             text = " ".join(str(description).split())
-            found.append(Entry(_name(script.parent, file), text, file))
+            found.append(Entry(_name(script.parent, file), text, file, str(size)))
     return sorted(found, key=lambda entry: entry.name)
 
 

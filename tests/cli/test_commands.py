@@ -153,3 +153,31 @@ def test_reader_that_leaves(toy):
         process.wait(timeout=60)
     assert "Traceback" not in said
     assert "Exception" not in said
+
+
+def test_reproduce_all_of_a_size(capsys, toy, monkeypatch):
+    text = toy.read_text().replace("experiment: toy", "experiment: toy\nsize: small")
+    toy.write_text(text)
+    wrong = text.replace("prompts: 3", "prompts: 9")
+    (toy.parent / "worse.yaml").write_text(wrong)
+    (toy.parent / "other.yaml").write_text(text.replace("small", "tiny"))
+    monkeypatch.setattr(discover, "shipped_folder", lambda: toy.parent.parent)
+    assert main(["list"]) == 0
+    assert "small" in capsys.readouterr().out
+    words = ["reproduce", "--all", "--out", "kept", "--page", "page.md"]
+    assert main(words) == 1
+    printed = capsys.readouterr()
+    assert "toy/worse: FAIL" in printed.err
+    page = Path("page.md").read_text()
+    assert "| `toy` |" in page
+    assert "toy/other" not in page
+    assert page.count("FAIL") >= 2
+    # What is there is read, not run again.
+    before = Path("kept/toy/record.json").stat().st_mtime_ns
+    assert main(words) == 1
+    assert Path("kept/toy/record.json").stat().st_mtime_ns == before
+    assert main([*words, "--again"]) == 1
+    assert Path("kept/toy/record.json").stat().st_mtime_ns > before
+    assert main([*words, "--size", "medium"]) == 2
+    assert main([*words, "toy"]) == 2
+    assert "reproduce that one alone" in capsys.readouterr().err
