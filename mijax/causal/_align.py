@@ -82,7 +82,8 @@ def align(
         The subspaces, of `[model, search]`, or `[search]` for one model.
 
     Raises:
-        ConfigError: searches that cannot share a program.
+        ConfigError: searches that cannot share a program, or more dimensions than
+            there are.
         ShapeError: models or counterfactuals that do not fit one another.
         SiteError: a layer or position that the model does not have.
 
@@ -103,6 +104,8 @@ def align(
     shared = Shared.of(models)
     lanes = Lanes.of(searches)
     width, variables = check(shared, lanes.site, lanes.task, as_tuple(batch))
+    for one in searches:
+        one.method.check(width)
     method = searches[0].method
     mask = jax.eval_shape(
         lambda: method.found(method.start(jax.random.key(0), width)).mask

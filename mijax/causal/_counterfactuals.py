@@ -49,12 +49,12 @@ class Drawn(AbstractSource):
 
     draw: Callable[[PRNGKeyArray], Any] = eqx.field(static=True)
     rows: int = eqx.field(static=True)
-    seed: int = eqx.field(static=True)
+    seed: Int[Array, ""]
 
     def __init__(
         self, draw: Callable[[PRNGKeyArray], Any], *, batch: int, seed: int = 0
     ):
-        self.draw, self.rows, self.seed = draw, batch, seed
+        self.draw, self.rows, self.seed = draw, batch, jnp.int32(seed)
 
     def start(self) -> Int[Array, ""]:
         """Returns how many batches have been given: none."""

@@ -33,6 +33,10 @@ class AbstractMethod(eqx.Module):
     def found(self, params: Any) -> Subspaces:
         """Returns the subspaces at the end: every row is of one variable or of none."""
 
+    def check(self, width: int) -> None:
+        """Refuses activations that are too narrow; none here."""
+        return None
+
     def penalty(self, params: Any) -> Float[Array, ""]:
         """Returns what is added to the loss; nothing here."""
         return jnp.float32(0)
@@ -63,9 +67,6 @@ class DAS(AbstractMethod):
         rows: rows of the basis that are kept, at least the sum of the sizes; as many
             as the activation is wide by default.
 
-    Raises:
-        ConfigError: more rows are asked for than there are.
-
     Examples:
         >>> method = DAS((2, 2))
         >>> params = method.start(jax.random.key(0), 8)
@@ -80,9 +81,14 @@ class DAS(AbstractMethod):
     def __init__(self, sizes: Any, *, rows: int | None = None):
         self.sizes = jnp.asarray(sizes, jnp.int32)
         self.rows = rows
-        if rows is not None and int(self.sizes.sum()) > rows:
+
+    def check(self, width: int) -> None:
+        """Refuses sizes that do not fit."""
+        rows = width if self.rows is None else self.rows
+        if rows > width or int(self.sizes.sum()) > rows:
             raise ConfigError(
-                f"Variables of {tuple(sizes)} dimensions do not fit {rows} rows."
+                f"Variables of {', '.join(map(str, self.sizes.tolist()))} dimensions do"
+                f" not fit {rows} rows of a basis for {width} numbers."
             )
 
     def start(self, key: PRNGKeyArray, width: int) -> Float[Array, "width row"]:

@@ -53,12 +53,11 @@ SIGNS = causal.CausalModel(
 
 
 def draw(key):
-    one, two, three = jax.random.split(key, 3)
-    signs = jax.random.rademacher(one, (3, 4)).astype(jnp.float32)
-    x = jnp.concatenate([signs, jax.random.normal(two, (3, WIDTH - 2))], axis=1)
-    swapped = jnp.array([[1, 0], [0, 1], [1, 1]], bool)[
-        jax.random.randint(three, (), 0, 3)
-    ]
+    drawn = jax.random.uniform(key, (3 * (WIDTH + 2) + 1,))
+    x = 2 * drawn[1:].reshape(3, WIDTH + 2) - 1
+    x = jnp.concatenate([jnp.sign(x[:, :4]), 2 * x[:, 4:]], axis=1)
+    ways = jnp.array([[1, 0], [0, 1], [1, 1]], bool)
+    swapped = ways[(3 * drawn[0]).astype(int)]
     sources = {"left": {"x": x[1]}, "right": {"x": x[2]}}
     which = {"left": swapped[0], "right": swapped[1]}
     label = SIGNS.interchange({"x": x[0]}, sources, which)["label"]
@@ -73,7 +72,13 @@ def test_das_recovers_planted_subspaces_in_every_model():
     models = [planted(seed) for seed in range(2)]
     kept = train.Memory()
     searches = [Search(DAS(sizes), SITE) for sizes in ((1, 1), (0, 1))]
-    found = causal.align(models, searches, TRAIN, steps=300, sinks=[kept], report=300)
+    found = causal.align(
+        *(models, searches, TRAIN),
+        steps=400,
+        learning_rate=0.02,
+        sinks=[kept],
+        report=400,
+    )
     right = causal.agreement(models, found, TEST)
     assert right.shape == (2, 2, 200)
     assert right[:, 0].all()
@@ -185,6 +190,8 @@ def test_blocks_and_closest_neurons():
         ([], ConfigError, "nothing to search"),
         ([Search(DAS((1, 1)), SITE), Search(DBM((1, 1)), SITE)], ConfigError, "differ"),
         ([Search(DAS((1, 1)), SITE, 1)], ConfigError, "Tasks"),
+        ([Search(DAS((1, 1), rows=1), SITE)], ConfigError, "1, 1 dimensions do not"),
+        ([Search(DAS((3, 4)), SITE)], ConfigError, "3, 4 dimensions do not"),
         ([Search(DAS((1,)), SITE)], ShapeError, "1 variables"),
         (
             [Search(DAS((1, 1)), mijax.Site("mlp_post", layer=1, position=0))],
@@ -197,5 +204,3 @@ def test_blocks_and_closest_neurons():
 def test_refused(searches, error, match):
     with pytest.raises(error, match=match):
         causal.align(planted(), searches, TRAIN, steps=1)
-    with pytest.raises(ConfigError, match="do not fit 1 rows"):
-        DAS((1, 1), rows=1)
