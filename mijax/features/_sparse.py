@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ConfigError
@@ -40,13 +41,14 @@ class SparseFeatures(AbstractSource):
     rows: int = eqx.field(static=True)
 
     def __init__(self, density: Any, *, batch: int, seed: Any = 0):
-        self.density = jnp.asarray(density, jnp.float32)
+        p = np.asarray(density, np.float32)
+        self.density = jnp.asarray(p)
         self.seed = jnp.asarray(seed, jnp.int32)
         self.rows = batch
-        if not bool(jnp.all((self.density > 0) & (self.density <= 1))):
+        if not ((p > 0) & (p <= 1)).all():
             raise ConfigError(
-                "A density is a probability above 0, got some from "
-                f"{float(self.density.min()):g} to {float(self.density.max()):g}."
+                f"A density is a probability above 0, got some from {p.min():g} to "
+                f"{p.max():g}."
             )
 
     def start(self) -> Int[Array, ""]:
