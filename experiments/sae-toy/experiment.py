@@ -29,6 +29,7 @@ Runtime: see experiments/README.md.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import mijax.experiment
@@ -36,10 +37,10 @@ from mijax import dictionaries as d
 from mijax import viz
 from mijax._errors import ConfigError, nearest
 from mijax.data import AbstractSource
+from mijax.features import squeeze
 from mijax.testing import PlantedFeatures, unit_directions
 
 from ._scoring import BASELINES, Row, baselines, keep, scored
-from ._superposition import superposed
 
 LONG = 0.5
 
@@ -120,12 +121,14 @@ def planted(name: str, config: Config) -> PlantedFeatures:
         key = jax.random.key(0)
         features: Any = unit_directions(key, config.features, config.embed)
     else:
-        features = superposed(
-            *(config.features, config.embed),
-            density=config.density,
+        shape = (1, config.features)
+        model = squeeze(
+            *(jnp.ones(shape), jnp.full(shape, config.density)),
+            embed=config.embed,
             steps=config.toy_steps,
-            seed=0,
+            batch=config.batch,
         )
+        features = model.weights[0]
         lengths = np.linalg.norm(features, axis=1)
         features = features[lengths > LONG]
     return PlantedFeatures(
