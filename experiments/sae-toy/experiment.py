@@ -15,7 +15,8 @@ the usual bar.
 was trained to squeeze features into fewer numbers, where only those count that it
 represents (a row of W longer than 0.5). Every architecture is trained with several
 seeds at once, as lanes of one program, with half as many latents again as there are
-features; its sparsity is the only number chosen for each architecture. Error and L0 are
+features; its sparsity is the only number chosen for each architecture, and the groups
+of Matryoshka. Error and L0 are
 of fresh examples, by batches that no dictionary has seen. The range is that of the
 seeds.
 
@@ -85,7 +86,8 @@ def architectures(k: int) -> dict[str, d.AbstractArchitecture]:
         "JumpReLU": d.JumpReLU(0.06, threshold=0.05, bandwidth=0.1),
         "TopK": d.TopK(k),
         "BatchTopK": d.BatchTopK(k),
-        "Matryoshka": d.Matryoshka((2 / 3, 1 / 3), k=k),
+        # The first group restores alone: it has more latents than there are features.
+        "Matryoshka": d.Matryoshka((5 / 6, 1 / 6), k=k),
     }
 
 
