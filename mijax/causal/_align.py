@@ -93,7 +93,7 @@ def align(
         >>> def draw(key):  # the label is whether the first number is positive
         ...     x, y = jax.random.normal(key, (2, 2))
         ...     label = (y[0] > 0).astype(jnp.int32)
-        ...     return Counterfactuals(x, y[None], jnp.array([True]), label)
+        ...     return causal.Counterfactuals(x, y[None], jnp.array([True]), label)
         >>> site = Site("mlp_post", layer=0, position=0)
         >>> searches = [Search(causal.DAS((k,)), site) for k in (1, 2)]
         >>> source = causal.Drawn(draw, batch=8)
