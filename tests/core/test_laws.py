@@ -115,14 +115,14 @@ def test_capture_runs_no_layer_after_the_last_one_it_reads():
             return x
 
     watch = Watching().at("resid_post")
-    for sites, last in [
+    for wanted, last in [
         (Site("embed"), -1),
         ([Site("resid_post", layer=0), Site("z", layer=jnp.array([1, 0]))], 1),
         ([Site("resid_post", layer=1), Site("resid_final")], 2),
         (Site("resid_post"), 2),
     ]:
         ran.clear()
-        jax.block_until_ready(mijax.capture(model("gpt2"), CLEAN[0], sites, watch))
+        jax.block_until_ready(mijax.capture(model("gpt2"), CLEAN[0], wanted, watch))
         jax.effects_barrier()
         assert sorted(set(ran)) == list(range(last + 1))
 
