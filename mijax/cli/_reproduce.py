@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="run every experiment of a size, but those there is a finished run of",
+        help="run every experiment of a size; a finished run is not run again",
     )
     parser.add_argument(
         "--size",
@@ -59,7 +59,11 @@ def add(commands: Commands) -> None:
         help="with --all: the page (default: reproductions.md in the run folder)",
     )
     parser.add_argument(
-        "--again", action="store_true", help="with --all: run finished ones again"
+        "--which",
+        choices=("missing", "all", "none"),
+        default="missing",
+        help="with --all: run what has no finished run (default), everything, or "
+        "nothing: the page alone, from the records",
     )
 
 
@@ -94,7 +98,8 @@ def _all(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     found: list[Reproduction] = []
     with bars() as progress:
         watcher = Watcher(progress, quiet=True)
-        for one in reproduce(names, out=out, again=arguments.again, observer=watcher):
+        runs = reproduce(names, out=out, which=arguments.which, observer=watcher)
+        for one in runs:
             found.append(one)
             _keep(reproductions_page(found), page)
             passed = one.result.passed if one.result else None

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import yaml
 
@@ -58,7 +59,7 @@ def reproduce(
     names: Sequence[str],
     *,
     out: str | Path = "runs",
-    again: bool = False,
+    which: Literal["missing", "all", "none"] = "missing",
     observer: Observer | None = None,
 ) -> Iterator[Reproduction]:
     """Runs experiments one after the other.
@@ -70,7 +71,7 @@ def reproduce(
     Args:
         names: of the configs; those without published numbers are left out.
         out: folder of the run folders.
-        again: whether to run also what there is a finished run of.
+        which: what is run: what there is no finished run of, everything, or nothing.
         observer: who watches.
 
     Yields:
@@ -82,7 +83,10 @@ def reproduce(
             continue
         folder = Path(out) / default_folder(plan).name
         try:
-            if again or not _is_run_of(folder, plan):
+            there = _is_run_of(folder, plan)
+            if which == "none" and not there:
+                raise ConfigError("There is no finished run of it.")
+            if which == "all" or not there:
                 execute(plan, out=folder, observer=observer)
             yield _read(folder, plan)
         except MijaxError as error:
@@ -102,7 +106,8 @@ def reproductions_page(found: Sequence[Reproduction]) -> str:
         *("# Reproductions", ""),
         "Published numbers and what mijax gives, written by `mijax reproduce --all`.",
         "`ours` has a 95 % interval where there is one; a FAIL is a number that is not",
-        "met, and stays here. Sources are in the configs.",
+        "met, and stays here. Sources are in the configs. Seconds are the wall time of",
+        "the last attempt, whatever else the machine did.",
         *("", "| config | number | published | ours | verdict | seconds | run |"),
         "|---|---|---|---|---|---|---|",
     ]

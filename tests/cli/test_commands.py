@@ -176,8 +176,12 @@ def test_reproduce_all_of_a_size(capsys, toy, monkeypatch):
     before = Path("kept/toy/record.json").stat().st_mtime_ns
     assert main(words) == 1
     assert Path("kept/toy/record.json").stat().st_mtime_ns == before
-    assert main([*words, "--again"]) == 1
+    assert main([*words, "--which", "all"]) == 1
     assert Path("kept/toy/record.json").stat().st_mtime_ns > before
+    (toy.parent / "third.yaml").write_text(text)
+    assert main([*words, "--which", "none"]) == 1
+    assert "There is no finished run" in Path("page.md").read_text()
+    assert not Path("kept/toy-third").exists()
     assert main([*words, "--size", "medium"]) == 2
     assert main([*words, "toy"]) == 2
     assert "reproduce that one alone" in capsys.readouterr().err
