@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -30,7 +29,6 @@ class Measures(NamedTuple):
         restricted: loss on all pairs of logits that have only key waves.
         excluded: loss on pairs trained on of logits that have all but these.
         full: loss on all pairs, of sums alone as answers.
-        norm: sum of squares of the weights.
     """
 
     train: Float[Array, ""]
@@ -39,7 +37,6 @@ class Measures(NamedTuple):
     restricted: Float[Array, ""]
     excluded: Float[Array, ""]
     full: Float[Array, ""]
-    norm: Float[Array, ""]
 
 
 class Anatomy(NamedTuple):
@@ -124,7 +121,6 @@ def _measure(model: Transformer, chosen: Array, keys: tuple[int, ...]) -> Measur
         losses(only, answers).mean(),
         of(losses(rest, answers), trained),
         losses(sums.reshape(p * p, p), answers).mean(),
-        jnp.stack([(leaf**2).sum() for leaf in jax.tree.leaves(model)]).sum(),
     )
 
 

@@ -119,7 +119,7 @@ def run(config: Config, run: mijax.experiment.Run) -> None:
     )
     found = [dissect(model) for model in final]
     epochs = np.arange(len(files)) * config.every
-    report(config, run, told, found, epochs)
+    report(run, told, found, epochs)
     draw(config, run, told, found, epochs)
 
 
@@ -134,7 +134,6 @@ def first(reached: Any, epochs: Float[np.ndarray, " point"]) -> float:
 
 
 def report(
-    config: Config,
     run: mijax.experiment.Run,
     told: Measures,
     found: list[Anatomy],

@@ -191,13 +191,18 @@ def check(
     _, acts = eqx.filter_eval_shape(shared.first(), batch[0].base[0])
     value = get(acts, site.name)
     if value is not None:
-        for name, axis in (("layer", 0), ("position", int(site.layered))):
+        first = int(site.layered)
+        for name, axis in (("layer", 0), ("position", first), ("head", first + 1)):
             index = getattr(site, name)
-            if index is not None and int(index.max()) >= value.shape[axis]:
-                raise SiteError(
-                    f"There is no {name} {int(index.max())} at {site.name!r}: there "
-                    f"are {value.shape[axis]}, from 0."
-                )
+            if index is None or axis >= value.ndim - 1:
+                continue
+            # Below 0 an activation would be read that no edit is placed at.
+            for end in (int(index.min()), int(index.max())):
+                if not 0 <= end < value.shape[axis]:
+                    raise SiteError(
+                        f"There is no {name} {end} at {site.name!r}: there are "
+                        f"{value.shape[axis]}, from 0."
+                    )
     one = jax.tree.map(lambda leaf: leaf[0], site)
     vector = eqx.filter_eval_shape(activation, acts, one)
     return vector.shape[0], batch[0].sources.shape[1]

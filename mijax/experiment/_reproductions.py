@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
 from mijax._errors import ConfigError, MijaxError, nearest
 from mijax.experiment._discover import SIZES, Entry, entries
 from mijax.experiment._observer import Observer
 from mijax.experiment._plan import Plan, load
 from mijax.experiment._result import Result, read_result
 from mijax.experiment._runner import default_folder, execute
+from mijax.experiment._yaml import read_yaml
 
 
 @dataclass(frozen=True)
@@ -133,10 +132,12 @@ def _is_run_of(folder: Path, plan: Plan) -> bool:
     file = folder / "config.yaml"
     if not file.is_file() or not (folder / "result.json").is_file():
         return False
-    kept = yaml.safe_load(file.read_text(encoding="utf-8")).get("config", {})
-    wanted = yaml.safe_load(plan.yaml())["config"]
-    return kept.keys() == wanted.keys() and all(
-        value is None or kept[name] == value for name, value in wanted.items()
+    kept = read_yaml(file).value.get("config") or {}
+    wanted = plan.config.model_dump(mode="json")
+    return (
+        isinstance(kept, dict)
+        and kept.keys() == wanted.keys()
+        and all(value is None or kept[name] == value for name, value in wanted.items())
     )
 
 

@@ -198,6 +198,11 @@ def test_blocks_and_closest_neurons():
             SiteError,
             "no layer 1",
         ),
+        (
+            [Search(DAS((1, 1)), mijax.Site("mlp_post", layer=0, position=-1))],
+            SiteError,
+            "no position -1",
+        ),
         ([Search(DAS((1, 1)), mijax.Site("z", layer=0))], ShapeError, "no activations"),
     ],
 )

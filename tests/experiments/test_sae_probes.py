@@ -22,7 +22,6 @@ def test_tiny_runs_and_writes_everything(tmp_path):
     result = execute("sae-probes/tiny", out=tmp_path / "run")
     assert result.passed
     numbers = {number.name: number.value for number in result.numbers}
-    assert 0 <= numbers["wins"] <= 1
     assert 4 < numbers["l0"] < 16
     rows = result.tables[0].rows
     # Most tokens are of the kind of the label: the last one tells much of it.
