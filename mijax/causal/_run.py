@@ -196,13 +196,11 @@ def check(
             index = getattr(site, name)
             if index is None or axis >= value.ndim - 1:
                 continue
-            # Below 0 an activation would be read that no edit is placed at.
-            for end in (int(index.min()), int(index.max())):
-                if not 0 <= end < value.shape[axis]:
-                    raise SiteError(
-                        f"There is no {name} {end} at {site.name!r}: there are "
-                        f"{value.shape[axis]}, from 0."
-                    )
+            if int(index.max()) >= value.shape[axis]:
+                raise SiteError(
+                    f"There is no {name} {int(index.max())} at {site.name!r}: there "
+                    f"are {value.shape[axis]}, from 0."
+                )
     one = jax.tree.map(lambda leaf: leaf[0], site)
     vector = eqx.filter_eval_shape(activation, acts, one)
     return vector.shape[0], batch[0].sources.shape[1]

@@ -198,14 +198,19 @@ def test_blocks_and_closest_neurons():
             SiteError,
             "no layer 1",
         ),
-        (
-            [Search(DAS((1, 1)), mijax.Site("mlp_post", layer=0, position=-1))],
-            SiteError,
-            "no position -1",
-        ),
         ([Search(DAS((1, 1)), mijax.Site("z", layer=0))], ShapeError, "no activations"),
     ],
 )
 def test_refused(searches, error, match):
     with pytest.raises(error, match=match):
         causal.align(planted(), searches, TRAIN, steps=1)
+
+
+def test_a_head_that_is_not_there_is_refused():
+    model = testing.tiny_gpt2(jax.random.key(0))
+    tokens = jnp.array([[5, 6, 7]])
+    asked = (tokens[:, None], jnp.ones((1, 1), bool), jnp.array([3]))
+    site = mijax.Site("z", layer=0, position=1, head=4)
+    whole = causal.stated(causal.blocks(8, (8,)), site)
+    with pytest.raises(SiteError, match="no head 4"):
+        causal.agreement(model, whole, Counterfactuals(tokens, *asked))
