@@ -4,6 +4,7 @@ from mijax.data._activations import Activations as Activations
 from mijax.data._addition import addition as addition
 from mijax.data._agreement import subject_verb_agreement as subject_verb_agreement
 from mijax.data._batch import Batch as Batch
+from mijax.data._capitals import capitals as capitals
 from mijax.data._corpus import Corpus as Corpus
 from mijax.data._corpus import tokenize as tokenize
 from mijax.data._docstring import docstring as docstring
@@ -11,6 +12,10 @@ from mijax.data._examples import Examples as Examples
 from mijax.data._greater_than import greater_than as greater_than
 from mijax.data._induction import induction as induction
 from mijax.data._ioi import ioi as ioi
+from mijax.data._othello import Othello as Othello
+from mijax.data._othello import OthelloBoard as OthelloBoard
+from mijax.data._othello import OthelloGames as OthelloGames
+from mijax.data._othello_source import OthelloSource as OthelloSource
 from mijax.data._pairs import Pairs as Pairs
 from mijax.data._prompts import Prompts as Prompts
 from mijax.data._prompts import aligned as aligned
