@@ -37,4 +37,5 @@ from mijax.nn._rules import Ruled as Ruled
 from mijax.nn._rules import SecantActivation as SecantActivation
 from mijax.nn._rules import TemperedSoftmax as TemperedSoftmax
 from mijax.nn._rules import apply as apply
+from mijax.nn._smear import SmearedKeys as SmearedKeys
 from mijax.nn._transformer import Transformer as Transformer

@@ -7,15 +7,17 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mijax.core import BlockSites, Past, Place, edit
-from mijax.nn._basic import Product, Rotary, Softmax
+from mijax.nn._basic import Identity, Product, Rotary, Softmax
+from mijax.nn._smear import SmearedKeys
 
 
 class Attention(eqx.Module):
     """Multi-head attention; grouped-query where there are fewer key/value heads.
 
     Query head `h` reads key/value head `h // (heads / kv_heads)`. Biases and rotary
-    positions are `None` where the model has none. `causal=False` lets every query
-    read every key (compiled programs, encoders).
+    positions are `None` where the model has none. `keys` is what happens to the keys
+    of a sequence before queries see them: nothing, or `SmearedKeys`. `causal=False`
+    lets every query read every key (compiled programs, encoders).
     """
 
     w_q: Float[Array, "*layer embed heads head_dim"]
@@ -29,6 +31,7 @@ class Attention(eqx.Module):
     rotary: Rotary | None = None
     softmax: Softmax = Softmax()
     product: Product = Product()
+    keys: Identity | SmearedKeys = Identity()
     causal: bool = eqx.field(static=True, default=True)
 
     def __call__(
@@ -127,7 +130,7 @@ class Attention(eqx.Module):
             q, k = self.rotary(q, asking.position), self.rotary(k, rows.position)
             if past_k is not None:
                 past_k = self.rotary(past_k, jnp.arange(past_k.shape[1]))
-        queries, keys = asking.queries(q), rows.keys(k, past_k)
+        queries, keys = asking.queries(q), self.keys(rows.keys(k, past_k))
         queries = queries.reshape(*queries.shape[:-2], kv_heads, -1, head_dim)
         scores = self.product("...qhgd,...khd->...hgqk", queries, keys) / head_dim**0.5
         scores = scores.reshape(*scores.shape[:-4], heads, *scores.shape[-2:])
