@@ -14,7 +14,15 @@ from tokenizers import decoders, models, pre_tokenizers
 import mijax
 from mijax import data
 from mijax._errors import ConfigError, PositionError, TokenError
-from mijax.data import Tokenizer, _agreement, _docstring, _greater_than, _ioi, _pronouns
+from mijax.data import (
+    Tokenizer,
+    _agreement,
+    _capitals,
+    _docstring,
+    _greater_than,
+    _ioi,
+    _pronouns,
+)
 
 ABC = functools.partial(data.ioi, counterfactual="abc")
 # For each task the spans in which prompt and counterpart may differ.
@@ -26,6 +34,7 @@ TEXTS = {
     "gendered_pronouns": (data.gendered_pronouns, ["name"]),
     "subject_verb_agreement": (data.subject_verb_agreement, ["subject"]),
     "addition": (data.addition, ["operand", "operand2"]),
+    "capitals": (data.capitals, ["country"]),
 }
 INDUCTION = (lambda _, n, **options: data.induction(500, n, **options), ["first"])
 TASKS = TEXTS | {"induction": INDUCTION}
@@ -50,6 +59,7 @@ def toy():
     words = words_of(_ioi, _greater_than, _docstring, _pronouns, _agreement)
     nouns = (*_agreement.SUBJECTS, *_agreement.ATTRACTORS)
     words = [*words, *(word + "s" for word in nouns), "she", "he", "is", "are"]
+    words += [word for pair in _capitals.CAPITALS for word in pair]
     pieces = [*(f" {word}" for word in [*words, *NUMBERS]), *_docstring.WORDS]
     return Tokenizer.from_pieces([*dict.fromkeys(pieces), *NUMBERS])
 
@@ -279,6 +289,21 @@ def test_subject_verb_agreement():
     assert set(Counter(pairs.group.tolist()).values()) == {8}
 
 
+def test_capitals():
+    pairs = data.capitals(toy(), 40)
+    known = dict(_capitals.CAPITALS)
+    assert len(known) == len(set(known.values())) == len(_capitals.CAPITALS)
+    for side, ids in ((pairs.clean, pairs.answer), (pairs.corrupt, pairs.wrong)):
+        for text, city in zip(side.texts, pieces(toy(), ids), strict=True):
+            country = next(word for word in text.split() if word in known)
+            assert city == f" {known[country]}"
+            assert known[country] not in text
+    # What is several tokens on either side is left out.
+    few = [" France", " Paris", " Japan", " Tokyo", " Italy", " Berlin"]
+    texts = " ".join(data.capitals(Tokenizer.from_pieces(few), 8).clean.texts)
+    assert {word for word in texts.split() if word in known} == {"France", "Japan"}
+
+
 def sums(texts):
     return [sum(map(int, re.findall(r"\d+", text))) for text in texts]
 
@@ -342,6 +367,7 @@ def test_repeats_only_where_prompts_run_out():
         (lambda t: data.docstring(t, 2), ["Only 0", "expected 12"]),
         (lambda t: data.gendered_pronouns(t, 2), ["' she'", "4 tokens"]),
         (lambda t: data.subject_verb_agreement(t, 2), ["' is'", "3 tokens"]),
+        (lambda t: data.capitals(t, 2), ["Only 0", "' Paris'", "expected 2"]),
         (lambda t: data.induction(10, 2, length=5), ["10 token ids", "11 ids"]),
         (lambda t: data.induction(range(3), 2, length=1), ["runs need 2", "5 ids"]),
     ],
