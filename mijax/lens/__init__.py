@@ -1,6 +1,15 @@
 """Reading the residual stream in the vocabulary."""
 
+from mijax.lens._composition import Composition as Composition
+from mijax.lens._composition import RandomComposition as RandomComposition
+from mijax.lens._composition import composition as composition
+from mijax.lens._composition import random_composition as random_composition
 from mijax.lens._direct import Direct as Direct
 from mijax.lens._direct import direct_logit_attribution as direct_logit_attribution
+from mijax.lens._eigenvalues import ov_eigenvalues as ov_eigenvalues
+from mijax.lens._eigenvalues import positivity as positivity
+from mijax.lens._eigenvalues import qk_eigenvalues as qk_eigenvalues
 from mijax.lens._logit_lens import Lens as Lens
 from mijax.lens._logit_lens import logit_lens as logit_lens
+from mijax.lens._path_expansion import Paths as Paths
+from mijax.lens._path_expansion import path_expansion as path_expansion
