@@ -1,5 +1,6 @@
 """Training of small attention-only models, which a kill cannot harm."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,8 +80,19 @@ class State(NamedTuple):
     step: Int[Array, ""]
 
 
+def unchanged(model: Transformer) -> Transformer:
+    """Returns the model."""
+    return model
+
+
 def fit(
-    config: Training, *, layers: int, seed: int, folder: Path, progress: Progress
+    config: Training,
+    *,
+    layers: int,
+    seed: int,
+    folder: Path,
+    progress: Progress,
+    change: Callable[[Transformer], Transformer] = unchanged,
 ) -> tuple[Transformer, History]:
     """Trains one model, going on from `folder` where it was killed.
 
@@ -90,12 +102,13 @@ def fit(
         seed: of the weights, the data and the measurements.
         folder: where the state is kept.
         progress: called with steps done and in total.
+        change: what is substituted in the model before it is trained.
 
     Returns:
         The trained model and the history.
     """
     key = jax.random.key(seed)
-    model = models.init(spec_of(config, layers), key)
+    model = change(models.init(spec_of(config, layers), key))
     first = make_optimiser(config).init(model)
     state = State(model, first, jnp.zeros((), jnp.int32))
     points = -(-config.steps // config.every)

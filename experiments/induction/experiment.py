@@ -7,9 +7,14 @@ Claim: an attention-only transformer of two layers copies repeated text with ind
 heads, whose keys are made by previous-token heads of the layer below (K-composition).
 It learns this in one abrupt change, and a model of one layer never does.
 
+What one layer lacks is a key that knows the token before. A model of one layer whose
+keys are smeared, k_t mixed with k_{t-1}, does form induction heads, abruptly.
+
 Commands: `mijax run induction` analyses the shipped model `induction-2l`;
 `mijax run induction/train` trains that model and its control of one layer
-(`--training.install` replaces the shipped model). Training is recorded in `results/`.
+(`--training.install` replaces the shipped model); `mijax run induction/smeared` trains
+models of one layer with and without smeared keys, several seeds of each. Training is
+recorded in `results/`.
 
 Seeds differ in how layer 0 shares the work. The shipped model has one previous-token
 head; with seed 0 and an earlier mix of data, the best such head carried 40 % of the
@@ -35,6 +40,7 @@ from ._patching import patch_copies
 from ._paths import ablate_paths
 from ._phase import train
 from ._repeats import draw, short_repeat
+from ._smeared import smear
 from ._training import Training
 
 SITES = ("resid_pre", "resid_post", "pattern", "q", "k", "v", "z", "logits")
@@ -43,8 +49,8 @@ SITES = ("resid_pre", "resid_post", "pattern", "q", "k", "v", "z", "logits")
 class Config(experiment.Config):
     """What to do, on how many prompts."""
 
-    task: Literal["analyse", "train"] = "analyse"
-    "Analyse a trained model, or train one."
+    task: Literal["analyse", "train", "smear"] = "analyse"
+    "Analyse a trained model, train one, or train one layer with smeared keys."
     model: str = "induction-2l"
     "Name or folder of the model to analyse, attention-only and of two layers."
     seed: int = 0
@@ -53,14 +59,18 @@ class Config(experiment.Config):
     "Random prompts to analyse."
     length: int = 20
     "Tokens of the segment that comes twice."
+    seeds: int = 3
+    "Models of each kind with and without smeared keys; the first has `seed`."
     training: Training = Training()
     "How to train, when training."
 
 
 def run(config: Config, run: experiment.Run) -> None:
-    """Runs the analysis or the training."""
+    """Runs the analysis or one of the trainings."""
     if config.task == "train":
         train(config.training, run, seed=config.seed)
+    elif config.task == "smear":
+        smear(config.training, run, seed=config.seed, seeds=config.seeds)
     else:
         analyse(config, run)
 
