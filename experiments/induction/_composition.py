@@ -1,30 +1,33 @@
-"""Composition of heads, read off the weights (Elhage et al. 2021)."""
+"""The circuits of heads, read off the weights (Elhage et al. 2021)."""
 
-import jax
-import jax.numpy as jnp
+from typing import TYPE_CHECKING
+
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
-from mijax import viz
+from mijax import lens, viz
 from mijax.experiment import Run
-from mijax.nn import Attention, Transformer
+from mijax.nn import Transformer
 
 from ._heads import Head, Roles
-from ._scores import blocks, gain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 KINDS = ("K", "Q", "V")
-DRAWS = 16
 
 
 def compose_heads(model: Transformer, *, roles: Roles, run: Run, seed: int) -> None:
     """Scores every head of layer 0 with every head of layer 1 and reports it."""
     with run.progress("composition of heads") as progress:
-        block = blocks(model)
-        weight = jnp.broadcast_to(gain(block.norm_1), block.attention.w_q.shape[:2])
-        found = scores(block.attention, weight)
-        drawn = baseline(block.attention, weight, seed=seed)
-        excess = np.asarray(found) - drawn[:, None, None]
+        scores = lens.composition(model)
+        random = lens.random_composition(model, draws=256, seed=seed)
         progress(1, 1)
+    found, mean, spread = (
+        np.stack([getattr(of, kind.lower())[0, :, 1] for kind in KINDS])
+        for of in (scores, *random)
+    )
+    excess = found - mean
     before, best = roles.previous[0], roles.induction[0]
     names = [str(Head(0, head)) for head in range(excess.shape[1])]
     order = np.argsort(-excess[0], axis=None)
@@ -34,9 +37,11 @@ def compose_heads(model: Transformer, *, roles: Roles, run: Run, seed: int) -> N
     ]
     columns = ("heads", *(f"{kind}-composition" for kind in KINDS))
     run.table("Composition above random matrices, most K first", columns, rows)
-    for kind, values in zip(KINDS, excess, strict=True):
-        value = float(values[before.head, best.head])
-        run.number(f"{kind.lower()}_composition", value, note=f"{before} → {best}")
+    for which, kind in enumerate(KINDS):
+        value = float(excess[which, before.head, best.head])
+        above = value / float(spread[which, 0, 0])
+        note = f"{before} → {best}, {above:.1f} standard deviations above random"
+        run.number(f"{kind.lower()}_composition", value, note=note)
     figure = viz.heatmaps(
         {f"{kind}-composition": v for kind, v in zip(KINDS, excess, strict=True)},
         x_labels=[str(Head(1, head)) for head in range(excess.shape[2])],
@@ -46,48 +51,68 @@ def compose_heads(model: Transformer, *, roles: Roles, run: Run, seed: int) -> N
         y="writes",
         label="score minus baseline",
     )
-    run.figure(
-        "composition",
-        figure,
-        caption="Frobenius norm of the product of the "
-        "circuits over the product of their norms.",
+    caption = (
+        "Frobenius norm of the product of the circuits over the product of their norms,"
+        " minus the mean for random matrices, whose standard deviation is "
+        f"{spread.min():.3f} to {spread.max():.3f}."
     )
+    run.figure("composition", figure, caption=caption)
+    match_and_copy(model, roles=roles, run=run)
 
 
-@jax.jit
-def scores(
-    attention: Attention, weight: Float[Array, "layer embed"]
-) -> Float[Array, "kind writes reads"]:
-    r"""$\|W_1 W_2\| / (\|W_1\| \|W_2\|)$ for what layer 0 writes and layer 1 reads.
+def match_and_copy(model: Transformer, *, roles: Roles, run: Run) -> None:
+    """Reports how positive the eigenvalues of the heads' circuits are.
 
-    Args:
-        attention: stacked attention of two layers.
-        weight: weight of the norm that each layer reads through.
-
-    Returns:
-        K-, Q- and V-composition of every pair of heads.
+    Of the heads of layer 1 the QK circuit has the best previous-token head in its keys,
+    if that is in layer 0: an induction head matches tokens through it and copies.
     """
-    w_q, w_k, w_v = (
-        w * weight[:, :, None, None]
-        for w in (attention.w_q, attention.w_k, attention.w_v)
+    before, best = roles.previous[0], roles.induction[0]
+    copying = lens.positivity(lens.ov_eigenvalues(model))
+    matching = lens.positivity(lens.qk_eigenvalues(model))
+    if before.layer == 0:
+        through = lens.qk_eigenvalues(model, through=before)
+        matching = np.stack([matching[0], lens.positivity(through)[1]])
+    note = f"Σλ/Σ|λ| of the QK circuit, {best} with {before} in its keys"
+    run.number("matching_eigenvalues", float(matching[best]), note=note)
+    figure = scatter(copying, matching, roles)
+    caption = (
+        "Σλ/Σ|λ| of the circuits of every head between tokens; the keys of layer 1 are "
+        f"read through {before}. Induction heads match and copy: the corner on top."
     )
-    writes = jnp.einsum("ehc,hcf->hef", w_v[0], attention.w_o[0])
-    values = jnp.einsum("ehc,hcf->hef", w_v[1], attention.w_o[1])
-    asks = jnp.einsum("ehc,fhc->hef", w_q[1], w_k[1])
-
-    def ratio(reads: Array) -> Array:
-        product = jnp.einsum("aef,bfg->abeg", writes, reads)
-        norm = lambda x: jnp.sqrt((x**2).sum((-2, -1)))  # noqa: E731
-        return norm(product) / (norm(writes)[:, None] * norm(reads))
-
-    return jnp.stack([ratio(asks.swapaxes(1, 2)), ratio(asks), ratio(values)])
+    run.figure("eigenvalues", figure, caption=caption)
 
 
-def baseline(
-    attention: Attention, weight: Float[Array, "layer embed"], *, seed: int
-) -> Float[np.ndarray, " kind"]:
-    """Mean scores of heads with random weights of the same shapes."""
-    random = np.random.default_rng(seed)
-    like = lambda w: jnp.asarray(random.standard_normal(w.shape, np.float32))  # noqa: E731
-    drawn = [scores(jax.tree.map(like, attention), weight) for _ in range(DRAWS)]
-    return np.mean(drawn, axis=(0, 2, 3))
+def scatter(
+    copying: Float[np.ndarray, "layer heads"],
+    matching: Float[np.ndarray, "layer heads"],
+    roles: Roles,
+) -> "Figure":
+    """Draws QK against OV positivity, a point for each head."""
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color="#bbbbbb", linewidth=0.8)
+    axes.axvline(0, color="#bbbbbb", linewidth=0.8)
+    kinds = {
+        "induction": (roles.induction, "#D55E00"),
+        "previous token": (roles.previous, "#0072B2"),
+    }
+    heads = [Head(*cell) for cell in np.ndindex(*copying.shape)]
+    named = {head for of_kind, _ in kinds.values() for head in of_kind}
+    kinds["other"] = (tuple(h for h in heads if h not in named), "#888888")
+    for label, (of_kind, colour) in kinds.items():
+        x, y = ([values[head] for head in of_kind] for values in (copying, matching))
+        names = f"{label}: {', '.join(map(str, of_kind))}"
+        axes.scatter(x, y, color=colour, label=names, zorder=2)
+    # Induction heads crowd one corner: the legend names them.
+    for head in (head for head in heads if head not in roles.induction):
+        place = (float(copying[head]), float(matching[head]))
+        axes.annotate(str(head), place, (5, -3), textcoords="offset points", fontsize=8)
+    axes.set(xlim=(-1.1, 1.3), ylim=(-1.1, 1.1))
+    axes.set_xlabel("OV circuit: copying")
+    axes.set_ylabel("QK circuit: matching")
+    axes.set_title("Positivity of eigenvalues", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    return figure

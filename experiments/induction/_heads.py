@@ -11,10 +11,11 @@ from mijax import viz
 from mijax.core import Interval, Site, capture, interval
 from mijax.data import Tokenizer
 from mijax.experiment import Run
+from mijax.lens import ov_eigenvalues, positivity
 from mijax.nn import Transformer
 
 from ._repeats import Repeats
-from ._scores import attention_scores, copying, copying_eigenvalues, token_losses
+from ._scores import attention_scores, copying, token_losses
 
 # Published as the mark of an induction head in a small model.
 THRESHOLD = 0.5
@@ -51,7 +52,7 @@ def score_heads(
         progress(1, 2)
         scores["copying"] = copying(model, prompts, acts)
         found = {name: interval(values) for name, values in scores.items()}
-        eigenvalues = copying_eigenvalues(model)
+        eigenvalues = positivity(ov_eigenvalues(model))
         progress(2, 2)
     roles = Roles(
         ranked(found["previous_token"].mean), ranked(found["prefix_matching"].mean)
@@ -77,7 +78,7 @@ def score_heads(
     run.number("prefix_matching", at(matching, best), note=f"best head, {best}")
     run.number("previous_token", at(attending, before), note=f"best head, {before}")
     run.number("copying", at(found["copying"], best), note=f"logits, {best}")
-    run.number("copying_eigenvalues", eigenvalues[best], note=f"Σλ/Σ|λ|, {best}")
+    run.number("copying_eigenvalues", float(eigenvalues[best]), note=f"Σλ/Σ|λ|, {best}")
     run.number("induction_heads", [str(head) for head in roles.induction])
     run.number("previous_token_heads", [str(head) for head in roles.previous])
     panels = {

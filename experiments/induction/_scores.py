@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -114,23 +113,3 @@ def gain(norm: Any) -> Array | float:
 def centre(x: Float[Array, "*rows embed"]) -> Float[Array, "*rows embed"]:
     """Subtracts the mean over the last axis, which LayerNorm does not let through."""
     return x - x.mean(-1, keepdims=True)
-
-
-def copying_eigenvalues(model: Transformer) -> Float[np.ndarray, "layer heads"]:
-    r"""$\sum \mathrm{Re} \lambda / \sum |\lambda|$ of $W_U W_{OV} W_E$ of every head.
-
-    1 is a head that raises the token that it attends to whatever that is, -1 one that
-    lowers it (Elhage et al. 2021, "A Mathematical Framework").
-    """
-    values = np.linalg.eigvals(np.asarray(_circuits(model)))
-    return values.real.sum(-1) / np.abs(values).sum(-1)
-
-
-@jax.jit
-def _circuits(model: Transformer) -> Float[Array, "layer heads head_dim head_dim"]:
-    """What has the eigenvalues of W_U W_OV W_E, but for zeros."""
-    block, embedded = blocks(model), centre(model.embedding.weight)
-    weight = jnp.broadcast_to(gain(block.norm_1), (model.n_layers, embedded.shape[1]))
-    reads = jnp.einsum("vf,lf,lfhc->vlhc", embedded, weight, block.attention.w_v)
-    writes = jnp.einsum("lhde,ve->lhdv", block.attention.w_o, readout(model))
-    return jnp.einsum("lhdv,vlhc->lhdc", writes, reads)

@@ -35,6 +35,7 @@ from mijax.nn import AttentionBlock
 
 from ._ablation import ablate_heads
 from ._composition import compose_heads
+from ._expansion import expand_paths
 from ._heads import loss_by_position, score_heads, show_attention
 from ._patching import patch_copies
 from ._paths import ablate_paths
@@ -99,3 +100,4 @@ def analyse(config: Config, run: experiment.Run) -> None:
     patch_copies(model, prompts, acts, run=run)
     ablate_paths(model, prompts, acts, roles=roles, run=run)
     compose_heads(model, roles=roles, run=run, seed=config.seed)
+    expand_paths(model, prompts, roles=roles, run=run)

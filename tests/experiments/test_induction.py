@@ -67,11 +67,20 @@ def test_training_writes_a_model_that_loads(tmp_path):
     assert record["weights"] == {"induction-2l": loaded.digest}
 
 
+def test_one_layer_is_trained_with_and_without_smeared_keys(tmp_path):
+    change = {"seeds": 1, "training": {**TINY, "steps": 2}}
+    result = execute("induction/smeared", change, out=tmp_path / "run")
+    shares = [row[-1] for row in result.tables[0].rows]
+    assert shares[0]
+    assert not shares[1]
+    assert {picture.name for picture in result.pictures} == {"smeared"}
+
+
 def test_analysis_meets_its_claims(tmp_path):
     result = execute("induction", {"prompts": 8}, out=tmp_path / "run")
     assert result.passed, [v for v in result.verdicts if v.verdict != "PASS"]
     names = {picture.name for picture in result.pictures}
-    assert {"attention", "patching", "paths", "composition"} <= names
+    assert {"attention", "patching", "paths", "composition", "eigenvalues"} <= names
 
 
 def test_text_of_any_characters_has_tokens():
