@@ -13,44 +13,47 @@ the usual bar.
 
 `synthetic` draws directions at random; `superposition` takes them from a toy model that
 was trained to squeeze features into fewer numbers, where only those count that it
-represents (a row of W longer than 0.5). Every architecture is trained with several
+represents (a row of W longer than 0.5).
+
+`reverse` and `xproportion` are transformers compiled from programs (Lindner et al.
+2023, arXiv:2301.05062): features are the values of a program's variables in the last
+residual stream. Variables follow from each other there, and the values of each exclude
+each other, so directions are not defined (a constant may move from all values of a
+variable to the bias) and the mean over features of the largest correlation with a
+latent (MCC) tells what was found.
+
+Every architecture is trained with several
 seeds at once, as lanes of one program, with half as many latents again as there are
 features; its sparsity is the only number chosen for each architecture, and the groups
-of Matryoshka. Error and L0 are
-of fresh examples, by batches that no dictionary has seen. The range is that of the
+of Matryoshka. Scores of toy data are of batches that no dictionary has seen; programs
+have few inputs, and scores are of those that were trained on. Ranges are those of the
 seeds.
 
 Command:
     mijax run sae-toy
+    mijax run sae-toy/compiled      (the two programs)
     mijax run sae-toy/tiny          (fewer features and steps)
 
 Runtime: see experiments/README.md.
 """
 
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 import mijax.experiment
 from mijax import dictionaries as d
 from mijax import viz
 from mijax._errors import ConfigError, nearest
-from mijax.data import AbstractSource
-from mijax.features import squeeze
-from mijax.testing import PlantedFeatures, unit_directions
+from mijax.core import Interval
 
+from ._known import DATASETS, PROGRAMS, Known, compiled, planted
 from ._scoring import BASELINES, Row, baselines, keep, scored
-
-LONG = 0.5
 
 
 class Config(mijax.experiment.Config):
     """What is trained."""
 
     datasets: tuple[str, ...] = ("synthetic", "superposition")
-    "Known features: drawn at random, or those of a toy model."
+    "Known features: drawn at random, of a toy model, of compiled programs."
     architectures: tuple[str, ...] = (
         *("ReLU", "ReLU, tanh", "ReLU, sqrt", "Gated", "JumpReLU"),
         *("TopK", "BatchTopK", "Matryoshka"),
@@ -59,7 +62,7 @@ class Config(mijax.experiment.Config):
     features: int = 64
     "How many there are."
     latents: int = 96
-    "Latents of every dictionary."
+    "Latents of every dictionary; for programs, half as many again as features."
     embed: int = 32
     "Numbers that they are squeezed into."
     density: float = 0.03
@@ -68,6 +71,8 @@ class Config(mijax.experiment.Config):
     "Updates of every dictionary."
     toy_steps: int = 10_000
     "Updates of the toy model."
+    examples: int = 16_000
+    "Activations of a compiled program."
     batch: int = 1024
     "Examples of an update."
     seeds: int = 3
@@ -93,59 +98,39 @@ def architectures(k: int) -> dict[str, d.AbstractArchitecture]:
 
 def run(config: Config, run: mijax.experiment.Run) -> None:
     """Trains and scores everything."""
-    k = max(1, round(config.features * config.density))
-    every = architectures(k)
     for name in config.architectures:
-        if name not in every:
+        if name not in (every := architectures(1)):
             raise ConfigError(f"No architecture {name!r}.{nearest(name, every)}")
-    kinds = {name: every[name] for name in config.architectures}
+    for name in config.datasets:
+        if name not in DATASETS:
+            raise ConfigError(f"No data set {name!r}.{nearest(name, DATASETS)}")
     found: dict[str, dict[str, Row]] = {}
     with run.progress("train") as progress:
-        total = len(config.datasets) * len(kinds)
+        total = len(config.datasets) * len(config.architectures)
         for name in config.datasets:
-            source = planted(name, config)
-            run.seed(name, source.seed)
+            known = (compiled if name in PROGRAMS else planted)(name, config)
+            run.seed(name, 1)
             rows = found.setdefault(name, {})
-            for kind, architecture in kinds.items():
+            for kind in config.architectures:
                 file = run.scratch / f"{name}-{kind}.npz"
                 if not file.exists():
-                    keep(scored(trained(architecture, source, config), source), file)
+                    architecture = architectures(known.k)[kind]
+                    keep(scored(trained(architecture, known, config), known), file)
                 with np.load(file) as kept:
                     rows[kind] = Row(**kept)
                 progress(sum(map(len, found.values())), total)
-            rows |= baselines(source, config.latents, k=k, seeds=config.seeds)
+            rows |= baselines(known, seeds=config.seeds)
     report(found, run)
 
 
-def planted(name: str, config: Config) -> PlantedFeatures:
-    """Returns activations of known features."""
-    if name == "synthetic":
-        key = jax.random.key(0)
-        features: Any = unit_directions(key, config.features, config.embed)
-    else:
-        shape = (1, config.features)
-        model = squeeze(
-            *(jnp.ones(shape), jnp.full(shape, config.density)),
-            embed=config.embed,
-            steps=config.toy_steps,
-            batch=config.batch,
-        )
-        features = model.weights[0]
-        lengths = np.linalg.norm(features, axis=1)
-        features = features[lengths > LONG]
-    return PlantedFeatures(
-        features, batch=config.batch, density=config.density, low=0.0, seed=1
-    )
-
-
 def trained(
-    architecture: d.AbstractArchitecture, source: AbstractSource, config: Config
+    architecture: d.AbstractArchitecture, known: Known, config: Config
 ) -> list[d.Dictionary]:
     """Trains one architecture with every seed at once."""
     given = [
         d.Training(
-            *(architecture, d.SAE(config.embed)),
-            latents=config.latents,
+            *(architecture, d.SAE(known.x.shape[1])),
+            latents=known.latents,
             steps=config.steps,
             learning_rate=config.learning_rate,
             warmup=config.steps // 20,
@@ -158,28 +143,39 @@ def trained(
         )
         for seed in range(config.seeds)
     ]
-    return d.train(given, source, report=config.steps)
+    return d.train(given, known.source, report=config.steps)
 
 
 def report(found: dict[str, dict[str, Row]], run: mijax.experiment.Run) -> None:
     """Reports a table for each data set, the numbers that must hold, a picture."""
     for name, rows in found.items():
-        columns = ["architecture", "MMCS", "of seeds", "found", "FVU", "L0", "dead"]
+        score = "MCC" if name in PROGRAMS else "MMCS"
+        columns = ["architecture", score, "of seeds", "found", "FVU", "L0", "dead"]
         run.table(name, columns, [[kind, *row.cells()] for kind, row in rows.items()])
-        learned = {kind: row for kind, row in rows.items() if kind not in BASELINES}
-        least = min(row.mmcs.min() for row in learned.values())
-        run.number(f"{name}_least_mmcs", float(least), note="of all seeds")
-        random = float(rows["random"].mmcs.mean())
-        run.number(f"{name}_random_mmcs", random, note="of dictionaries not trained")
+        scores, score = {kind: row.score for kind, row in rows.items()}, score.lower()
+        learned = {k: of for k, of in scores.items() if k not in BASELINES}
+        least = min(of.min() for of in learned.values())
+        run.number(f"{name}_least_{score}", float(least), note="of all seeds")
+        random = float(scores["random"].mean())
+        run.number(f"{name}_random_{score}", random, note="of dictionaries not trained")
+        best = max(learned, key=lambda kind: learned[kind].mean())
+        run.number(f"{name}_best_{score}", ranged(learned[best]), note=best)
+        if name in PROGRAMS:
+            run.number(f"{name}_above_random", float(least - scores["random"].max()))
         run.figure(
-            f"mmcs-{name}",
+            f"{score}-{name}",
             viz.bars(
-                np.array([row.mmcs.mean() for row in rows.values()]),
+                np.array([of.mean() for of in scores.values()]),
                 labels=list(rows),
-                low=np.array([row.mmcs.min() for row in rows.values()]),
-                high=np.array([row.mmcs.max() for row in rows.values()]),
+                low=np.array([of.min() for of in scores.values()]),
+                high=np.array([of.max() for of in scores.values()]),
                 title=f"Known features that dictionaries find: {name}",
-                y="mean max cosine",
+                y="mean max " + ("correlation" if name in PROGRAMS else "cosine"),
             ),
             caption="Bars: mean of the seeds; lines: their range.",
         )
+
+
+def ranged(values: np.ndarray) -> Interval:
+    """Returns a mean and the range of seeds."""
+    return Interval(values.mean(), values.min(), values.max(), len(values), 1.0)

@@ -1,6 +1,17 @@
 """Dictionaries find known features, and the table says how well."""
 
-from mijax.experiment import execute
+import importlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mijax.experiment import execute, load
+
+
+def part(name):
+    package = load("sae-toy").function.__module__
+    return importlib.import_module(f"{package}.{name}")
 
 
 def test_tiny_holds_and_writes_everything(tmp_path):
@@ -13,3 +24,20 @@ def test_tiny_holds_and_writes_everything(tmp_path):
     assert numbers["synthetic_random_mmcs"] < 0.7 < numbers["synthetic_least_mmcs"]
     written = {path.name for path in result.folder.iterdir()}
     assert {"mmcs-synthetic.png", "mmcs-synthetic.svg"} <= written
+
+
+def test_features_of_a_compiled_program():
+    config = importlib.import_module(load("sae-toy").function.__module__).Config()
+    known = part("_known").compiled("xproportion", config)
+    # Four tokens, the beginning of a sequence, five places, and the share of "x"; that
+    # a token is "x" is one feature in two directions, which are always there together.
+    assert known.features.shape == (11, 14)
+    lengths = sorted(np.square(known.features).sum(1).tolist())
+    assert lengths == pytest.approx([1.0] * 10 + [2.0], abs=1e-4)
+    # What is left of the stream never changes.
+    rest = known.x - known.activity @ known.features
+    assert float(jnp.ptp(rest, axis=0).max()) < 1e-4
+    correlations = part("_scoring").correlations
+    np.testing.assert_allclose(correlations(known, known.activity), 1, atol=1e-4)
+    # One latent that is there when a feature is not does not find it.
+    assert float(correlations(known, 1 - known.activity[:, :1])[0]) < 0
