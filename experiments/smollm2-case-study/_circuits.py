@@ -119,7 +119,7 @@ def report(
         share, low, high = one.checked.missed
         missed = f"{share:.2f} ({low:.2f} to {high:.2f})"
         for name, curve in one.curves.items():
-            value = jax.tree.map(lambda leaf: leaf[at], curve.curve)  # noqa: B023
+            value = jax.tree.map(lambda leaf: leaf[at], curve.curve)
             short = name.lower().replace("-", "_")
             run.number(f"{key}_faithful_{short}", value, note=f"{sizes.share:.0%}")
             cells = [f"{f:.2f}" for f in np.asarray(curve.curve.mean)]
@@ -161,8 +161,8 @@ def draw(found: dict[str, Found], run: mijax.experiment.Run) -> None:
             title=f"Circuits of the largest scores of {method}",
             x="share of edges kept",
         ),
-        caption="All other edges carry what they are on the counterpart. Prompts are not "
-        "those that circuits were found on; bands are 95 % intervals over prompts.",
+        caption="All other edges carry what they are on the counterpart. Prompts are "
+        "not those that circuits were found on; bands are 95 % intervals over prompts.",
     )
 
 
@@ -205,13 +205,13 @@ def overlaps(
         [table[i, j] for i, j in pairs if names[i][k] == names[j][k]] for k in (0, 1)
     )
     drawn = random_overlap(graph.n_edges, n, sizes.seed)
-    return {
+    means = {
         "methods_mean": float(np.mean(task)),
         "methods_least": float(np.min(task)),
-        "behaviours_mean": float(np.mean(method)) if method else float("nan"),
         "random_mean": float(drawn.mean()),
         "random_largest": float(drawn.max()),
     }
+    return means | ({"behaviours_mean": float(np.mean(method))} if method else {})
 
 
 def jaccard(one: Edges, other: Edges) -> float:

