@@ -95,13 +95,15 @@ def _all(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     out = Path(arguments.out or "runs")
     page = Path(arguments.page) if arguments.page else out / "reproductions.md"
     names = [entry.name for entry in of_size(arguments.size)]
+    large = [entry.name for entry in of_size("full") if entry.name not in names]
+    full = list(reproduce(large, out=out, which="none"))
     found: list[Reproduction] = []
     with bars() as progress:
         watcher = Watcher(progress, quiet=True)
         runs = reproduce(names, out=out, which=arguments.which, observer=watcher)
         for one in runs:
             found.append(one)
-            _keep(reproductions_page(found), page)
+            _keep(reproductions_page(found, full=full), page)
             passed = one.result.passed if one.result else None
             word = {True: "PASS", False: "FAIL", None: f"not run: {one.reason}"}[passed]
             errors().print(Text(f"{one.name}: {word}"), soft_wrap=True)

@@ -92,14 +92,18 @@ def reproduce(
             yield Reproduction(plan.name, plan.description, reason=str(error))
 
 
-def reproductions_page(found: Sequence[Reproduction]) -> str:
+def reproductions_page(
+    found: Sequence[Reproduction], *, full: Sequence[Reproduction] = ()
+) -> str:
     """Writes what experiments gave as a Markdown page.
 
     Args:
         found: what each gave.
+        full: configs of full size, of which the page says whether they were run.
 
     Returns:
-        A table of all published numbers, then what was not run and why.
+        A table of all published numbers, then what was not run and why, then what was
+        run at full size, where and when.
     """
     lines = [
         *("# Reproductions", ""),
@@ -124,6 +128,15 @@ def reproductions_page(found: Sequence[Reproduction]) -> str:
     if skipped:
         lines += ["", "## Not run", "", "| config | why |", "|---|---|"]
         lines += [f"| `{one.name}` | {_cell(one.reason)} |" for one in skipped]
+    if full:
+        lines += [
+            *("", "## At full size", ""),
+            "As published; such a run wants a GPU, or weights that are not at hand.",
+            *("", "| config | run | where |", "|---|---|---|"),
+        ]
+        lines += [
+            f"| `{one.name}` | {one.when or 'not run'} | {one.where} |" for one in full
+        ]
     return "\n".join(lines) + "\n"
 
 

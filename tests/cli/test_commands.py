@@ -161,6 +161,7 @@ def test_reproduce_all_of_a_size(capsys, toy, monkeypatch):
     wrong = text.replace("prompts: 3", "prompts: 9")
     (toy.parent / "worse.yaml").write_text(wrong)
     (toy.parent / "other.yaml").write_text(text.replace("small", "tiny"))
+    (toy.parent / "whole.yaml").write_text(text.replace("small", "full"))
     monkeypatch.setattr(discover, "shipped_folder", lambda: toy.parent.parent)
     assert main(["list"]) == 0
     assert "small" in capsys.readouterr().out
@@ -172,15 +173,19 @@ def test_reproduce_all_of_a_size(capsys, toy, monkeypatch):
     assert "| `toy` |" in page
     assert "toy/other" not in page
     assert page.count("FAIL") >= 2
+    assert "| `toy/whole` | not run |" in page.split("## At full size")[1]
     # What is there is read, not run again.
     before = Path("kept/toy/record.json").stat().st_mtime_ns
     assert main(words) == 1
     assert Path("kept/toy/record.json").stat().st_mtime_ns == before
     assert main([*words, "--which", "all"]) == 1
     assert Path("kept/toy/record.json").stat().st_mtime_ns > before
+    assert main(["run", "toy/whole", "--out", "kept/toy-whole"]) == 0
     (toy.parent / "third.yaml").write_text(text)
     assert main([*words, "--which", "none"]) == 1
-    assert "There is no finished run" in Path("page.md").read_text()
+    page = Path("page.md").read_text()
+    assert "There is no finished run" in page
+    assert "| `toy/whole` | 20" in page
     assert not Path("kept/toy-third").exists()
     assert main([*words, "--size", "medium"]) == 2
     assert main([*words, "toy"]) == 2
