@@ -1,0 +1,120 @@
+"""The end of a transformer, from one layer and the last token on.
+
+A swap at the last token after layer L leaves the other tokens as they are, and the
+layers up to L. So only this token's row is run again, through the layers after L, with
+the keys and values that the other tokens have: for a prompt of 20 tokens a twentieth of
+the layers' work, and of those only the ones that are left.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mijax.core import AbstractBlock, Place, Site, Sites, capture, compose, edit
+from mijax.core._rows import Packed
+from mijax.core._rows import Sequence as Rows
+from mijax.core._sites import empty, put
+from mijax.nn import Transformer
+
+
+class Prefix(eqx.Module):
+    """What prompts have at every layer.
+
+    Attributes:
+        stream: the residual stream after each layer, at the last token.
+        k: keys of all tokens, before rotary positions.
+        v: values of all tokens.
+        last: position of the last token.
+    """
+
+    stream: Float[Array, "prompt layer embed"]
+    k: Float[Array, "prompt layer seq kv_heads head_dim"]
+    v: Float[Array, "prompt layer seq kv_heads head_dim"]
+    last: Int[Array, " prompt"]
+
+
+def prefix(
+    model: Transformer, tokens: Int[Array, "prompt seq"], last: Int[Array, " prompt"]
+) -> Prefix:
+    """Runs prompts once and keeps what their ends need."""
+    attention: Any = getattr(model.blocks, "attention")  # noqa: B009
+    kv_heads = jnp.arange(0, attention.w_q.shape[-2], attention.groups)
+    sites = {
+        "stream": Site("resid_post", position=last),
+        "k": Site("k", head=kv_heads),
+        "v": Site("v", head=kv_heads),
+    }
+    return Prefix(**capture(model, tokens, sites), last=last)
+
+
+class Tail(eqx.Module):
+    """A model of prompts by their index, which reads the last token's stream.
+
+    An input is the index of a prompt, then ids of tokens: their logits are the output.
+    The stream after the layer is read, and edited, at `Site("embed")`.
+
+    Attributes:
+        blocks: those after the layer.
+        norm: the final norm.
+        unembedding: rows of the tokens.
+        stream: after the layer, of every prompt.
+        past: keys and values of the blocks.
+        last: position of the last token.
+    """
+
+    blocks: AbstractBlock
+    norm: Any
+    unembedding: Float[Array, "vocab embed"]
+    stream: Float[Array, "prompt embed"]
+    past: tuple[Array, Array]
+    last: Int[Array, " prompt"]
+
+    @staticmethod
+    def of(model: Transformer, kept: Prefix, layer: int) -> "Tail":
+        """Cuts a model after a layer."""
+        after = lambda leaf: leaf[layer + 1 :] if eqx.is_array(leaf) else leaf  # noqa: E731
+        head = model.unembedding or model.embedding
+        past = tuple(jnp.moveaxis(x[:, layer + 1 :], 1, 0) for x in (kept.k, kept.v))
+        return Tail(
+            jax.tree.map(after, model.blocks),
+            model.norm,
+            head.weight,
+            kept.stream[:, layer],
+            (past[0], past[1]),
+            kept.last,
+        )
+
+    def __call__(
+        self, x: Int[Array, " input"], edits: Any = None
+    ) -> tuple[Float[Array, " classes"], Sites[Any]]:
+        """Runs one prompt to its end.
+
+        Args:
+            x: the prompt's index, and ids of tokens.
+            edits: placed edits of `embed`, or `None`.
+
+        Returns:
+            Logits of the tokens; the stream is the activation `embed`.
+        """
+        record = compose(edits)
+        which, ids = x[:1], x[1:]
+        at_first = Place(Rows(jnp.zeros(1, jnp.int32)))
+        read = edit(record.embed, self.stream[which], at_first)
+        last, lane = self.last[which], jnp.zeros(1, jnp.int32)
+        keys = self.past[0].shape[2]
+        rows = Packed(last, which, lane, lane, last, which, 1, keys)
+        arrays, static = eqx.partition(self.blocks, eqx.is_array)
+
+        def body(x: Array, layer: Any) -> tuple[Array, None]:
+            at, arrays, past = layer
+            block = eqx.combine(arrays, static)
+            return block(x, record.blocks, Place(rows, at), past)[0], None
+
+        count = self.past[0].shape[0]
+        layers = (jnp.arange(count, dtype=jnp.int32), arrays, self.past)
+        out, _ = jax.lax.scan(body, read, layers)
+        logits = self.unembedding[ids] @ self.norm(out)[0]
+        return logits, put(empty(), "embed", read)

@@ -1,0 +1,87 @@
+"""Variables of induction and of names: questions are right, and so are swaps."""
+
+import importlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import mijax
+from mijax import causal
+from mijax.core import Site
+from mijax.data import Tokenizer
+from mijax.experiment import execute, load
+
+
+def part(name):
+    package = load("interchange").function.__module__
+    return importlib.import_module(f"{package}.{name}")
+
+
+def test_tiny_holds_and_writes_everything(tmp_path):
+    result = execute("interchange/tiny", {}, out=tmp_path / "run")
+    assert result.passed
+    written = {path.name for path in result.folder.iterdir()}
+    assert {"whole-vector.png", "subspace.svg", "between-layers.png"} <= written
+
+
+def test_labels_are_what_a_copy_of_the_source_would_say():
+    """By hand: the tokens that stand where the variables say."""
+    draw = partial(part("_previous").draw, vocab=64, length=16, place=7)
+    tasks = jax.vmap(draw)(jax.random.split(jax.random.key(0), 64))
+    changed = [0, 0]
+    for task, given in enumerate(tasks[:2]):
+        rows = map(np.asarray, (given.base, given.sources, given.label))
+        for base, sources, label in zip(*rows, strict=True):
+            source, query = sources[0], base[-1]
+            before = source[6] if task == 0 else base[6]
+            content = source[7] if task == 1 else base[7]
+            assert base[7] != source[7]
+            if before == query:
+                assert label == content
+                changed[task] += 1
+            else:
+                (at,) = np.flatnonzero(base[:-1] == query)
+                assert label == base[at + 1]
+    assert 16 < min(changed) < 48
+
+
+def test_sources_tell_the_programs_apart():
+    words = "Mary John Anna Tom Paul Emma park book"
+    tokenizer = Tokenizer.from_pieces([f" {word}" for word in words.split()])
+    asked = part("_names").questions(tokenizer, 24, seed=3)
+    position, token = asked.labels
+    assert (position[:2] == 1 - token[:2]).all()
+    assert (position[0] == 1).all()
+    assert (position[1] == 0).all()
+    assert (asked.labels[:, 2] == 1).all()
+    io, subject, new = np.asarray(asked.names).T
+    row, second = np.arange(24), np.asarray(asked.second)
+    again = np.asarray(asked.sources)[:, row, second]
+    np.testing.assert_array_equal(again, [subject, io, io])
+    for source in np.asarray(asked.sources):  # the new name comes once: the answer
+        assert ((source == new[:, None]).sum(1) == 1).all()
+
+
+def test_the_end_of_a_model_is_its_end():
+    """Swapped at the last token, the tail says what the whole model says."""
+    tails = part("_tail")
+    model = mijax.testing.tiny_llama(jax.random.key(0))
+    tokens = jnp.array([[5, 9, 30, 7, 2], [11, 3, 8, 0, 0]])
+    last, ids = jnp.array([4, 2]), jnp.array([4, 6, 50])
+    kept = tails.prefix(model, tokens, last)
+    tail = tails.Tail.of(model, kept, 0)
+    width = 32
+    whole = causal.blocks(width, (16,)).mask[:1]
+    swap = causal.Swap(
+        causal.Subspaces(jnp.eye(width), whole[0]), kept.stream[1, 0][None]
+    )
+    x = jnp.concatenate([jnp.array([0]), ids])
+    logits, _ = tail(x, swap.at("embed"))
+    place = swap.at("resid_post", layer=0, position=4)
+    expected = mijax.run(model, tokens[0], place)[-1, ids]
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    np.testing.assert_allclose(
+        causal.activation(tail(x)[1], Site("embed")), kept.stream[0, 0], atol=1e-6
+    )
