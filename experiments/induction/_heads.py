@@ -78,7 +78,7 @@ def score_heads(
     run.number("prefix_matching", at(matching, best), note=f"best head, {best}")
     run.number("previous_token", at(attending, before), note=f"best head, {before}")
     run.number("copying", at(found["copying"], best), note=f"logits, {best}")
-    run.number("copying_eigenvalues", float(eigenvalues[best]), note=f"Σλ/Σ|λ|, {best}")
+    run.number("copying_eigenvalues", eigenvalues[best], note=f"Σλ/Σ|λ|, {best}")
     run.number("induction_heads", [str(head) for head in roles.induction])
     run.number("previous_token_heads", [str(head) for head in roles.previous])
     panels = {
