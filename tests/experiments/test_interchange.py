@@ -3,6 +3,7 @@
 import importlib
 from functools import partial
 
+import cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,7 +68,7 @@ def test_sources_tell_the_programs_apart():
 def test_the_end_of_a_model_is_its_end():
     """Swapped at the last token, the tail says what the whole model says."""
     tails = part("_tail")
-    model = mijax.testing.tiny_llama(jax.random.key(0))
+    model = cases.model("llama")
     tokens = jnp.array([[5, 9, 30, 7, 2], [11, 3, 8, 0, 0]])
     last, ids = jnp.array([4, 2]), jnp.array([4, 6, 50])
     kept = tails.prefix(model, tokens, last)

@@ -1,5 +1,6 @@
 """Smeared keys equal a plain loop, in every pass over a model."""
 
+import cases
 import chex
 import equinox as eqx
 import jax
@@ -16,18 +17,14 @@ LENGTHS = jnp.array([5, 3])
 POSITION = jnp.arange(5)
 
 
-def smeared(name):
-    model = getattr(mijax.testing, f"tiny_{name}")(jax.random.key(3))
-    layers, _, kv_heads, _ = model.blocks.attention.w_k.shape
-    alpha = jax.random.normal(jax.random.key(4), (layers, kv_heads))
-    where = lambda model: model.blocks.attention.keys  # noqa: E731
-    return eqx.tree_at(where, model, SmearedKeys(alpha))
-
-
 @pytest.fixture(scope="module")
 def model():
     """Of rotary positions and grouped queries, so that both are seen."""
-    return smeared("llama")
+    plain = cases.model("llama")
+    layers, _, kv_heads, _ = plain.blocks.attention.w_k.shape
+    alpha = jax.random.normal(jax.random.key(4), (layers, kv_heads))
+    where = lambda model: model.blocks.attention.keys  # noqa: E731
+    return eqx.tree_at(where, plain, SmearedKeys(alpha))
 
 
 def test_scores_equal_a_plain_loop(model):
