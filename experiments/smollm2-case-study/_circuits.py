@@ -16,6 +16,8 @@ from mijax.nn import Transformer
 from ._tasks import Problem
 
 RANDOM = "random"
+# Names that fit beside a picture.
+SHORT = {"greater-than": "greater", "induction": "induct."}
 # Pairs of random circuits that the overlap is compared with.
 PAIRS = 100
 Edges = Bool[np.ndarray, "sender receiver"]
@@ -153,14 +155,20 @@ def draw(found: dict[str, Found], run: mijax.experiment.Run) -> None:
     label, one = next(iter(found.items()))
     curve = one.curves[RANDOM]
     lines[f"{label}, random edges"] = (curve.fractions, np.asarray(curve.curve.mean))
+    picture = viz.faithfulness_curves(
+        lines,
+        log=True,
+        title=f"Circuits of the largest scores of {method}",
+        x="share of edges kept",
+    )
+    # Inside it would cover a band.
+    legend = picture.axes[0].get_legend()
+    if legend is not None:
+        legend.set_loc("upper left")
+        legend.set_bbox_to_anchor((1.0, 1.0))
     run.figure(
         "faithfulness",
-        viz.faithfulness_curves(
-            lines,
-            log=True,
-            title=f"Circuits of the largest scores of {method}",
-            x="share of edges kept",
-        ),
+        picture,
         caption="All other edges carry what they are on the counterpart. Prompts are "
         "not those that circuits were found on; bands are 95 % intervals over prompts.",
     )
@@ -186,7 +194,7 @@ def overlaps(
     table = np.full((len(names), len(names)), np.nan)
     for i, j in itertools.permutations(range(len(names)), 2):
         table[i, j] = jaccard(masks[names[i]], masks[names[j]])
-    ticks = [f"{label}, {name}" for label, name in names]
+    ticks = [f"{SHORT.get(label, label)}, {name}" for label, name in names]
     run.figure(
         "overlap",
         viz.heatmap(
