@@ -24,11 +24,17 @@ Differences from the papers: they add the direction with a factor of their own, 
 coordinate is set; they probe after moves 5 to 54. In the small config the loss is the
 mean over the move that is drawn next (that of a uniform distribution over legal moves),
 which is what the loss of one drawn move is in expectation: the same gradient with less
-noise, so that minutes suffice. `full` has the loss of the move that was played, as
-published. Nonlinear probes are left out.
+noise. `full` has the loss of the move that was played, as published. Nonlinear probes
+are left out.
+
+What a change can do is bounded by what the model gets wrong on the true board, which is
+reported beside it: after minutes on 6x6 that is much. On 4x4 minutes are enough, but
+85 % of held-out games come up in training too: there only probes and changes, not legal
+predictions, speak of more than memory.
 
 Commands:
     mijax run othello                (6x6, three seeds, minutes)
+    mijax run othello/quick          (4x4, three seeds, fewer minutes)
     mijax run othello/full           (8x8, 8 layers, as published; for a GPU)
     mijax run othello/tiny           (4x4, for tests)
 
