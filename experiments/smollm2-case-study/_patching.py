@@ -73,8 +73,9 @@ def report(
             label="recovered (0 corrupt, 1 clean)",
         ),
         caption="One activation of `resid_pre` of the prompt in the run of its "
-        "counterpart. `changed` is the first token in which they differ, `before` and "
-        "`after` are beside it.",
+        "counterpart. `changed` is the first token in which they differ (in induction, "
+        "where all of the first run differs, the answer), `before` and `after` are "
+        "beside it.",
     )
     run.figure(
         "heads",

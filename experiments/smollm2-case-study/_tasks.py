@@ -11,7 +11,8 @@ import mijax
 from mijax._errors import ConfigError, nearest
 from mijax.data import Pairs, Prompts, Tokenizer, capitals, fill, induction, ioi
 
-# Where a prompt and its counterpart begin to differ.
+# Where a prompt and its counterpart begin to differ; in induction all of the first run
+# differs, and this is the answer.
 CHANGED = {
     "ioi": "subject2",
     "greater_than": "year",
