@@ -83,16 +83,6 @@ def test_sweep_equals_loop(model):
         np.testing.assert_allclose(swept.values[:, layer, position], alone, atol=2e-5)
 
 
-def test_generation_with_a_cache_equals_running_again(model):
-    found = mijax.generate(model, TOKENS, steps=2, lengths=LENGTHS)
-    longer = (
-        jnp.pad(TOKENS, ((0, 0), (0, 1))).at[jnp.arange(2), LENGTHS].set(found[:, 0])
-    )
-    logits = mijax.run(model, longer)
-    for row, count, new in zip(logits, LENGTHS, found, strict=True):
-        assert new.tolist() == row[count - 1 : count + 1].argmax(-1).tolist()
-
-
 def test_circuits_see_smeared_keys(model):
     graph = mijax.circuits.Graph.of(model)
     ran = mijax.circuits.connected(
