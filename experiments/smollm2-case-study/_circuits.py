@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 import mijax
 import mijax.experiment
 from mijax import circuits, viz
+from mijax._errors import ConfigError, nearest
 from mijax.nn import Transformer
 
 from ._tasks import Problem
@@ -27,6 +28,7 @@ class Sizes(NamedTuple):
     """How circuits are found and measured.
 
     Attributes:
+        methods: what finds them; the first one is verified.
         steps: points on the path of integrated gradients.
         fractions: shares of edges of the circuits that are run.
         share: the one that is gated and compared.
@@ -36,6 +38,7 @@ class Sizes(NamedTuple):
         memory: bytes of working memory.
     """
 
+    methods: tuple[str, ...]
     steps: int
     fractions: tuple[float, ...]
     share: float
@@ -53,20 +56,28 @@ class Found(NamedTuple):
     checked: circuits.Verification
 
 
-def methods(steps: int) -> dict[str, circuits.AbstractMethod]:
-    """Returns the methods; the first one is verified."""
-    return {
+def methods(names: tuple[str, ...], steps: int) -> dict[str, circuits.AbstractMethod]:
+    """Returns methods by name.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    known: dict[str, circuits.AbstractMethod] = {
         "EAP-IG": circuits.EAPIG(steps=steps),
         "RelP": circuits.RelP(),
         "GIM": circuits.GIM(),
     }
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"There is no method {name!r}.{nearest(name, known)}")
+    return {name: known[name] for name in names}
 
 
 def find(
     model: Transformer, problem: Problem, sizes: Sizes, run: mijax.experiment.Run
 ) -> Found:
     """Finds circuits on one set of prompts and measures them on the other."""
-    known = methods(sizes.steps)
+    known = methods(sizes.methods, sizes.steps)
     train, test = circuits.Task.of(problem.train), circuits.Task.of(problem.test)
     scores: dict[str, circuits.Scores] = {}
     for name, method in known.items():
@@ -126,7 +137,7 @@ def report(
             run.number(f"{key}_faithful_{short}", value, note=f"{sizes.share:.0%}")
             cells = [f"{f:.2f}" for f in np.asarray(curve.curve.mean)]
             rows.append([label, name, *cells])
-        note = "EAP-IG and exact effect, Pearson"
+        note = f"{sizes.methods[0]} and exact effect, Pearson"
         run.number(f"{key}_correlation", one.checked.correlation, note=note)
         run.number(f"{key}_missed", missed, note="of the rest, above the weakest best")
     columns = [f"{fraction:.1%}" for fraction in sizes.fractions]
@@ -138,7 +149,7 @@ def report(
     ]
     run.table(
         "Strongest edges, patched exactly (nats)",
-        ["behaviour", "edge", "EAP-IG", "exact", "lower end"],
+        ["behaviour", "edge", sizes.methods[0], "exact", "lower end"],
         lines,
     )
     draw(found, run)
@@ -147,7 +158,7 @@ def report(
 
 def draw(found: dict[str, Found], run: mijax.experiment.Run) -> None:
     """Draws a curve of each behaviour, of the first method, and one of no method."""
-    lines, method = {}, next(iter(methods(1)))
+    lines, method = {}, next(iter(next(iter(found.values())).scores))
     for label, one in found.items():
         curve = one.curves[method]
         ends = (curve.curve.mean, curve.curve.low, curve.curve.high)
@@ -187,7 +198,7 @@ def overlaps(
     n = int(sizes.share * graph.n_edges)
     masks: dict[tuple[str, str], Edges] = {
         (label, name): circuits.top(scores, n, absolute=True, prune=False).edges
-        for name in methods(1)
+        for name in sizes.methods
         for label, scores in ((label, one.scores[name]) for label, one in found.items())
     }
     names = list(masks)

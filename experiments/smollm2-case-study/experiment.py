@@ -57,6 +57,8 @@ class Config(mijax.experiment.Config):
     "Of prompts, samples, random circuits and random directions."
     top: int = 5
     "Heads and parts of each behaviour in tables."
+    methods: tuple[str, ...] = ("EAP-IG", "RelP", "GIM")
+    "What finds circuits, two at least; the first one is verified and gated."
     steps: int = 5
     "Points on the path of integrated gradients."
     fractions: tuple[float, ...] = (0.002, 0.005, 0.01, 0.02, 0.05, 0.2)
@@ -105,6 +107,11 @@ def run(config: Config, run: mijax.experiment.Run) -> None:
 
 def check(config: Config) -> None:
     """Refuses shares and strengths that are not among those that are run."""
+    if len(_circuits.methods(config.methods, config.steps)) < 2:
+        raise ConfigError(
+            f"--methods has {', '.join(config.methods) or 'none'}: give two at least, "
+            "circuits of which are compared."
+        )
     if config.share not in config.fractions:
         raise ConfigError(
             f"--share {config.share:g} is none of --fractions "
@@ -166,6 +173,7 @@ def find(
 ) -> None:
     """Finds circuits, checks them, and compares them."""
     sizes = _circuits.Sizes(
+        methods=config.methods,
         steps=config.steps,
         fractions=config.fractions,
         share=config.share,
@@ -183,7 +191,11 @@ def find(
     kept = [
         float(next(iter(one.curves.values())).curve.mean[at]) for one in found.values()
     ]
-    run.number("faithful_least", min(kept), note=f"EAP-IG, {config.share:.0%} of edges")
+    run.number(
+        "faithful_least",
+        min(kept),
+        note=f"{config.methods[0]}, {config.share:.0%} of edges",
+    )
     alike = _circuits.overlaps(found, sizes._replace(share=config.compared), run)
     for name, value in alike.items():
         run.number(f"overlap_{name}", value, note="Jaccard index")
