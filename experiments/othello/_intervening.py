@@ -261,17 +261,10 @@ def intervened(
         scales: to choose from.
         seed: of the control.
     """
-    n_layers, seeds = directions.unit.shape[2], np.arange(directions.unit.shape[1])
+    n_layers = directions.unit.shape[2]
     run = functools.partial(moved, stacked, directions=directions, kind=kind)
     layers = np.arange(n_layers)
-    places = [*np.eye(n_layers, dtype=bool), *(layers >= at for at in layers)]
-    tried = tries(run, choosing, places, scales).mean(-1)
-    best = tried.argmin(1)
-    found = tries(run, cases, places, scales)[
-        np.arange(len(places))[:, None], best, seeds
-    ]
-    first = tried.min(1)[n_layers:].argmin(0)
-    scale = np.array(scales)[best[n_layers + first, seeds]]
+    found, first, scale = searched(run, choosing, cases, scales, n_layers)
     other = np.random.default_rng(seed).permutation(cases.square)
 
     def chosen(square: Int[np.ndarray, " case"]) -> Float[np.ndarray, "seed ..."]:
@@ -297,6 +290,33 @@ def intervened(
         before=before,
         after=after,
     )
+
+
+def searched(
+    run: Callable[..., Float[np.ndarray, "seed case token"]],
+    choosing: Cases,
+    cases: Cases,
+    scales: tuple[float, ...],
+    n_layers: int,
+) -> tuple[
+    Int[np.ndarray, "place seed case"],
+    Int[np.ndarray, " seed"],
+    Float[np.ndarray, " seed"],
+]:
+    """Changes after each block, then after each and all later ones.
+
+    Returns:
+        Errors of `cases` at the scale that is best for `choosing`; the first block of
+        the best change that goes on to the end, and its scale.
+    """
+    layers = np.arange(n_layers)
+    places = [*np.eye(n_layers, dtype=bool), *(layers >= at for at in layers)]
+    tried = tries(run, choosing, places, scales).mean(-1)
+    best, seeds = tried.argmin(1), np.arange(tried.shape[2])
+    each = np.arange(len(places))[:, None]
+    found = tries(run, cases, places, scales)[each, best, seeds]
+    first = tried.min(1)[n_layers:].argmin(0)
+    return found, first, np.array(scales)[best[n_layers + first, seeds]]
 
 
 def tries(

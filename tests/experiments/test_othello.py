@@ -1,29 +1,22 @@
 """Othello-GPT: it runs, goes on after a stop, and counts as it says."""
 
 import importlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mijax.core import Site, capture, compose
-from mijax.data import Othello, OthelloSource
+from mijax.data import Othello
 from mijax.experiment import execute, load
-from mijax.models import GPT2Spec
 
 RULES = Othello(4)
-SPEC = GPT2Spec(layers=2, embed=32, heads=2, mlp=128, vocab=13, context=11, tied=False)
 
 
 def part(name):
     package = load("othello").function.__module__
     return importlib.import_module(f"{package}.{name}")
-
-
-def objectives():
-    kind = part("_training").Predicts
-    return [kind(SPEC, 200, True, seed=i, learning_rate=5e-3) for i in range(2)]
 
 
 def held_out():
@@ -42,34 +35,38 @@ def test_tiny_runs_and_writes_everything(tmp_path):
     assert {f"{name}.{kind}" for name in names for kind in ("png", "svg")} <= written
 
 
-def test_training_that_was_stopped_ends_as_if_it_was_not(tmp_path):
-    training, games = part("_training"), held_out()
-    source = OthelloSource(RULES, batch_size=16)
+def test_training_that_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
+    training, asked = part("_training"), []
 
-    class Stop(Exception):
-        pass
+    def fit(objectives, source, *, steps, **_):
+        asked.append(steps)
+        return SimpleNamespace(params=jnp.full(2, float(steps)))
+
+    monkeypatch.setattr(training.train, "fit", fit)
+    monkeypatch.setattr(training, "before", lambda objectives: jnp.zeros(2))
+    monkeypatch.setattr(
+        training,
+        "measured",
+        lambda params, _: training.Legality(*[np.array(params)] * 3),
+    )
 
     def stop(done, total):
-        raise Stop
+        if done == 100:
+            raise KeyboardInterrupt
 
-    def run(name, progress):
+    def run(progress):
+        objective = SimpleNamespace(steps=250)
         return training.trained(
-            *(objectives(), source, games),
-            every=100,
-            folder=tmp_path / name,
-            progress=progress,
+            *([objective], None, None), every=100, folder=tmp_path, progress=progress
         )
 
-    for name in ("whole", "parts"):
-        (tmp_path / name).mkdir()
-    whole = run("whole", lambda done, total: None)
-    with pytest.raises(Stop):
-        run("parts", stop)
-    parts = run("parts", lambda done, total: None)
-    assert (whole.done, parts.done) == (200, 100)
-    for one, two in zip(*map(jax.tree.leaves, (whole[:4], parts[:4])), strict=True):
-        np.testing.assert_array_equal(one, two)
-    assert whole.history.illegal.shape == (3, 2)
+    with pytest.raises(KeyboardInterrupt):
+        run(stop)
+    found = run(lambda done, total: None)
+    assert asked == [100, 200, 250]
+    assert found.updates.tolist() == [0, 100, 200, 250]
+    assert found.history.illegal[:, 0].tolist() == [0, 100, 200, 250]
+    assert (found.done, float(found.models[0])) == (150, 250)
 
 
 def test_legality_is_that_of_a_loop():
@@ -117,17 +114,10 @@ def test_cases_differ_in_one_square_and_in_what_is_legal(kind):
 
 
 def test_a_change_puts_the_coordinate_where_it_should_be():
-    along = part("_intervening").Along
-    model = objectives()[0].start(jax.random.key(0))[0]
-    tokens = held_out().tokens[0, :5]
-    unit = jnp.eye(32)[3]
-    edit = along(unit, jnp.float32(7.0), jnp.float32(1.0))
-    site = Site("resid_post")
-    found = capture(model, tokens, site, edit.at("resid_post", layer=1, position=2))
-    before = np.array(capture(model, tokens, site))
-    before[1, 2, 3] = 7.0
-    np.testing.assert_allclose(found, before, atol=1e-6)
-    none = along(unit, jnp.float32(7.0), jnp.float32(0.0)).at("resid_post")
-    np.testing.assert_array_equal(
-        capture(model, tokens, site, compose(none)), capture(model, tokens, site)
-    )
+    x = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    unit = np.ones(8, np.float32) / 8**0.5
+    edit = part("_intervening").Along(*map(jnp.asarray, (unit, 7.0, 1.0)))
+    found = np.asarray(edit(jnp.asarray(x), None))
+    np.testing.assert_allclose(found @ unit, 7, rtol=1e-6)
+    beside = np.eye(8) - np.outer(unit, unit)
+    np.testing.assert_allclose(found @ beside, x @ beside, atol=1e-6)
