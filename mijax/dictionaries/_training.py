@@ -62,7 +62,8 @@ class Training(AbstractObjective):
         tied: start the encoder as the decoder (static).
         dead_after: examples without activity after which a latent is dead (static).
         resample: updates between replacements of dead latents by what is restored worst
-            (Bricken et al. 2023); `None` is never (static).
+            (Bricken et al. 2023); `None` is never (static). The last ones have as many
+            updates to learn, and those of `decay`.
         centre: start of the decoder's bias.
         scale: by which activations are multiplied.
         dtype: of products; sums and parameters are float32 (static).
@@ -148,7 +149,10 @@ class Training(AbstractObjective):
     ) -> tuple[Params, Any, Carried]:
         """Replaces dead latents where that is due, and keeps rows of length 1."""
         if self.resample is not None:
-            due = (step.index + 1) % self.resample == 0
+            done = step.index + 1
+            # What is new has to learn, or the result is worse for it.
+            last = self.steps - max(self.decay, self.resample)
+            due = (done % self.resample == 0) & (done <= last)
             dead = due & (memory.since >= self.dead_after)
             params, optimiser = resampled(
                 self, params, optimiser, dead, batch, step.key

@@ -138,6 +138,18 @@ def test_interrupted_and_resumed_is_uninterrupted(architecture, tmp_path):
         d.train(training(architecture, seed=1), source(), **options)
 
 
+@pytest.mark.parametrize(
+    ("steps", "decay", "replaced"), [(10, 0, True), (9, 0, False), (12, 8, False)]
+)
+def test_replaced_latents_have_time_to_learn(steps, decay, replaced):
+    """Replacement is due at update 5: not if fewer than 5, or `decay`, come after."""
+    options = {"steps": steps, "decay": decay, "dead_after": 0}
+    one = d.train(training(**options, resample=5), source())
+    other = d.train(training(**options), source())
+    same = bool((one.weights.decoder == other.weights.decoder).all())
+    assert same != replaced
+
+
 def test_a_run_goes_on_on_another_mesh(tmp_path):
     """Activations lie on the mesh, and the same rows come out of them anywhere."""
     model = mijax.testing.tiny_attention_only(jax.random.key(0))
