@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mijax._errors import ConfigError
 from mijax.core import AbstractModel, Patch, Site, Zero, capture
+from mijax.nn import SmearedKeys
 
 
 class Recomputed(eqx.Module):
@@ -56,7 +58,15 @@ def recompute(
 
     Returns:
         Attention scores.
+
+    Raises:
+        ConfigError: keys of a model in which a key holds some of the one before.
     """
+    if "k" in names and any(map(_smears, jax.tree.leaves(model, is_leaf=_smears))):
+        raise ConfigError(
+            "The QK fix changes one key at a time, and with SmearedKeys a key is part "
+            "of two. Attribute to other sites than 'k', or give AtPStar(qk_fix=False)."
+        )
     wanted = {name: Site(name) for name in ("resid_pre", "scores")}
     base = capture(model, clean, wanted)
     others = capture(model, corrupt, {name: Site(name) for name in names})
@@ -70,6 +80,10 @@ def recompute(
     # Equal scores give every key that may be read the same share, whatever the mask.
     even = capture(model, clean, Site("pattern"), Zero().at("scores"))
     return Recomputed(base["scores"], changed, even > 0)
+
+
+def _smears(node: object) -> bool:
+    return isinstance(node, SmearedKeys)
 
 
 @eqx.filter_jit

@@ -21,8 +21,8 @@ class SmearedKeys(eqx.Module):
 
     It stands in the place of `Attention.keys`, where a plain model has `Identity()`.
     The site `k` is the key before it, as it is before rotary positions: an edit of `k`
-    at one token reaches the keys of that token and of the next. (The QK fix of AtP*,
-    which takes every key by itself, is not for such models.)
+    at one token reaches the keys of that token and of the next. The QK fix of AtP*,
+    which takes every key by itself, refuses such models at `k`.
 
     Attributes:
         alpha: logit of the share that a key keeps of itself.

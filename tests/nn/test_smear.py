@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import mijax
+from mijax._errors import ConfigError
+from mijax.attribution import AtPStar, attribute
 from mijax.core import Site
 from mijax.nn import SmearedKeys
 
@@ -90,3 +92,12 @@ def test_circuits_see_smeared_keys(model):
     )
     logits = model.unembed(model.normalise(ran.final))
     np.testing.assert_allclose(logits, mijax.run(model, TOKENS[0]), atol=1e-4)
+
+
+def test_the_fix_of_queries_and_keys_refuses(model):
+    metric = mijax.logit_difference(3, 4)
+    with pytest.raises(ConfigError, match="part of two"):
+        attribute(
+            *(model, TOKENS[:1], TOKENS[:1] + 1, metric, Site("k")),
+            method=AtPStar(grad_drop=False),
+        )
