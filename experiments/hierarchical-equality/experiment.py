@@ -35,6 +35,8 @@ Commands:
 Runtime: see experiments/README.md.
 """
 
+import time
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray
@@ -138,11 +140,15 @@ def searched(models: list[MLP], config: Config, run: mijax.experiment.Run) -> Fo
     kept = train.Memory()
     options = {"learning_rate": config.learning_rate, "seed": config.seed}
     with run.progress("rotations"):
+        began = time.perf_counter()
         found = search.rotations(
             *(models, where, source), steps=config.steps, sink=kept, **options
         )
+        speed = config.steps / (time.perf_counter() - began)
         das = search.measured(models, found, test)
         chosen = int(search.measured(models, found, held_out)[:, 0].argmax())
+    note = f"of {len(models) * len(where)} rotations at once; compilation in it"
+    run.number("updates_per_second", speed, note=note)
     curves(kept, where, run)
     with run.progress("neurons"):
         near = search.closest(models, where, found, test)
