@@ -16,18 +16,20 @@ from mijax.causal import (
     DAS,
     Counterfactuals,
     Drawn,
+    Prefix,
     Search,
     Subspaces,
+    Tail,
     agreement,
     align,
     blocks,
+    prefix,
     stated,
 )
 from mijax.core import Interval, Site, interval
 from mijax.nn import Transformer
 
 from ._names import KINDS, VARIABLES, Chosen, Questions, questions
-from ._tail import Prefix, Tail, prefix
 
 SHORT = {"position": "pos", "token": "token"}
 PLACES = ("repeated name", "last token")

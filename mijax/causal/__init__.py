@@ -19,3 +19,6 @@ from mijax.causal._program import CausalModel as CausalModel
 from mijax.causal._swap import Subspaces as Subspaces
 from mijax.causal._swap import Swap as Swap
 from mijax.causal._swap import activation as activation
+from mijax.causal._tail import Prefix as Prefix
+from mijax.causal._tail import Tail as Tail
+from mijax.causal._tail import prefix as prefix

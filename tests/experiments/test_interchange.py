@@ -3,14 +3,9 @@
 import importlib
 from functools import partial
 
-import cases
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-import mijax
-from mijax import causal
-from mijax.core import Site
 from mijax.data import Tokenizer
 from mijax.experiment import execute, load
 
@@ -63,26 +58,3 @@ def test_sources_tell_the_programs_apart():
     np.testing.assert_array_equal(again, [subject, io, io])
     for source in np.asarray(asked.sources):  # the new name comes once: the answer
         assert ((source == new[:, None]).sum(1) == 1).all()
-
-
-def test_the_end_of_a_model_is_its_end():
-    """Swapped at the last token, the tail says what the whole model says."""
-    tails = part("_tail")
-    model = cases.model("llama")
-    tokens = jnp.array([[5, 9, 30, 7, 2], [11, 3, 8, 0, 0]])
-    last, ids = jnp.array([4, 2]), jnp.array([4, 6, 50])
-    kept = tails.prefix(model, tokens, last)
-    tail = tails.Tail.of(model, kept, 0)
-    width = 32
-    whole = causal.blocks(width, (16,)).mask[:1]
-    swap = causal.Swap(
-        causal.Subspaces(jnp.eye(width), whole[0]), kept.stream[1, 0][None]
-    )
-    x = jnp.concatenate([jnp.array([0]), ids])
-    logits, _ = tail(x, swap.at("embed"))
-    place = swap.at("resid_post", layer=0, position=4)
-    expected = mijax.run(model, tokens[0], place)[-1, ids]
-    np.testing.assert_allclose(logits, expected, atol=1e-4)
-    np.testing.assert_allclose(
-        causal.activation(tail(x)[1], Site("embed")), kept.stream[0, 0], atol=1e-6
-    )

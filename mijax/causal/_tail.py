@@ -13,15 +13,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mijax._errors import SiteError
 from mijax.core import AbstractBlock, Place, Site, Sites, capture, compose, edit
 from mijax.core._rows import Packed
 from mijax.core._rows import Sequence as Rows
 from mijax.core._sites import empty, put
-from mijax.nn import Transformer
+from mijax.nn import Transformer, Unembedding
 
 
 class Prefix(eqx.Module):
-    """What prompts have at every layer.
+    """What the end of every prompt needs of its beginning, at every layer.
 
     Attributes:
         stream: the residual stream after each layer, at the last token.
@@ -39,7 +40,23 @@ class Prefix(eqx.Module):
 def prefix(
     model: Transformer, tokens: Int[Array, "prompt seq"], last: Int[Array, " prompt"]
 ) -> Prefix:
-    """Runs prompts once and keeps what their ends need."""
+    """Runs prompts once and keeps what their ends need.
+
+    Args:
+        model: a transformer whose tokens read what is before them.
+        tokens: ids of all prompts, padded on the right.
+        last: position of each prompt's last token (`prompts.last`).
+
+    Returns:
+        What `Tail.of` takes, for any layer.
+
+    Examples:
+        >>> import jax, mijax
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> tokens = jnp.array([[5, 6, 7], [8, 9, 0]])
+        >>> prefix(model, tokens, jnp.array([2, 1])).stream.shape
+        (2, 3, 32)
+    """
     attention: Any = getattr(model.blocks, "attention")  # noqa: B009
     kv_heads = jnp.arange(0, attention.w_q.shape[-2], attention.groups)
     sites = {
@@ -53,35 +70,55 @@ def prefix(
 class Tail(eqx.Module):
     """A model of prompts by their index, which reads the last token's stream.
 
-    An input is the index of a prompt, then ids of tokens: their logits are the output.
-    The stream after the layer is read, and edited, at `Site("embed")`.
+    It takes the place of the model in `align`, `agreement` and `iia` where a variable
+    is looked for at the last token. An input is the index of a prompt, then ids of
+    tokens, whose logits are the output. The stream after the layer is read, and edited,
+    at `Site("embed")`.
 
     Attributes:
         blocks: those after the layer.
         norm: the final norm.
-        unembedding: rows of the tokens.
+        unembedding: makes logits.
         stream: after the layer, of every prompt.
         past: keys and values of the blocks.
         last: position of the last token.
+
+    Examples:
+        >>> import jax, mijax
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> tokens = jnp.array([[5, 6, 7], [8, 9, 0]])
+        >>> tail = Tail.of(model, prefix(model, tokens, jnp.array([2, 1])), 0)
+        >>> logits, _ = tail(jnp.array([1, 30, 31]))  # prompt 1: tokens 30 and 31
+        >>> bool(jnp.allclose(logits, mijax.run(model, tokens)[1, 1, 30:32], atol=1e-5))
+        True
     """
 
     blocks: AbstractBlock
     norm: Any
-    unembedding: Float[Array, "vocab embed"]
+    unembedding: Unembedding
     stream: Float[Array, "prompt embed"]
     past: tuple[Array, Array]
     last: Int[Array, " prompt"]
 
     @staticmethod
     def of(model: Transformer, kept: Prefix, layer: int) -> "Tail":
-        """Cuts a model after a layer."""
+        """Cuts a model after a layer, from 0.
+
+        Raises:
+            SiteError: no such layer.
+        """
+        count = kept.stream.shape[1]
+        if not 0 <= layer < count:
+            raise SiteError(
+                f"There is no layer {layer} to cut after: there are {count}, from 0 on."
+            )
         after = lambda leaf: leaf[layer + 1 :] if eqx.is_array(leaf) else leaf  # noqa: E731
-        head = model.unembedding or model.embedding
+        head = model.unembedding or Unembedding(model.embedding.weight)
         past = tuple(jnp.moveaxis(x[:, layer + 1 :], 1, 0) for x in (kept.k, kept.v))
         return Tail(
             jax.tree.map(after, model.blocks),
             model.norm,
-            head.weight,
+            head,
             kept.stream[:, layer],
             (past[0], past[1]),
             kept.last,
@@ -116,5 +153,5 @@ class Tail(eqx.Module):
         count = self.past[0].shape[0]
         layers = (jnp.arange(count, dtype=jnp.int32), arrays, self.past)
         out, _ = jax.lax.scan(body, read, layers)
-        logits = self.unembedding[ids] @ self.norm(out)[0]
+        logits = self.unembedding(self.norm(out)[0], ids)
         return logits, put(empty(), "embed", read)

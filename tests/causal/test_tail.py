@@ -1,0 +1,35 @@
+"""The end of a transformer, from the last token on."""
+
+import cases
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mijax
+from mijax import causal
+from mijax._errors import SiteError
+from mijax.core import Site
+
+
+def test_tail_is_the_end_of_the_model():
+    """Swapped at the last token, the tail says what the whole model says."""
+    model = cases.model("llama")
+    tokens = jnp.array([[5, 9, 30, 7, 2], [11, 3, 8, 0, 0]])
+    last, ids = jnp.array([4, 2]), jnp.array([4, 6, 50])
+    kept = causal.prefix(model, tokens, last)
+    tail = causal.Tail.of(model, kept, 0)
+    width = 32
+    whole = causal.blocks(width, (16,)).mask[:1]
+    swap = causal.Swap(
+        causal.Subspaces(jnp.eye(width), whole[0]), kept.stream[1, 0][None]
+    )
+    x = jnp.concatenate([jnp.array([0]), ids])
+    logits, _ = tail(x, swap.at("embed"))
+    place = swap.at("resid_post", layer=0, position=4)
+    expected = mijax.run(model, tokens[0], place)[-1, ids]
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    np.testing.assert_allclose(
+        causal.activation(tail(x)[1], Site("embed")), kept.stream[0, 0], atol=1e-6
+    )
+    with pytest.raises(SiteError, match="no layer 9"):
+        causal.Tail.of(model, kept, 9)
