@@ -15,8 +15,8 @@ from ._model import head, losses, neurons
 from ._training import every_pair
 
 # A neuron is of one frequency if that explains so much of its variance; a frequency
-# is a key if it has so many of the neurons.
-SINGLE, KEY = 0.85, 0.025
+# is a key if the map from neurons to logits has so much of its square norm there.
+SINGLE, KEY = 0.85, 0.02
 
 
 class Measures(NamedTuple):
@@ -43,7 +43,7 @@ class Anatomy(NamedTuple):
     """Of one model that has been trained.
 
     Attributes:
-        keys: frequencies that neurons follow.
+        keys: frequencies that reach the logits.
         frequency: of every neuron, the one that explains it best.
         explained: share of its variance that it explains.
         waves: share of the logits along the wave of each key.
@@ -73,12 +73,18 @@ def _everywhere(model: Transformer) -> tuple[Array, Array, Array]:
 
 
 def key_frequencies(model: Transformer) -> list[int]:
-    """Finds the frequencies that enough of the neurons follow."""
+    """Finds the frequencies that the map from neurons to logits has."""
+    power = np.array(fourier_power(_readout(model)))
+    power[0] = 0
+    return [int(k) for k in np.flatnonzero(power >= KEY * power.sum())]
+
+
+def _readout(model: Transformer) -> Float[Array, "answer neuron"]:
+    """Multiplies the maps from neurons to the stream and from there to logits."""
     p = model.embedding.weight.shape[0] - 1
-    _, post, _ = _everywhere(model)
-    frequency, explained = best_frequency(post.reshape(p, p, -1))
-    counts = np.bincount(np.asarray(frequency)[np.asarray(explained) > SINGLE])
-    return [int(k) for k in np.flatnonzero(counts >= KEY * len(frequency))]
+    blocks: Any = model.blocks
+    assert model.unembedding is not None
+    return model.unembedding.weight[:p] @ blocks.mlp.w_out[0].T
 
 
 def measure(
@@ -138,9 +144,7 @@ def dissect(model: Transformer) -> Anatomy:
     post, sums = post.reshape(p, p, -1), every[:, :p].reshape(p, p, p)
     frequency, explained = best_frequency(post)
     keys = key_frequencies(model)
-    blocks: Any = model.blocks
-    assert model.unembedding is not None
-    readout = model.unembedding.weight[:p] @ blocks.mlp.w_out[0].T
+    readout = _readout(model)
     answers = np.arange(p)
     along = []
     for k in keys:

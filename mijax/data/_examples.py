@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import ConfigError, ShapeError
 from mijax.data._batch import Batch
+from mijax.data._permute_on_device import permuted
 from mijax.data._source import AbstractSource
 
 
@@ -65,7 +66,6 @@ def _draw(source: Examples, state: Int[Array, ""]) -> tuple[Int[Array, ""], Batc
     n, size = source.x.shape[0], source.size
     turn, place = state // (n // size), state % (n // size)
     key = jax.random.fold_in(jax.random.key(source.seed), turn)
-    order = jax.random.permutation(key, n)
-    index = jax.lax.dynamic_slice_in_dim(order, place * size, size)
+    index = permuted(key, place * size + jnp.arange(size), n)
     y = None if source.y is None else source.y[index]
     return state + 1, Batch(source.x[index], y)
