@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic_core import to_jsonable_python
+
 from mijax._errors import ConfigError, MijaxError, nearest
 from mijax.experiment._discover import SIZES, Entry, entries
 from mijax.experiment._observer import Observer
@@ -141,17 +143,27 @@ def reproductions_page(
 
 
 def _is_run_of(folder: Path, plan: Plan) -> bool:
-    """Whether there is a finished run of a config, or of one that it leaves open."""
+    """Whether there is a finished run of a config, or of one that it leaves open.
+
+    An option that came after the run is as the run was where it is at its default.
+    """
     file = folder / "config.yaml"
     if not file.is_file() or not (folder / "result.json").is_file():
         return False
     kept = read_yaml(file).value.get("config") or {}
     wanted = plan.config.model_dump(mode="json")
-    return (
-        isinstance(kept, dict)
-        and kept.keys() == wanted.keys()
-        and all(value is None or kept[name] == value for name, value in wanted.items())
-    )
+    if not isinstance(kept, dict) or not kept.keys() <= wanted.keys():
+        return False
+    fields = type(plan.config).model_fields
+    later = {name: fields[name] for name in wanted.keys() - kept.keys()}
+    if any(field.is_required() for field in later.values()):
+        return False
+    later = {
+        name: to_jsonable_python(field.get_default(call_default_factory=True))
+        for name, field in later.items()
+    }
+    there = later | kept
+    return all(value in (None, there[name]) for name, value in wanted.items())
 
 
 def _read(folder: Path, plan: Plan) -> Reproduction:

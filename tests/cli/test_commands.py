@@ -178,6 +178,14 @@ def test_reproduce_all_of_a_size(capsys, toy, monkeypatch):
     before = Path("kept/toy/record.json").stat().st_mtime_ns
     assert main(words) == 1
     assert Path("kept/toy/record.json").stat().st_mtime_ns == before
+    # A run from before an option counts where the option is at its default.
+    kept = Path("kept/toy/config.yaml")
+    lines = kept.read_text().splitlines(keepends=True)
+    older = [line for line in lines if not line.startswith("  word:")]
+    assert len(older) == len(lines) - 1
+    kept.write_text("".join(older))
+    assert main(words) == 1
+    assert Path("kept/toy/record.json").stat().st_mtime_ns == before
     assert main([*words, "--which", "all"]) == 1
     assert Path("kept/toy/record.json").stat().st_mtime_ns > before
     assert main(["run", "toy/whole", "--out", "kept/toy-whole"]) == 0
