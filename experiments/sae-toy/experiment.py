@@ -37,6 +37,7 @@ Command:
 Runtime: see experiments/README.md.
 """
 
+import jax.numpy as jnp
 import numpy as np
 
 import mijax.experiment
@@ -178,4 +179,5 @@ def report(found: dict[str, dict[str, Row]], run: mijax.experiment.Run) -> None:
 
 def ranged(values: np.ndarray) -> Interval:
     """Returns a mean and the range of seeds."""
-    return Interval(values.mean(), values.min(), values.max(), len(values), 1.0)
+    few = jnp.asarray(values, jnp.float32)
+    return Interval(few.mean(), few.min(), few.max(), len(values), 1.0)
