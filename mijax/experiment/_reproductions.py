@@ -110,9 +110,10 @@ def reproductions_page(
     lines = [
         *("# Reproductions", ""),
         "Published numbers and what mijax gives, written by `mijax reproduce --all`.",
-        "`ours` has a 95 % interval where there is one; a FAIL is a number that is not",
-        "met, and stays here. Sources are in the configs. Seconds are the wall time of",
-        "the last attempt, whatever else the machine did.",
+        "`ours` has an interval where there is one: 95 % over prompts, or the range",
+        "of seeds, as the experiment says; a FAIL is a number that is not met, and",
+        "stays here. Sources are in the configs. Seconds are the wall time of the",
+        "last attempt, whatever else the machine did.",
         *("", "| config | number | published | ours | verdict | seconds | run |"),
         "|---|---|---|---|---|---|---|",
     ]
