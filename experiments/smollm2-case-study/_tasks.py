@@ -11,8 +11,8 @@ import mijax
 from mijax._errors import ConfigError, nearest
 from mijax.data import Pairs, Prompts, Tokenizer, capitals, fill, induction, ioi
 
-# Where a prompt and its counterpart begin to differ; in induction all of the first run
-# differs, and this is the answer.
+# Where a prompt and its counterpart differ; of induction, if all of the first run does,
+# this is the answer.
 CHANGED = {
     "ioi": "subject2",
     "greater_than": "year",
@@ -60,7 +60,12 @@ class Problem(NamedTuple):
 
 
 def problems(
-    tokenizer: Tokenizer, names: tuple[str, ...], sizes: tuple[int, int], seed: int
+    tokenizer: Tokenizer,
+    names: tuple[str, ...],
+    sizes: tuple[int, int],
+    seed: int,
+    *,
+    repeated: str,
 ) -> list[Problem]:
     """Draws prompts for every behaviour, padded to one length.
 
@@ -69,6 +74,7 @@ def problems(
         names: of behaviours.
         sizes: how many prompts to find circuits on, and how many others.
         seed: of all prompts.
+        repeated: the counterfactual of induction.
 
     Returns:
         The behaviours.
@@ -81,7 +87,8 @@ def problems(
             hint = nearest(name, LABELS)
             raise ConfigError(f"There is no behaviour {name!r}.{hint}")
     first, second = sizes
-    drawn = [draw(tokenizer, name, first + SPARE * second, seed) for name in names]
+    n = first + SPARE * second
+    drawn = [draw(tokenizer, name, n, seed, repeated) for name in names]
     seq = max(pairs.clean.tokens.shape[1] for pairs in drawn)
     answers = [np.atleast_2d(np.asarray(pairs.answer).T).T for pairs in drawn]
     wrongs = [np.atleast_2d(np.asarray(pairs.wrong).T).T for pairs in drawn]
@@ -95,14 +102,15 @@ def problems(
     return found
 
 
-def draw(tokenizer: Tokenizer, name: str, n: int, seed: int) -> Pairs:
+def draw(tokenizer: Tokenizer, name: str, n: int, seed: int, repeated: str) -> Pairs:
     """Draws the prompts of one behaviour."""
     if name == "ioi":
         return ioi(tokenizer, n, seed=seed, templates=GIVING)
     if name == "capitals":
         return capitals(tokenizer, n, seed=seed)
     if name == "induction":
-        return induction(tokenizer.vocab_size, n, length=RUN, seed=seed)
+        options = {"length": RUN, "seed": seed, "counterfactual": repeated}
+        return induction(tokenizer.vocab_size, n, **options)
     return years(tokenizer, n, seed=seed)
 
 

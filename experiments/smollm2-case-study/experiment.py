@@ -53,6 +53,8 @@ class Config(mijax.experiment.Config):
     "Prompts of each behaviour that are patched and on which circuits are found."
     evaluation: int = 8
     "Other prompts, on which circuits are measured."
+    counterfactual: str = "answer"
+    "What differs in the counterpart of induction: the answer, or the whole first run."
     seed: int = 0
     "Of prompts, samples, random circuits and random directions."
     top: int = 5
@@ -94,7 +96,8 @@ def run(config: Config, run: mijax.experiment.Run) -> None:
     run.weights(config.model, loaded.digest)
     run.seed("prompts", config.seed)
     sizes = (config.prompts, config.evaluation)
-    tasks = problems(loaded.tokenizer, config.tasks, sizes, config.seed)
+    options = {"repeated": config.counterfactual}
+    tasks = problems(loaded.tokenizer, config.tasks, sizes, config.seed, **options)
     behaviour(loaded, tasks, run)
     patch(config, loaded, tasks, run)
     with run.progress("lenses"):

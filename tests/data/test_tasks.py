@@ -37,7 +37,8 @@ TEXTS = {
     "capitals": (data.capitals, ["country"]),
 }
 INDUCTION = (lambda _, n, **options: data.induction(500, n, **options), ["first"])
-TASKS = TEXTS | {"induction": INDUCTION}
+FETCH = functools.partial(INDUCTION[0], counterfactual="answer")
+TASKS = TEXTS | {"induction": INDUCTION, "induction_answer": (FETCH, ["answer"])}
 NUMBERS = [f"{number:02d}" for number in range(100)]
 
 
@@ -350,6 +351,20 @@ def test_induction():
         assert clean[int(pairs.clean.position("match")[i])] == second[-1]
         seen |= {*first, *other}
     assert seen == set(range(100, 130)) - {107}
+
+
+def test_induction_that_differs_in_its_answer_alone():
+    pairs = data.induction(50, 20, length=5, counterfactual="answer")
+    plain = data.induction(50, 20, length=5)
+    assert (pairs.clean.tokens == plain.clean.tokens).all()
+    differ = np.asarray(pairs.clean.tokens != pairs.corrupt.tokens)
+    assert (differ.argmax(1) == 4).all()
+    assert (differ.sum(1) == 1).all()
+    assert (pairs.corrupt.tokens[:, 4] == pairs.wrong).all()
+    assert (pairs.answer == plain.answer).all()
+    with pytest.raises(ConfigError) as caught:
+        data.induction(50, 2, counterfactual="answers")
+    one_line(caught, "'answers'", "Did you mean 'answer'?")
 
 
 def test_repeats_only_where_prompts_run_out():

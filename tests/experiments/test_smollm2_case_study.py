@@ -50,10 +50,11 @@ def test_tiny_runs_and_writes_everything(tmp_path):
     assert "overlap.png" in written
 
 
-def test_behaviours_have_one_shape_and_places_that_differ(tokenizer):
+@pytest.mark.parametrize("repeated", ["answer", "run"])
+def test_behaviours_have_one_shape_and_places_that_differ(tokenizer, repeated):
     tasks = part("_tasks")
     names = tuple(tasks.LABELS)
-    found = tasks.problems(tokenizer, names, (6, 4), 0)
+    found = tasks.problems(tokenizer, names, (6, 4), 0, repeated=repeated)
     shapes = [
         jax.tree.map(jnp.shape, (t.both.clean.tokens, t.both.answer)) for t in found
     ]
@@ -64,7 +65,8 @@ def test_behaviours_have_one_shape_and_places_that_differ(tokenizer):
         places = tasks.slots(one, clean)
         rows = np.arange(10)
         assert differ[rows, places["changed"]].all()
-        assert (differ[rows, places["before"]] == (one.name == "induction")).all()
+        several = one.name == "induction" and repeated == "run"
+        assert (differ[rows, places["before"]] == several).all()
         assert not differ[rows, places["last"]].any()
         train = {tuple(row) for row in np.asarray(one.train.clean.tokens).tolist()}
         for side in (one.test.clean, one.test.corrupt):
@@ -83,7 +85,7 @@ def test_behaviours_have_one_shape_and_places_that_differ(tokenizer):
             "".join(map(str, range(tens))),
         ]
     with pytest.raises(mijax.MijaxError, match="'induktion'"):
-        tasks.problems(tokenizer, ("induktion",), (2, 2), 0)
+        tasks.problems(tokenizer, ("induktion",), (2, 2), 0, repeated="answer")
 
 
 def test_steering_is_an_addition(loaded, tokenizer, tmp_path):
@@ -140,6 +142,6 @@ def test_refuses():
     few = Tokenizer.from_pieces(["17", "32"])
     tasks = part("_tasks")
     with pytest.raises(mijax.MijaxError, match="digit by digit"):
-        tasks.problems(few, ("greater_than",), (2, 2), 0)
+        tasks.problems(few, ("greater_than",), (2, 2), 0, repeated="answer")
     with pytest.raises(mijax.MijaxError, match="one token"):
         part("_steering").words(few, ("good",))
