@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mijax import viz
-from mijax.core import Interval
+from mijax.core import Interval, interval
 from mijax.experiment import Run
 from mijax.nn import SmearedKeys, Transformer
 
@@ -103,8 +103,7 @@ def report(
 
 def over_seeds(values: list[float]) -> Interval:
     """Mean over seeds, between the least and the greatest."""
-    few = jnp.asarray(values, jnp.float32)
-    return Interval(few.mean(), few.min(), few.max(), len(values), 1.0)
+    return interval(jnp.asarray(values), method="range")
 
 
 def draw(found: dict[str, list[History]], run: Run) -> None:

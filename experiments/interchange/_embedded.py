@@ -293,8 +293,7 @@ def _draw(found: Found, config: Embedded, run: mijax.experiment.Run) -> None:
 
 def _over(values: Float[np.ndarray, " rotation"]) -> Interval:
     """Mean over rotations, between the least and the greatest."""
-    few = jnp.asarray(values, jnp.float32)
-    return Interval(few.mean(), few.min(), few.max(), len(values), 1.0)
+    return mijax.core.interval(jnp.asarray(values), method="range")
 
 
 def _at(found: Interval, *index: int) -> Interval:

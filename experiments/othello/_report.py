@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 import mijax.experiment
 from mijax import viz
-from mijax.core import Interval
+from mijax.core import Interval, interval
 from mijax.data import Othello
 
 from ._intervening import Intervened
@@ -26,9 +26,7 @@ CODINGS = {
 
 def over(values: Any) -> Interval:
     """Mean over seeds, from the least to the greatest (on the first axis)."""
-    values = np.asarray(values, np.float32)
-    low, mean, high = (jnp.asarray(f(values, 0)) for f in (np.min, np.mean, np.max))
-    return Interval(mean, low, high, len(values), 1.0)
+    return interval(jnp.asarray(values), method="range")
 
 
 def report_legality(

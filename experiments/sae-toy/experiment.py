@@ -44,7 +44,6 @@ import mijax.experiment
 from mijax import dictionaries as d
 from mijax import viz
 from mijax._errors import ConfigError, nearest
-from mijax.core import Interval
 
 from ._known import DATASETS, PROGRAMS, Known, compiled, planted
 from ._scoring import BASELINES, Row, baselines, keep, scored
@@ -160,7 +159,8 @@ def report(found: dict[str, dict[str, Row]], run: mijax.experiment.Run) -> None:
         random = float(scores["random"].mean())
         run.number(f"{name}_random_{score}", random, note="of dictionaries not trained")
         best = max(learned, key=lambda kind: learned[kind].mean())
-        run.number(f"{name}_best_{score}", ranged(learned[best]), note=best)
+        seeds = mijax.interval(jnp.asarray(learned[best]), method="range")
+        run.number(f"{name}_best_{score}", seeds, note=best)
         if name in PROGRAMS:
             run.number(f"{name}_above_random", float(least - scores["random"].max()))
         run.figure(
@@ -175,9 +175,3 @@ def report(found: dict[str, dict[str, Row]], run: mijax.experiment.Run) -> None:
             ),
             caption="Bars: mean of the seeds; lines: their range.",
         )
-
-
-def ranged(values: np.ndarray) -> Interval:
-    """Returns a mean and the range of seeds."""
-    few = jnp.asarray(values, jnp.float32)
-    return Interval(few.mean(), few.min(), few.max(), len(values), 1.0)

@@ -1,4 +1,4 @@
-"""Confidence intervals of a mean over prompts."""
+"""Intervals of a mean over prompts or seeds."""
 
 import equinox as eqx
 import jax
@@ -10,14 +10,14 @@ from mijax._errors import ShapeError
 
 
 class Interval(eqx.Module):
-    """A mean over prompts and its confidence interval; arrays of any common shape.
+    """A mean over prompts and its interval; arrays of any common shape.
 
     Attributes:
         mean: mean over prompts, in units of the metric.
         low: lower end.
         high: upper end.
         n: number of prompts.
-        level: coverage, e.g. 0.95.
+        level: coverage, e.g. 0.95; 1 of a range.
     """
 
     mean: Float[Array, "*cell"]
@@ -38,11 +38,12 @@ def interval(
     """Estimates the mean over prompts with a confidence interval.
 
     Args:
-        values: one value per prompt, and per cell.
-        level: coverage.
+        values: one value per prompt (or seed), and per cell.
+        level: coverage; not of a range.
         method: `"bootstrap"`, the percentile bootstrap (Efron 1979), which resamples
-            prompts, the same ones for every cell; or `"normal"`, mean plus or minus
-            the normal quantile times the standard error.
+            prompts, the same ones for every cell; `"normal"`, mean plus or minus the
+            normal quantile times the standard error; or `"range"`, from the least to
+            the greatest value, for few seeds, where no more can be said.
         resamples: bootstrap resamples.
         key: for the resamples; `jax.random.key(0)` by default.
 
@@ -56,16 +57,21 @@ def interval(
         >>> found = interval(jnp.array([1.0, 2.0, 3.0]), method="normal")
         >>> round(float(found.low), 2), round(float(found.high), 2)
         (0.87, 3.13)
+        >>> seeds = interval(jnp.array([0.7, 0.9, 0.8]), method="range")
+        >>> round(float(seeds.low), 2), round(float(seeds.high), 2)
+        (0.7, 0.9)
     """
     values = jnp.asarray(values, jnp.float32)
     if values.ndim == 0 or values.shape[0] == 0:
         raise ShapeError(f"An interval needs one value per prompt, got {values.shape}.")
-    if method not in ("bootstrap", "normal") or not 0 < level < 1:
+    if method not in ("bootstrap", "normal", "range") or not 0 < level < 1:
         raise ShapeError(
-            "An interval has method 'bootstrap' or 'normal' and 0 < level < 1, got "
-            f"{method!r} and {level}."
+            "An interval has method 'bootstrap', 'normal' or 'range' and "
+            f"0 < level < 1, got {method!r} and {level}."
         )
     n, mean = values.shape[0], values.mean(0)
+    if method == "range":
+        return Interval(mean, values.min(0), values.max(0), n, 1.0)
     if method == "normal":
         error = (
             values.std(0, ddof=1) / n**0.5 if n > 1 else jnp.full_like(mean, jnp.inf)

@@ -120,6 +120,16 @@ def test_intervals_cover_and_shrink():
     assert jnp.isinf(one.high)
 
 
+def test_a_range_is_from_the_least_to_the_greatest():
+    found = mijax.interval(
+        jnp.array([[3.0, 1.0], [5.0, 1.0], [4.0, 4.0]]), method="range"
+    )
+    ends = (found.low, found.mean, found.high)
+    expected = ([3.0, 1.0], [4.0, 2.0], [5.0, 4.0])
+    chex.assert_trees_all_close(ends, tuple(map(jnp.array, expected)))
+    assert (found.n, found.level) == (3, 1.0)
+
+
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
