@@ -47,6 +47,8 @@ class Anatomy(NamedTuple):
         frequency: of every neuron, the one that explains it best.
         explained: share of its variance that it explains.
         waves: share of the logits along the wave of each key.
+        sums: share of them that key frequencies of the sum make, whichever gains the
+            answer reads cosines and sines of the sum with.
         embedding: square norm of the embedding by frequency.
         readout: square norm of the map from neurons to logits by frequency.
         along: share of variance of the neurons along each key's two directions of that
@@ -58,6 +60,7 @@ class Anatomy(NamedTuple):
     frequency: Int[np.ndarray, " neuron"]
     explained: Float[np.ndarray, " neuron"]
     waves: Float[np.ndarray, " key"]
+    sums: float
     embedding: Float[np.ndarray, " frequency"]
     readout: Float[np.ndarray, " frequency"]
     along: Float[np.ndarray, "key 2"]
@@ -146,6 +149,8 @@ def dissect(model: Transformer) -> Anatomy:
     keys = key_frequencies(model)
     readout = _readout(model)
     answers = np.arange(p)
+    centred = sums - sums.mean(-1, keepdims=True)
+    of_sums = keep_sums(centred, keys) if keys else jnp.zeros_like(centred)
     along = []
     for k in keys:
         angle = 2 * np.pi * k * answers / p
@@ -164,6 +169,7 @@ def dissect(model: Transformer) -> Anatomy:
         np.asarray(frequency),
         np.asarray(explained),
         np.asarray(wave_logits(sums, keys)) if keys else np.zeros(0),
+        float((of_sums**2).sum() / (centred**2).sum()),
         np.asarray(fourier_power(model.embedding.weight[:p])),
         np.asarray(fourier_power(readout)),
         np.array(along).reshape(-1, 2),

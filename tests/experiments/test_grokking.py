@@ -97,3 +97,18 @@ def test_measures_are_those_of_a_plain_computation():
     }
     for name, value in expected.items():
         np.testing.assert_allclose(getattr(found, name), value, rtol=1e-4, err_msg=name)
+
+
+def test_what_sums_make_is_what_no_other_waves_of_the_pair_make():
+    one, measures = model(), part("._measures")
+    pairs = part("._training").every_pair(P)
+    tokens = np.concatenate([pairs, np.full((P * P, 1), P)], axis=1)
+    every = np.asarray(mijax.run(one, tokens))[:, -1, :P].astype(np.float64)
+    power = np.abs(np.fft.fftn(every.reshape(P, P, P))) ** 2
+    # Means over answers are not seen.
+    power[..., 0] = 0
+    found = measures.dissect(one)
+    assert found.keys
+    kept = sum(power[sign * k, sign * k].sum() for k in found.keys for sign in (1, -1))
+    assert 0 < found.waves.sum() < found.sums < 1
+    np.testing.assert_allclose(found.sums, kept / power.sum(), rtol=1e-3)
