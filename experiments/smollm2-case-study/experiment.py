@@ -7,10 +7,10 @@ arXiv:2403.17806; Jafari et al. 2025 (RelP), arXiv:2508.21258; Edin et al. 2025 
 arXiv:2505.17630; nostalgebraist 2020 (logit lens); Rimsky et al. 2023 (steering),
 arXiv:2312.06681. Nothing was published for this model: every gate is ours and says what
 a claim needs. All gates were written down before the numbers were seen. One thing was
-changed after: the counterpart of induction was another first run, and no circuit of 20 %
-of the edges kept 0.3 of the behaviour (`--counterfactual run`), since edges outside of a
-circuit then carry, everywhere, what other tokens wrote. Now it differs in the answer
-alone, as the other counterparts differ in one place.
+changed after: the counterpart of induction was another first run, and no circuit of
+20 % of the edges kept 0.3 of the behaviour (`--counterfactual run`), since edges
+outside of a circuit then carry, everywhere, what other tokens wrote. Now it differs in
+the answer alone, as the other counterparts differ in one place.
 
 Claims: the model does each of the four; few layers, positions and heads bring a
 behaviour back where it was broken; circuits of a few per cent of the edges do most of
