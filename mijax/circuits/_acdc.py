@@ -176,7 +176,7 @@ def _sweep(
     steps = steps_of(graph, late=method.order == "late", whole=method.whole)
     evaluate = _evaluator(model, graph, task, method.batch, options.memory)
     searches: list[Search] = []
-    journal = Journal(options.resume, (model, task, method, thresholds))
+    journal = Journal(options.resume, (model, graph, task, method, thresholds))
     guess = np.zeros(len(steps), bool)
     blank = Search(graph, steps, 0.0, absolute=False, guess=guess).state()
     log = np.zeros((len(thresholds), len(blank)))

@@ -43,7 +43,8 @@ class Exact(AbstractMethod):
         values[:, :, -1] = np.asarray(_logits(model, task.metric, known))
         jobs = _jobs(graph, known, options.memory)
         total = np.cumsum([job.lanes for job in jobs])
-        journal = Journal(options.resume, (model, task, self))
+        sizes = [job.lanes for job in jobs]
+        journal = Journal(options.resume, (model, graph, task, self, sizes))
         journal.load(values)
         waiting: list[tuple[Job, Array]] = []
         for i in range(journal.done, len(jobs) + 1):

@@ -85,7 +85,8 @@ class AbstractAttribution(AbstractMethod):
         model = self.prepare(model)
         chunks = rows(task, fit(model, graph, task, options.memory))
         known = np.zeros((2, *self.shape(model, graph)), np.float32)
-        journal = Journal(options.resume, (model, task, self))
+        sizes = [count for _, count in chunks]
+        journal = Journal(options.resume, (model, graph, task, self, sizes))
         journal.load(known)
         moments, kept = jnp.asarray(known), []
         for i, (index, count) in enumerate(chunks):

@@ -51,8 +51,8 @@ class Journal:
             ) from error
         if found != self.digest or kept.shape != values.shape:
             raise OutputError(
-                f"{self.path} holds another sweep (other model, prompts, edit or "
-                "axes): delete it or give another file."
+                f"{self.path} holds another sweep (other model, prompts, edit, axes "
+                "or memory budget): delete it or give another file."
             )
         values[...] = kept
         self.done = done

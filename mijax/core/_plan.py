@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 Ints = np.ndarray
@@ -94,6 +95,11 @@ class Cost(NamedTuple):
 LEAST_ROWS = 384
 # More tiles in a chunk save little, and progress and interruption come between chunks.
 MOST_TILES = 16
+
+
+def layer_overhead() -> int:
+    """Returns the rows that the fixed cost of a call is worth in each layer."""
+    return 24 if jax.default_backend() == "cpu" else 2048
 
 
 def pack(lanes: Lanes, cost: Cost, memory: int) -> Plan:

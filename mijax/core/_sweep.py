@@ -33,7 +33,7 @@ from mijax.core._intervals import Interval, interval
 from mijax.core._journal import Journal
 from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel
-from mijax.core._plan import Chunks, Cost, Lanes, Plan, pack
+from mijax.core._plan import Chunks, Cost, Lanes, Plan, layer_overhead, pack
 from mijax.core._sites import BLOCK_SITES, SITES, Sites, get
 
 # The first layer of an empty tile.
@@ -158,7 +158,7 @@ def sweep(
     work = Work(values.size)
     if lanes.cell.size:
         plan = pack(lanes, _cost(shapes, batch.shape[1], lanes), chunks.memory)
-        job = (model, batch, placed, metric, lanes, plan.rows)
+        job = (model, batch, placed, metric, lanes, (plan.rows, plan.per_chunk))
         journal = Journal(chunks.resume, job)
         call = _program(model, metric, placed, base, mesh)
         devices = 1 if mesh is None else mesh.devices.size
@@ -235,7 +235,7 @@ def _cost(shapes: Sites[Any], seq: int, lanes: Lanes) -> Cost:
         state_bytes=size * embed,
         row_bytes=size * (6 * embed + 3 * mlp + 4 * heads * head_dim),
         lane_bytes=heads * (12 * width * seq + 2 * size * head_dim * (seq + width)),
-        overhead=24 if jax.default_backend() == "cpu" else 2048,
+        overhead=layer_overhead(),
     )
 
 

@@ -186,6 +186,9 @@ def test_interrupted_and_resumed_is_uninterrupted(method, tmp_path, monkeypatch)
     assert left in (every[1:], every[2:])
     with pytest.raises(mijax.MijaxError, match="another"):
         circuits.discover(model("llama"), task(), method, **options)
+    # Another budget cuts the work elsewhere, so what is done would be something else.
+    with pytest.raises(mijax.MijaxError, match="memory budget"):
+        circuits.discover(model("gpt2"), task(), method, resume=file)
 
 
 def test_a_metric_without_gradient_warns():

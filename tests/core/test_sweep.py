@@ -302,6 +302,16 @@ def test_interrupted_sweep_resumes_bit_for_bit(tmp_path, monkeypatch):
     other = mijax.Scale(0.5).at("z")
     with pytest.raises(OutputError, match="another sweep"):
         mijax.sweep(model("gpt2"), CORRUPT, other, chunks=chunks, **every)
+    # Another budget cuts the lanes elsewhere, even where tiles are the same.
+    for memory in (120_000, 2**30):
+        with pytest.raises(OutputError, match="memory budget"):
+            mijax.sweep(
+                model("gpt2"),
+                CORRUPT,
+                patch,
+                chunks=chunks._replace(memory=memory),
+                **every,
+            )
 
 
 @pytest.mark.parametrize(
