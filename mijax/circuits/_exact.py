@@ -23,6 +23,7 @@ from mijax.circuits._task import Task
 from mijax.core import AbstractMetric, AbstractModel
 from mijax.core._chunk import Base, measure, run_base
 from mijax.core._journal import Journal
+from mijax.core._plan import LEAST_ROWS, layer_overhead
 
 MOST_PAIRS = 512
 
@@ -169,21 +170,40 @@ def _jobs(graph: Graph, known: Known, memory: int) -> list[Job]:
     jobs = []
     for start in np.unique(starts):
         prompts = np.flatnonzero(starts == start)
-        row_bytes = 40 * embed * (seq - int(start))
-        for layer in range(graph.n_layers):
-            for mlp in (False, True)[: 1 + graph.mlp]:
-                beside = graph.n_heads if mlp and not graph.parallel else 0
-                before = np.arange(len(graph.inputs) + layer * graph.writers + beside)
-                size = memory // (row_bytes * (1 if mlp else 3 * graph.n_heads))
-                size = max(1, min(size, MOST_PAIRS))
-                pairs = np.meshgrid(prompts, before, indexing="ij")
+        for mlp in (False, True)[: 1 + graph.mlp]:
+            beside = graph.n_heads if mlp and not graph.parallel else 0
+            senders = len(graph.inputs) + np.arange(graph.n_layers) * graph.writers
+            senders += beside
+            rows = (seq - int(start)) * (1 if mlp else 3 * graph.n_heads)
+            most = max(1, min(memory // (40 * embed * rows), MOST_PAIRS))
+            size = _size(len(prompts) * senders, rows, most)
+            for layer, count in enumerate(senders):
+                pairs = np.meshgrid(prompts, np.arange(count), indexing="ij")
                 prompt, sender = (a.reshape(-1).astype(np.int32) for a in pairs)
                 for at in range(0, len(prompt), size):
                     index = np.minimum(np.arange(at, at + size), len(prompt) - 1)
-                    count = min(size, len(prompt) - at)
+                    used = min(size, len(prompt) - at)
                     pair = (prompt[index], sender[index])
-                    jobs.append(Job(layer, *pair, count, int(start), mlp, graph))
+                    jobs.append(Job(layer, *pair, used, int(start), mlp, graph))
     return jobs
+
+
+def _size(pairs: Int[np.ndarray, " layer"], rows: int, most: int) -> int:
+    """Chooses the pairs of a job: few are filled up in vain, and few jobs are needed.
+
+    Args:
+        pairs: pairs of every layer.
+        rows: rows that a pair runs in each layer after its own.
+        most: the largest size.
+
+    Returns:
+        The size with the least work, counted in rows.
+    """
+    sizes = np.arange(1, most + 1)
+    jobs = -(-pairs[:, None] // sizes)
+    depth = np.arange(len(pairs), 0, -1)
+    filled = np.maximum(sizes * rows, LEAST_ROWS) + layer_overhead()
+    return int(sizes[(depth @ jobs * filled).argmin()])
 
 
 @eqx.filter_jit
