@@ -164,7 +164,7 @@ def acdc(name: str) -> dict[str, Any]:
     else:
         loaded = mijax.models.load("smollm2-135m-instruct")
         model, threshold = loaded.model, 0.3
-        pairs = mijax.data.ioi(loaded.tokenizer, 16).of_length()[:4]
+        pairs = mijax.data.ioi(loaded.tokenizer, 16).of_length()[:1]
     task = circuits.Task.of(pairs)
     found: dict[str, Any] = {"threshold": threshold, "prompts": len(task)}
     kept = []
