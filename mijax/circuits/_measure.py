@@ -20,7 +20,7 @@ from mijax.circuits._method import MEMORY, Progress
 from mijax.circuits._select import prune
 from mijax.circuits._task import Task, rows
 from mijax.core import AbstractModel
-from mijax.core._check import site_shapes
+from mijax.core._check import check_prompts, site_shapes
 from mijax.core._references import KL
 
 
@@ -61,6 +61,7 @@ def measured(
     """Runs circuits of one graph in chunks of circuits and prompts."""
     graph = circuits[0].graph
     check_graph(model, graph)
+    check_prompts(model, task.clean)
     place, unique = distinct(circuits)
     lanes = max(1, memory // cost(model, graph, task, divergence))
     height = even(len(unique), lanes)

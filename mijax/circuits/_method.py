@@ -15,7 +15,7 @@ from mijax.circuits._graph import Graph
 from mijax.circuits._scores import Level, Scores, merged, standard_error
 from mijax.circuits._task import Task, rows
 from mijax.core import AbstractModel
-from mijax.core._check import site_shapes
+from mijax.core._check import check_prompts, site_shapes
 from mijax.core._journal import Journal
 
 ZERO = (
@@ -151,6 +151,7 @@ def discover(
         (16, 40)
     """
     graph = Graph.of(model) if graph is None else graph
+    check_prompts(model, task.clean)
     options = Options(progress, resume, memory, keep_prompts)
     return method.discover(model, graph, task, options)
 

@@ -70,7 +70,12 @@ class Fixed(AbstractAblation):
         self, model: AbstractModel, graph: Graph, task: "Task", prompt: Int[Array, ""]
     ) -> Float[Array, "sender seq embed"]:
         """Looks the values up."""
-        values = self.values
+        values, grouped = self.values, self.group is not None
+        if values.shape[grouped] != len(graph.senders):
+            raise ShapeError(
+                f"The ablation has values for {values.shape[grouped]} senders, but the "
+                f"graph has {len(graph.senders)}: make it with the same graph."
+            )
         if self.group is not None:
             values = values[self.group[prompt]]
         if values.ndim == 2:
@@ -114,7 +119,7 @@ class Task(eqx.Module):
         corrupt: Any = None,
         *,
         metric: AbstractMetric,
-        ablation: AbstractAblation | None = None,
+        ablation: Any = None,
     ):
         if isinstance(clean, Prompts) and isinstance(corrupt, Prompts):
             aligned(clean, corrupt)
@@ -125,8 +130,20 @@ class Task(eqx.Module):
                 f"Clean prompts have shape {self.clean.shape} and corrupt ones "
                 f"{self.corrupt.shape}: give one counterpart of equal length for each."
             )
+        metric.check(*self.clean.shape[:1], seq=self.clean.shape[1])
         self.metric = metric
         self.ablation = Counterfactual() if ablation is None else ablation
+        if not isinstance(self.ablation, AbstractAblation):
+            raise ShapeError(
+                "A task takes an ablation such as mijax.circuits.Zero(), got "
+                f"{type(self.ablation).__name__}."
+            )
+        group = getattr(self.ablation, "group", None)
+        if group is not None and len(group) != len(self):
+            raise ShapeError(
+                f"The ablation has groups of {len(group)} prompts, but the task has "
+                f"{len(self)}."
+            )
 
     @classmethod
     def of(

@@ -9,7 +9,7 @@ import numpy as np
 from mijax._errors import PositionError, ShapeError, SiteError, nearest
 from mijax.core._check import check_place
 from mijax.core._edits import Placed
-from mijax.core._sites import Site, Sites, get
+from mijax.core._sites import Site, Sites, get, span_ends
 
 AXES = ("layer", "position", "head", "feature", "coefficient")
 END = int(np.iinfo(np.int32).max)
@@ -141,9 +141,12 @@ def _positions(
     """Returns labels, and starts and stops `[value, prompt]`."""
     if values is None:
         values = range(batch[1])
-    named = values if isinstance(values, Mapping) else {str(v): v for v in values}
+    pairs = values.items() if isinstance(values, Mapping) else [(v, v) for v in values]
+    labels = tuple(str(label) for label, _ in pairs)
     starts, stops = [], []
-    for label, value in named.items():
+    for label, value in pairs:
+        if any(np.any(np.asarray(end) < 0) for end in span_ends(value)):
+            raise PositionError(f"Positions count from 0, got {label}.")
         if isinstance(value, slice):
             start = 0 if value.start is None else value.start
             stop = batch[1] if value.stop is None else value.stop
@@ -166,7 +169,7 @@ def _positions(
             f"Positions {start.min()} to {stop.max() - 1} are not all within the "
             f"prompts, which have {batch[1]} tokens (0 to {batch[1] - 1})."
         )
-    return tuple(named), {"start": start, "stop": stop}
+    return labels, {"start": start, "stop": stop}
 
 
 def _spread(array: np.ndarray, axis: int, shape: tuple[int, ...]) -> np.ndarray:

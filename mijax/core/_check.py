@@ -29,13 +29,23 @@ def as_tokens(tokens: Any) -> Int[Array, "..."]:
     Raises:
         ShapeError: for another rank, an empty prompt, or values that are not integers.
     """
-    array = jnp.asarray(tokens)
+    try:
+        array = jnp.asarray(tokens)
+    except (TypeError, ValueError) as error:
+        raise ShapeError(
+            "Tokens are integers [seq] or [batch, seq], all prompts of one length: for "
+            "prompts of several lengths give the `tokens` of mijax.data.Prompts, got "
+            f"{type(tokens).__name__}."
+        ) from error
     if array.ndim not in (1, 2) or array.size == 0:
         raise ShapeError(
             f"Tokens are [seq] or [batch, seq] and not empty, got shape {array.shape}."
         )
     if array.dtype.kind not in "iu":
         raise ShapeError(f"Tokens are integers, got {array.dtype}.")
+    ids = known(array)
+    if ids is not None and ids.min() < 0:
+        raise ShapeError(f"Token ids count from 0, got {ids.min()}.")
     return array.astype(jnp.int32)
 
 
@@ -86,13 +96,16 @@ def check_sites(model: AbstractModel, tokens: Array, sites: Any) -> Sites[Any]:
     return shapes
 
 
-def check_edits(model: AbstractModel, tokens: Array, edits: Any) -> Sites[Any]:
+def check_edits(
+    model: AbstractModel, tokens: Array, edits: Any, *, ahead: int = 0
+) -> Sites[Any]:
     """Joins edits and refuses places that the model or the prompts do not have.
 
     Args:
         model: the model.
         tokens: `[seq]` or `[batch, seq]`.
         edits: placed edits, a list of them, or `None`.
+        ahead: tokens that are yet to come, at which edits may be placed.
 
     Returns:
         One record of edits.
@@ -100,10 +113,13 @@ def check_edits(model: AbstractModel, tokens: Array, edits: Any) -> Sites[Any]:
     Raises:
         SiteError: unknown site, or layer, head or feature out of range.
         PositionError: position beyond the prompt, or not one per prompt.
+        ShapeError: an operand of other prompts or of a part of the site.
     """
     record = compose(edits)
+    check_prompts(model, tokens)
     if all(get(record, name) is None for name in SITES):
         return record
+    longer = jnp.zeros((*tokens.shape[:-1], tokens.shape[-1] + ahead), int)
     shapes = site_shapes(model, tokens.shape[-1])
     for name in SITES:
         for placed in _placed(get(record, name)):
@@ -111,8 +127,47 @@ def check_edits(model: AbstractModel, tokens: Array, edits: Any) -> Sites[Any]:
             if placed.stop is not None:
                 position = slice(placed.start, None)
             site = Site(name, placed.layer, position, placed.head, placed.feature)
-            check_place(shapes, tokens, site)
+            check_place(shapes, longer, site)
+            check_lanes(placed, tokens)
+            placed.edit.check_operand(get(shapes, name), tokens.shape[:-1])
     return record
+
+
+def check_prompts(model: AbstractModel, tokens: Array) -> None:
+    """Refuses prompts longer than a model's context and ids that it does not have.
+
+    Raises:
+        PositionError: prompts that are too long.
+        ShapeError: ids beyond the vocabulary.
+    """
+    context, vocab = (getattr(model, name, None) for name in ("context", "vocab"))
+    if context is not None and tokens.shape[-1] > context:
+        raise PositionError(
+            f"Prompts of {tokens.shape[-1]} tokens exceed the model's context of "
+            f"{context}."
+        )
+    ids = known(tokens)
+    if vocab is not None and ids is not None and ids.max() >= vocab:
+        raise ShapeError(
+            f"Token {ids.max()} is not in the model's vocabulary of {vocab} (0 to "
+            f"{vocab - 1}): is it another model's tokenizer?"
+        )
+
+
+def check_lanes(placed: Placed, tokens: Array) -> None:
+    """Refuses indices and coefficients that are not one, or one per prompt."""
+    batch = tokens.shape[:-1]
+    coefficient = getattr(placed.edit, "coefficient", None)
+    for name in ("layer", "start", "stop", "head", "feature", "coefficient"):
+        index = coefficient if name == "coefficient" else getattr(placed, name)
+        if index is None or not index.ndim or index.shape == batch:
+            continue
+        error = PositionError if name in ("start", "stop") else SiteError
+        raise error(
+            f"An edit's {name} of shape {index.shape} does not fit "
+            f"{f'{batch[0]} prompts' if batch else 'a single prompt'}: give one, or "
+            "one per prompt (for several heads or layers give an edit for each)."
+        )
 
 
 def _placed(edits: Any) -> list[Placed]:
@@ -138,11 +193,14 @@ def check_place(shapes: Sites[Any], tokens: Array, site: Site) -> None:
                 f"{axis} {index.max()} is out of range: site {site.name!r} has "
                 f"{axis}s 0 to {sizes[axis] - 1}."
             )
+    span = isinstance(site.position, slice)
     for end in span_ends(site.position):
         index = known(end)
         if index is None:
             continue
-        if np.any(index >= tokens.shape[-1]):
+        # A span ends before its stop, which may be the prompt's length.
+        stop = span and end is site.position.stop
+        if np.any(index >= tokens.shape[-1] + stop):
             raise PositionError(
                 f"Position {index.max()} is beyond the prompt, which has "
                 f"{tokens.shape[-1]} tokens (0 to {tokens.shape[-1] - 1})."

@@ -9,7 +9,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from mijax.core._edits import AbstractEdit, Placed, edit
-from mijax.core._metrics import AbstractMetric
+from mijax.core._metrics import AbstractMetric, wide
 from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._rows import Packed, Place, Reads, Sequence
 from mijax.core._sites import BLOCK_SITES, Sites, empty, put
@@ -75,7 +75,7 @@ def measure(
     ids = jax.vmap(metric.ids)(prompt)
     if ids is not None:
         ids = jnp.broadcast_to(ids[:, None], (*x.shape[:2], ids.shape[-1]))
-    logits = model.unembed(model.normalise(x), ids)
+    logits = wide(model.unembed(model.normalise(x), ids))
     return jax.vmap(metric.score)(logits, prompt)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from mijax._errors import ShapeError, SiteError
@@ -80,6 +81,14 @@ class AbstractEdit(eqx.Module):
     def bind(self, site: Site) -> "AbstractEdit":
         """Returns this edit with its operand for one site; most need nothing."""
         return self
+
+    def check_operand(self, spec: Any, batch: tuple[int, ...]) -> None:
+        """Refuses an operand that does not fit what is run; most have none.
+
+        Args:
+            spec: shape of the whole site in one prompt, `[*layer, seq, ...]`.
+            batch: `(prompts,)`, or `()` for a single prompt.
+        """
 
 
 class Placed(AbstractEdit):
@@ -222,13 +231,24 @@ class Project(AbstractEdit):
         directions: `[embed]` or `[k, embed]`, linearly independent; `Q` is an
             orthonormal basis of their span.
         keep: keep the span and remove the rest instead.
+
+    Raises:
+        ShapeError: directions that depend on each other, or are zero.
     """
 
     basis: Float[Array, "k embed"]
     keep: bool = eqx.field(static=True)
 
-    def __init__(self, directions: Float[Array, "*k embed"], *, keep: bool = False):
-        q, _ = jnp.linalg.qr(jnp.atleast_2d(directions).T)
+    def __init__(self, directions: Any, *, keep: bool = False):
+        rows = jnp.atleast_2d(jnp.asarray(directions, jnp.float32))
+        q, r = jnp.linalg.qr(rows.T)
+        length, least = jnp.abs(jnp.diagonal(r)), 1e-5 * jnp.linalg.norm(rows, axis=1)
+        known = not isinstance(length, Tracer)
+        if len(length) < len(rows) or (known and bool((length <= least).any())):
+            raise ShapeError(
+                "Project takes linearly independent directions that are not zero, got "
+                f"{rows.shape[0]} of which some are not."
+            )
         self.basis = q.T
         self.keep = keep
 
@@ -275,6 +295,23 @@ class Patch(AbstractEdit):
                 f"whole site: capture(model, tokens, Site({site.name!r}))."
             )
         return Patch(source, site.layered, source.ndim > site.rank)
+
+    def check_operand(self, spec: Any, batch: tuple[int, ...]) -> None:
+        """Refuses activations of other prompts, or of a part of the site."""
+        found, own = self.source.shape, batch if self.prompts else ()
+        if self.prompts and not batch:
+            raise ShapeError(
+                f"The source holds {found[0]} prompts, but a single one is run: index "
+                "the source, or run the whole batch."
+            )
+        at = len(found) - len(spec.shape) + self.layered
+        fits = found[:at] == (*own, *spec.shape[: self.layered])
+        if not fits or found[at] < spec.shape[self.layered]:
+            raise ShapeError(
+                f"The source has shape {found}, but the run needs "
+                f"{(*own, *spec.shape)}: capture the whole site in the same number of "
+                "prompts of that length."
+            )
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Returns the source's rows."""
@@ -342,6 +379,17 @@ class MeanAt(AbstractEdit):
 
     value: Float[Array, "..."]
     layered: bool = eqx.field(static=True)
+
+    def check_operand(self, spec: Any, batch: tuple[int, ...]) -> None:
+        """Refuses means of some layers or of shorter prompts."""
+        layers, seq = self.layered, self.value.shape[self.layered]
+        if self.value.shape[:layers] != spec.shape[:layers] or (
+            1 < seq < spec.shape[layers]
+        ):
+            raise ShapeError(
+                f"The mean has shape {self.value.shape}, but the site has "
+                f"{spec.shape}: capture the whole site in prompts of that length."
+            )
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Returns the mean in every row."""

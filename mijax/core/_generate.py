@@ -62,8 +62,7 @@ def generate(
     tokens = as_tokens(tokens)
     batch = jnp.atleast_2d(tokens)
     # Edits may be placed at tokens that are yet to come.
-    longer = jnp.zeros((*tokens.shape[:-1], tokens.shape[-1] + max(steps, 0)), int)
-    record = check_edits(model, longer, edits)
+    record = check_edits(model, tokens, edits, ahead=max(steps, 0))
     counts = _lengths(lengths, (batch.shape[0], batch.shape[1]))
     if steps < 1 or temperature < 0 or (temperature > 0 and key is None):
         raise ShapeError(

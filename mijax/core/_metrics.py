@@ -5,7 +5,7 @@ unembedding for these alone.
 """
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mijax._errors import ShapeError
+from mijax._errors import PositionError, ShapeError
+from mijax.core._sites import known
 
 
 class AbstractMetric(eqx.Module):
@@ -24,9 +25,12 @@ class AbstractMetric(eqx.Module):
     Attributes:
         position: positions that are read: one for all prompts, `[prompt]`, or
             `[prompt, reads]`; `None` is the last position.
+        per_prompt: names of the other operands that may hold one value per prompt;
+            those are checked against the prompts that are run.
     """
 
     position: eqx.AbstractVar[Array | None]
+    per_prompt: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def score(
@@ -48,15 +52,50 @@ class AbstractMetric(eqx.Module):
         self, logits: Float[Array, "seq vocab"], prompt: Int[Array, ""] | None
     ) -> Float[Array, ""]:
         """Returns the metric of one prompt from all its logits."""
-        read = logits[self.reads(prompt, logits.shape[0])]
+        read = wide(logits[self.reads(prompt, logits.shape[0])])
         ids = self.ids(prompt)
         return self.score(read if ids is None else read[:, ids], prompt)
 
     def __call__(self, logits: Float[Array, "*batch seq vocab"]) -> Array:
         """Returns the metric of every prompt, `[*batch]`."""
+        self.check(*logits.shape[:-2], seq=logits.shape[-2])
         if logits.ndim == 2:
             return self.of(logits, None)
         return jax.vmap(self.of)(logits, jnp.arange(logits.shape[0]))
+
+    def operands(self) -> dict[str, Array]:
+        """Returns what holds one value per prompt in this metric, by name."""
+        named = {name: getattr(self, name) for name in (*self.per_prompt, "position")}
+        return {name: a for name, a in named.items() if a is not None and a.ndim}
+
+    def check(self, batch: int = 1, *, seq: int) -> None:
+        """Refuses operands of other prompts and positions beyond these.
+
+        Args:
+            batch: number of prompts.
+            seq: number of tokens.
+
+        Raises:
+            ShapeError: an operand for another number of prompts.
+            PositionError: a position beyond the prompts.
+        """
+        for name, operand in self.operands().items():
+            if operand.shape[0] not in (1, batch):
+                raise ShapeError(
+                    f"The metric has {name} for {operand.shape[0]} prompts, but the "
+                    f"run has {batch}: give one for all, or one per prompt."
+                )
+        index = known(self.position)
+        if index is not None and np.any(index >= seq):
+            raise PositionError(
+                f"The metric reads position {index.max()}, but prompts have {seq} "
+                f"tokens (0 to {seq - 1})."
+            )
+
+
+def wide(logits: Array) -> Array:
+    """Returns logits in float32 at least: sums over a vocabulary need the digits."""
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def own(operand: Array, prompt: Array | None) -> Array:
@@ -69,16 +108,16 @@ def own(operand: Array, prompt: Array | None) -> Array:
                 f"The metric holds {operand.shape[0]} prompts, but a single one is run."
             )
         return operand[0]
-    return operand[prompt]
+    return operand[0] if operand.shape[0] == 1 else operand[prompt]
 
 
 def as_ids(tokens: Any) -> Int[Array, "..."]:
     """Returns token ids as an array of rank 0 (shared) or 1 (one per prompt)."""
     ids = np.asarray(tokens)
-    if ids.dtype.kind not in "iu" or ids.ndim > 1:
+    if ids.dtype.kind not in "iu" or ids.ndim > 1 or np.any(ids < 0):
         raise ShapeError(
             "A metric takes a token id, or one per prompt (use "
-            f"tokenizer.token(text)), got {tokens!r}."
+            f"tokenizer.token(text)), from 0 on, got {tokens!r}."
         )
     return jnp.asarray(ids, jnp.int32)
 
@@ -101,6 +140,12 @@ def own_set(operand: Array, prompt: Array | None) -> Int[Array, " k"]:
 
 def as_position(position: Any) -> Array | None:
     """Returns positions as an array, or `None`."""
+    index = known(position)
+    if index is not None and np.any(index < 0):
+        raise PositionError(
+            f"Positions count from 0, got {index.min()}; for the last token of each "
+            "prompt give `prompts.last`, or nothing where there is no padding."
+        )
     return None if position is None else jnp.asarray(position, jnp.int32)
 
 
@@ -110,6 +155,7 @@ class LogitDifference(AbstractMetric):
     answer: Int[Array, "..."]
     wrong: Int[Array, "..."]
     position: Int[Array, "..."] | None
+    per_prompt = ("answer", "wrong")
 
     def ids(self, prompt: Int[Array, ""] | None) -> Int[Array, " k"]:
         """Reads the answers, then the wrong ones."""
@@ -150,6 +196,7 @@ def logit_difference(
 
     Raises:
         ShapeError: something else than token ids, or a prompt without any.
+        PositionError: a negative position.
 
     Examples:
         >>> float(logit_difference(0, 2)(jnp.array([[3.0, 1.0, -1.0]])))
@@ -166,6 +213,7 @@ class Probability(AbstractMetric):
 
     answer: Int[Array, "*prompt"]
     position: Int[Array, "..."] | None
+    per_prompt = ("answer",)
 
     def score(
         self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
@@ -197,6 +245,7 @@ class ProbabilityDifference(AbstractMetric):
     answers: Int[Array, "..."]
     wrong: Int[Array, "..."]
     position: Int[Array, "..."] | None
+    per_prompt = ("answers", "wrong")
 
     def score(
         self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
@@ -243,6 +292,7 @@ class CrossEntropy(AbstractMetric):
 
     labels: Int[Array, "..."]
     position: Int[Array, "..."] | None
+    per_prompt = ("labels",)
 
     def score(
         self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
@@ -267,6 +317,12 @@ def cross_entropy(labels: Any, *, position: Any = None) -> CrossEntropy:
         >>> float(cross_entropy(0)(jnp.zeros((1, 4))))  # log 4
         1.3862943649291992
     """
+    index = known(labels)
+    if index is not None and np.any(index < 0):
+        raise ShapeError(
+            f"Labels are token ids from 0 on, got {index.min()}: leave others out by "
+            "`position`."
+        )
     labels = jnp.asarray(labels, jnp.int32)
     return CrossEntropy(labels=labels, position=as_position(position))
 
@@ -276,6 +332,7 @@ class Accuracy(AbstractMetric):
 
     answer: Int[Array, "*prompt"]
     position: Int[Array, "..."] | None
+    per_prompt = ("answer",)
 
     def score(
         self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None

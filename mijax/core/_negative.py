@@ -15,6 +15,10 @@ class Negative(AbstractMetric):
         """Reads what the metric reads."""
         return self.metric.ids(prompt)
 
+    def operands(self) -> dict[str, Array]:
+        """Returns those of the metric."""
+        return self.metric.operands()
+
     def score(
         self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
     ) -> Float[Array, ""]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError
-from mijax.core._metrics import AbstractMetric, as_position, own
+from mijax.core._metrics import AbstractMetric, as_position, own, wide
 
 
 class KL(AbstractMetric):
@@ -15,6 +15,13 @@ class KL(AbstractMetric):
 
     reference: Float[Array, "..."]
     position: Int[Array, "..."] | None
+
+    def operands(self) -> dict[str, Array]:
+        """Returns what is per prompt; a reference of rank 2 is for all of them."""
+        found = super().operands()
+        if self.reference.ndim == 3:
+            found["reference"] = self.reference
+        return found
 
     def score(
         self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
@@ -54,6 +61,13 @@ class L2(AbstractMetric):
 
     reference: Float[Array, "..."]
     position: Int[Array, "..."] | None
+
+    def operands(self) -> dict[str, Array]:
+        """Returns what is per prompt; a reference of rank 2 is for all of them."""
+        found = super().operands()
+        if self.reference.ndim == 3:
+            found["reference"] = self.reference
+        return found
 
     def score(
         self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
@@ -97,7 +111,7 @@ def rows_read(
     reference_logits: Any, position: Int[Array, "..."] | None
 ) -> Float[Array, "..."]:
     """Keeps what a metric reads, `[reads, vocab]` or `[prompt, reads, vocab]`."""
-    logits = jnp.asarray(reference_logits)
+    logits = wide(jnp.asarray(reference_logits))
     if logits.ndim not in (2, 3):
         raise ShapeError(
             f"Reference logits are [seq, vocab] or [prompt, seq, vocab], got shape "

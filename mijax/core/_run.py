@@ -104,17 +104,22 @@ def capture(
     """
     tokens = as_tokens(tokens)
     shapes = check_sites(model, tokens, sites)
-    for site in jax.tree.leaves(sites, is_leaf=_is_site):
-        ends = [known(end) for end in _span(site)]
-        if any(end is None or end.ndim for end in ends):
-            raise PositionError(
-                "capture takes a span of fixed integers; with one per prompt, capture "
-                "every position and select with the prompts' masks."
-            )
+    check_spans(sites)
     traced = jax.tree.map(
         lambda site: _traced(site, tokens.shape[-1]), sites, is_leaf=_is_site
     )
     return _capture(model, tokens, traced, check_edits(model, tokens, edits), shapes)
+
+
+def check_spans(sites: Any) -> None:
+    """Refuses spans that are not the same for every prompt."""
+    for site in jax.tree.leaves(sites, is_leaf=_is_site):
+        ends = [known(end) for end in _span(site)]
+        if any(end is None or end.ndim for end in ends):
+            raise PositionError(
+                "What is read takes a span of fixed integers; with one per prompt, "
+                "read every position and select with the prompts' masks."
+            )
 
 
 def _is_site(node: Any) -> bool:
@@ -257,6 +262,8 @@ def gradients(
     tokens = as_tokens(tokens)
     shapes = check_sites(model, tokens, sites)
     edits = check_edits(model, tokens, edits)
+    metric.check(*tokens.shape[:-1], seq=tokens.shape[-1])
+    check_spans(sites)
     traced = jax.tree.map(
         lambda site: _traced(site, tokens.shape[-1]), sites, is_leaf=_is_site
     )

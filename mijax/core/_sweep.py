@@ -152,13 +152,14 @@ def sweep(
     placed = _only(check_edits(model, tokens, edit))
     shapes = site_shapes(model, batch.shape[1])
     grid = cells(placed, over, shapes, (batch.shape[0], batch.shape[1]))
+    metric.check(*tokens.shape[:-1], seq=batch.shape[1])
     base = run_base(model, batch, placed.site, metric)
     lanes = _lanes(placed, grid, base, model.causal)
     values = np.repeat(np.asarray(base.metric), np.prod(grid.shape[1:], dtype=int))
     work = Work(values.size)
     if lanes.cell.size:
         plan = pack(lanes, _cost(shapes, batch.shape[1], lanes), chunks.memory)
-        job = (model, batch, placed, metric, lanes, (plan.rows, plan.per_chunk))
+        job = (model, batch, placed, metric, lanes, (plan.rows, plan.per_chunk), grid)
         journal = Journal(chunks.resume, job)
         call = _program(model, metric, placed, base, mesh)
         devices = 1 if mesh is None else mesh.devices.size
@@ -210,10 +211,12 @@ def _lanes(placed: Placed, grid: Cells, base: Base, causal: bool) -> Lanes:
     head, prompt = index.get("head", zero), index["prompt"]
     first = following[grid.coefficient, layer, prompt, start, head]
     last = np.asarray(base.reads).max(1)[prompt]
+    if not causal:
+        last = np.full_like(last, seq - 1)
     stop = np.minimum(index.get("stop", np.full_like(zero, END)), last + 1)
     cell = np.flatnonzero(first < stop)
     if not causal:
-        first, last = np.zeros_like(first), np.full_like(last, seq - 1)
+        first = np.zeros_like(first)
     length = last - first + 1
     return Lanes(cell, prompt[cell], layer[cell], first[cell], length[cell])
 

@@ -135,10 +135,13 @@ class Attention(eqx.Module):
         scores = self.product("...qhgd,...khd->...hgqk", queries, keys) / head_dim**0.5
         scores = scores.reshape(*scores.shape[:-4], heads, *scores.shape[-2:])
         scores, scores_site = edit_grid(edits.scores, scores, after)
-        if self.causal:
-            reads = jnp.expand_dims(asking.causal(), -3)
+        reads = jnp.expand_dims(asking.causal(), -3) if self.causal else None
+        if reads is not None:
             scores = jnp.where(reads, scores, jnp.finfo(scores.dtype).min)
         pattern = self.softmax(scores).astype(q.dtype)
+        if reads is not None and edits.scores is not None:
+            # A score of minus infinity is less than that of what is not read.
+            pattern = jnp.where(reads, pattern, 0)
         pattern, pattern_site = edit_grid(edits.pattern, pattern, after)
         grouped = pattern.reshape(
             *pattern.shape[:-3], kv_heads, -1, *pattern.shape[-2:]

@@ -52,6 +52,11 @@ class Transformer(AbstractModel):
         return {"token": self.embedding(tokens), "position": self.positions(position)}
 
     @property
+    def vocab(self) -> int:
+        """Number of tokens that the model reads."""
+        return self.embedding.weight.shape[-2]
+
+    @property
     def causal(self) -> bool:
         """Whether the blocks' attention is causal."""
         attention = getattr(self.blocks, "attention", None)
