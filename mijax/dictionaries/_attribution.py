@@ -19,7 +19,13 @@ from mijax.core import (
 from mijax.core._check import TokensLike, as_tokens
 from mijax.core._run import over_prompts
 from mijax.dictionaries._dictionary import Dictionary
-from mijax.dictionaries._latents import fitting, of_one_layer, rows, written
+from mijax.dictionaries._latents import (
+    fitting,
+    has_heads,
+    of_one_layer,
+    rows,
+    written,
+)
 from mijax.dictionaries._wiring import SAE
 
 
@@ -132,14 +138,15 @@ def _scores(
     y: Array | None,
     steps: int | None,
 ) -> LatentScores:
-    wide = fitting(dictionary, x)
+    heads = has_heads(site)
+    wide = fitting(dictionary, x, heads=heads)
     latents = dictionary.encode(wide)
     if y is None:
         # Neither latents nor error: what is left is the decoder's bias.
         change = latents
         moved = wide - dictionary.weights.centre / dictionary.scale
     else:
-        other = fitting(dictionary, y)
+        other = fitting(dictionary, y, heads=heads)
         change = latents - dictionary.encode(other)
         moved = wide - other
 
@@ -163,7 +170,7 @@ def _scores(
         shares = (jnp.arange(steps) + 0.5) / steps
         return jax.lax.scan(add, jnp.zeros_like(here), shares)[0]
 
-    slope = fitting(dictionary, over_prompts(one, tokens))
+    slope = fitting(dictionary, over_prompts(one, tokens), heads=heads)
     missed = moved - written(dictionary, change)
     return LatentScores(change * (slope @ rows(dictionary).T), (missed * slope).sum(-1))
 

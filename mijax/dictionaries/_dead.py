@@ -6,9 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, PRNGKeyArray
-
-from mijax.dictionaries._wiring import product
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 ENCODER_SHARE = 0.2
 
@@ -17,6 +15,7 @@ def resampled(
     training: Any,
     params: Any,
     optimiser: Any,
+    memory: Any,
     dead: Bool[Array, " latent"],
     batch: Any,
     key: PRNGKeyArray,
@@ -24,14 +23,15 @@ def resampled(
     """Points dead latents at examples that are restored badly (Bricken et al. 2023).
 
     Examples are drawn in proportion to the square of their squared error. A dead
-    latent's decoder becomes the direction of its example from the centre, its encoder
-    the same at a fifth of the mean length of the others, its bias 0, and its moments
-    in the optimiser 0.
+    latent's decoder becomes the direction of its example's output from the centre, its
+    encoder that of the input at a fifth of the mean length of the others (of 1 if there
+    are none), its bias 0, and its moments in the optimiser 0.
 
     Args:
         training: how the dictionary is trained.
         params: what is learned.
         optimiser: its state.
+        memory: what is carried along.
         dead: which latents are replaced.
         batch: examples.
         key: random.
@@ -40,18 +40,15 @@ def resampled(
         Parameters and optimiser state.
     """
     weights, wiring = params.weights, training.wiring
-    x, y = batch.x * training.scale, batch.y * training.scale
-    pre = wiring.pre(weights, x)
-    latents = jax.nn.relu(pre)
-    out = product(latents, wiring.rows(weights).T) + weights.centre
-    error = ((wiring.flat(y) - out) ** 2).sum(1)
+    x, y = training.scaled(batch)
+    out = training.dictionary(params, memory)(batch.x) * training.scale
+    error = (wiring.flat(y - out) ** 2).sum(1)
     drawn = jax.random.categorical(key, 2 * jnp.log(error + 1e-12), shape=dead.shape)
-    away = wiring.flat(y)[drawn] - weights.centre
-    away = away / jnp.maximum(jnp.linalg.norm(away, axis=1, keepdims=True), 1e-12)
-    alive = jnp.linalg.norm(weights.encoder, axis=1)
-    length = jnp.where(dead, 0, alive).sum() / jnp.maximum((~dead).sum(), 1)
-    size = weights.encoder.shape[1]
-    reads = away[:, :size] * ENCODER_SHARE * length
+    away = directions(wiring.flat(y)[drawn] - weights.centre)
+    lengths = jnp.linalg.norm(weights.encoder, axis=1)
+    alive = jnp.where(dead, 0, lengths).sum() / jnp.maximum((~dead).sum(), 1)
+    length = jnp.where(dead.all(), 1, alive)
+    reads = directions(wiring.read(weights, x[drawn])) * ENCODER_SHARE * length
     new = eqx.tree_at(
         lambda p: (p.weights.encoder, p.weights.bias, p.weights.decoder),
         params,
@@ -72,3 +69,8 @@ def resampled(
         training.optimiser(), clear, optimiser, params
     )
     return new, optimiser
+
+
+def directions(rows: Float[Array, "latent size"]) -> Float[Array, "latent size"]:
+    """Gives each row the length 1; a row of 0 stays."""
+    return rows / jnp.maximum(jnp.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -9,7 +9,7 @@ import numpy as np
 from mijax._errors import LoadError, OutputError
 from mijax.dictionaries._batch_topk import BatchTopK
 from mijax.dictionaries._gated import Gated
-from mijax.dictionaries._hook_names import site_of_submodule
+from mijax.dictionaries._hook_names import site_of_submodule, submodule_of_site
 from mijax.dictionaries._jump_relu import JumpReLU
 from mijax.dictionaries._matryoshka import Matryoshka
 from mijax.dictionaries._plain import (
@@ -166,7 +166,8 @@ def write_dictionary_learning(dictionary: Any, path: Path, note: Any) -> None:
         note: precision of the arrays, where it reads, and everything else to say.
 
     Raises:
-        OutputError: a transcoder, or a normalisation, which the format does not have.
+        OutputError: a transcoder, a normalisation or a site, which the format does not
+            have.
     """
     jump = isinstance(dictionary.architecture, JumpReLU)
     if not isinstance(dictionary.wiring, SAE) or note.normalisation != "none":
@@ -189,8 +190,8 @@ def write_dictionary_learning(dictionary: Any, path: Path, note: Any) -> None:
     if "k" in kept:
         trainer["k"] = int(kept["k"])
     if note.site is not None:
-        trainer["layer"] = int(note.site.layer)
-        trainer["submodule_name"] = f"{note.site.name}_layer_{int(note.site.layer)}"
+        name = submodule_of_site(note.site)
+        trainer |= {"layer": int(note.site.layer), "submodule_name": name}
     save_torch(kept, path / WEIGHTS)
     content = {"trainer": {**trainer, **note.metadata}}
     (path / CONFIG).write_text(json.dumps(content, indent=1) + "\n")

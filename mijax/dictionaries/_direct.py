@@ -190,7 +190,7 @@ def _split(
         attention: Any = getattr(model.blocks, "attention")  # noqa: B009
         w_o = attention.w_o[layer].astype(jnp.float32)
         along = jnp.einsum("be,hde->bhd", along, w_o).reshape(len(along), -1)
-    x = fitting(dictionary, acts["here"])
+    x = fitting(dictionary, acts["here"], heads=name == "z")
     latents = dictionary.encode(x)
     centre = dictionary.weights.centre / dictionary.scale
     missed = x - written(dictionary, latents) - centre

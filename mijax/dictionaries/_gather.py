@@ -154,7 +154,8 @@ def begin(latents: int, keep: Keep) -> Carried:
 def gather(fixed: Fixed, known: Carried) -> Carried:
     """Adds what a batch of text shows."""
     reader, dictionary, which, text, keep = fixed
-    x = fitting(dictionary, reader(text.tokens).x)
+    # The reader has joined heads.
+    x = fitting(dictionary, reader(text.tokens).x, heads=False)
     found = dictionary.encode(x)[..., which]
     # What does not count may be no number.
     found = jnp.where(text.counted[..., None], found, 0)

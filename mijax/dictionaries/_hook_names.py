@@ -65,9 +65,26 @@ def hook_of_site(site: Site | None) -> str | None:
     if site is None:
         return None
     names = {place: hook for hook, place in reversed(IN_BLOCK.items())}
-    if site.name not in names or site.layer is None or site.position is not None:
+    part = site.position is not None or site.feature is not None
+    if site.name not in names or site.layer is None or part:
         raise OutputError(
-            f"This format cannot say {site}: it knows whole sites of one layer, of "
+            f"This format cannot say {site}: it knows sites of one layer, of "
             f"{', '.join(names)}. Leave the site out."
         )
     return f"blocks.{int(site.layer)}.{names[site.name]}"
+
+
+def submodule_of_site(site: Site) -> str:
+    """Returns the name of a site such as `resid_post_layer_8`.
+
+    Raises:
+        OutputError: a site that has none, or a part of a site.
+    """
+    parts = (site.position, site.head, site.feature)
+    name = f"{site.name}_layer_{site.layer}"
+    if site_of_submodule(name) is None or any(part is not None for part in parts):
+        raise OutputError(
+            f"This format cannot say {site}: it knows whole sites of one layer, of "
+            "resid_pre, resid_mid, resid_post, mlp_out, attn_out. Leave the site out."
+        )
+    return name

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mijax._errors import ShapeError, SiteError
 from mijax.core import AbstractModel, Site, capture
 from mijax.core._check import TokensLike, as_tokens
+from mijax.core._sites import HEAD_SITES
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._wiring import product
 
@@ -201,9 +202,17 @@ def inputs(
     found = capture(model, tokens, sites, edits)
     if several:
         size = dictionary.wiring.reads[-1]
-        found = [joined(x, size) for x in found]
-        return fitting(dictionary, jnp.stack(found, axis=-2))
-    return fitting(dictionary, found[0])
+        found = [
+            joined(x, size) if has_heads(one) else x
+            for x, one in zip(found, sites, strict=True)
+        ]
+        return fitting(dictionary, jnp.stack(found, axis=-2), heads=False)
+    return fitting(dictionary, found[0], heads=has_heads(site))
+
+
+def has_heads(site: Site) -> bool:
+    """Whether activations of a site have an axis of heads."""
+    return site.name in HEAD_SITES and site.head is None
 
 
 def of_one_layer(site: Site) -> None:
@@ -214,15 +223,20 @@ def of_one_layer(site: Site) -> None:
         )
 
 
-def fitting(dictionary: Dictionary, x: Array) -> Float[Array, "..."]:
+def fitting(dictionary: Dictionary, x: Array, *, heads: bool) -> Float[Array, "..."]:
     """Returns activations as a dictionary reads them: float32, heads joined if need be.
+
+    Args:
+        dictionary: the dictionary.
+        x: activations.
+        heads: whether their axis before the last is heads.
 
     Raises:
         ShapeError: activations that it does not read.
     """
     reads = dictionary.wiring.reads
     x = x.astype(jnp.float32)
-    if len(reads) == 1:
+    if heads and len(reads) == 1:
         x = joined(x, reads[0])
     if x.shape[x.ndim - len(reads) :] != reads:
         raise ShapeError(
@@ -234,7 +248,7 @@ def fitting(dictionary: Dictionary, x: Array) -> Float[Array, "..."]:
 
 def joined(x: Array, size: int) -> Array:
     """Joins the last two axes, heads, where that and nothing else gives the size."""
-    if x.ndim > 1 and x.shape[-1] != size and math.prod(x.shape[-2:]) == size:
+    if x.shape[-1] != size and math.prod(x.shape[-2:]) == size:
         return x.reshape(*x.shape[:-2], size)
     return x
 

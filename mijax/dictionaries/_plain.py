@@ -89,7 +89,9 @@ def dictionary_of(plain: Plain, path: Any, dtype: DTypeLike) -> Dictionary:
     elif extra is not None:
         # Rectified latents are above any threshold below 0 when they are above 0.
         with np.errstate(divide="ignore"):
-            extra = array(np.log(np.maximum(extra, 0).astype(np.float64)))
+            logs = np.log(np.maximum(extra, 0).astype(np.float64))
+        # Rounding to few bits moves the threshold by more than that of weights.
+        extra = jnp.asarray(logs, jnp.float32)
     running = None if plain.running is None else jnp.float32(plain.running)
     return Dictionary(
         *(plain.architecture, wiring, weights, extra, running),

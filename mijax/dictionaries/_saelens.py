@@ -242,7 +242,7 @@ def write_saelens(dictionary: Any, path: Path, note: Any) -> None:
         note: where it reads and writes, and everything else to say.
 
     Raises:
-        OutputError: a dictionary that SAELens does not have.
+        OutputError: a dictionary or a site that SAELens does not have.
     """
     is_sae = isinstance(dictionary.wiring, SAE)
     plain = plain_of(dictionary, centred=is_sae, name="saelens")
@@ -270,8 +270,8 @@ def write_saelens(dictionary: Any, path: Path, note: Any) -> None:
         **more,
         "metadata": {
             "sae_lens_version": VERSION,
-            **({"hook_name": hook_of_site(note.site)} if note.site else {}),
-            **({"hook_name_out": hook_of_site(note.target)} if note.target else {}),
+            **hooks_of(note.site, ""),
+            **hooks_of(note.target, "_out"),
             **note.metadata,
         },
     }
@@ -302,6 +302,14 @@ def kind_of(plain: Plain) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
         arrays = {"b_gate": plain.bias, "r_mag": extra.scale, "b_mag": extra.bias}
         return "gated", arrays, more
     raise unwritable(architecture, "saelens", "the architectures of mijax")
+
+
+def hooks_of(site: Any, suffix: str) -> dict[str, Any]:
+    """Returns what a config says of a site: its hook, and its head if it has one."""
+    if site is None:
+        return {}
+    head = {} if site.head is None else {f"hook_head_index{suffix}": int(site.head)}
+    return {f"hook_name{suffix}": hook_of_site(site), **head}
 
 
 def named_normalisation(how: str) -> str:

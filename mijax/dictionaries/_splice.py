@@ -82,7 +82,7 @@ class Splice(AbstractEdit):
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Returns what the dictionary makes of the rows."""
-        wide = fitting(self.dictionary, x)
+        wide = fitting(self.dictionary, x, heads=x.ndim > 2)
         if self.change is None and self.error:
             return x
         latents = self.dictionary.encode(wide)

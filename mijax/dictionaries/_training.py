@@ -110,7 +110,7 @@ class Training(AbstractObjective):
         self, params: Params, memory: Carried, batch: Any, step: Step
     ) -> tuple[Float[Array, ""], tuple[dict[str, Float[Array, ""]], Carried]]:
         """Returns squared error and penalty of a batch."""
-        x, y = batch.x * self.scale, batch.y * self.scale
+        x, y = self.scaled(batch)
         share = jnp.float32(1)
         if self.sparsity_warmup:
             share = jnp.minimum((step.index + 1) / self.sparsity_warmup, 1.0)
@@ -132,6 +132,11 @@ class Training(AbstractObjective):
         since = jnp.where(found.active, 0, memory.since + size)
         running = jax.lax.stop_gradient(found.running)
         return found.error + found.penalty, (numbers, Carried(since, running))
+
+    def scaled(self, batch: Any) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """Returns inputs and outputs times the scale, in float32."""
+        x, y = (a.astype(jnp.float32) * self.scale for a in (batch.x, batch.y))
+        return x, y
 
     def optimiser(self) -> optax.GradientTransformation:
         """Returns Adam with its schedule."""
@@ -155,7 +160,7 @@ class Training(AbstractObjective):
             due = (done % self.resample == 0) & (done <= last)
             dead = due & (memory.since >= self.dead_after)
             params, optimiser = resampled(
-                self, params, optimiser, dead, batch, step.key
+                *(self, params, optimiser, memory, dead, batch, step.key)
             )
             memory = memory._replace(since=jnp.where(dead, 0, memory.since))
         if self.unit_norm:

@@ -73,6 +73,12 @@ class AbstractWiring(eqx.Module):
         """Returns what latents are on an input of zero, before they are cut."""
         return weights.bias
 
+    def read(
+        self, weights: Weights, x: Float[Array, "latent *reads"]
+    ) -> Float[Array, "latent in"]:
+        """Returns what each latent's encoder multiplies, given an example for each."""
+        return self.flat(x)
+
     def rows(self, weights: Weights) -> Float[Array, "latent out"]:
         """Returns the decoder."""
         return weights.decoder
@@ -142,6 +148,12 @@ class SAE(AbstractWiring):
     def offset(self, weights: Weights) -> Float[Array, " latent"]:
         """Returns the bias, less what the centre would give."""
         return weights.bias - weights.encoder @ weights.centre
+
+    def read(
+        self, weights: Weights, x: Float[Array, "latent *reads"]
+    ) -> Float[Array, "latent in"]:
+        """Returns what each latent's encoder multiplies: its example, centred."""
+        return x - weights.centre
 
 
 class Transcoder(AbstractWiring):
@@ -244,6 +256,13 @@ class CrossLayer(AbstractWiring):
             preferred_element_type=jnp.float32,
         )
         return found.reshape(x.shape[0], -1)
+
+    def read(
+        self, weights: Weights, x: Float[Array, "latent *reads"]
+    ) -> Float[Array, "latent in"]:
+        """Returns what each latent's encoder multiplies: its layer of its example."""
+        latent = jnp.arange(x.shape[0])
+        return x[latent, latent % self.layers]
 
     def rows(self, weights: Weights) -> Float[Array, "latent out"]:
         """Returns the decoder, without what would be written to earlier layers."""

@@ -234,3 +234,25 @@ def test_hub_ids(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(NetworkError, match="org/name"):
         d.load("org/name")
+
+
+def test_saelens_keeps_the_head(tmp_path):
+    sae = d.untrained(d.ReLU(), d.SAE(8), latents=16, key=jax.random.key(0))
+    site = Site("z", layer=3, head=2)
+    d.save(sae, tmp_path / "a", format="saelens", site=site)
+    stored = d.load(tmp_path / "a")
+    assert (stored.site, stored.target) == (site, site)
+    new = d.untrained(d.ReLU(), d.Transcoder(8), latents=16, key=jax.random.key(0))
+    target = Site("q", layer=4, head=1)
+    d.save(new, tmp_path / "b", format="saelens", site=site, target=target)
+    stored = d.load(tmp_path / "b")
+    assert (stored.site, stored.target) == (site, target)
+
+
+@pytest.mark.parametrize("threshold", [1e-4, 0.4])
+def test_thresholds_stay_those_of_the_file(threshold, tmp_path):
+    new = d.JumpReLU(threshold=threshold)
+    sae = d.untrained(new, d.SAE(8), latents=16, key=jax.random.key(0))
+    d.save(sae, tmp_path / "a", format="saelens")
+    found = d.load(tmp_path / "a", dtype=jnp.bfloat16).dictionary
+    np.testing.assert_allclose(jnp.exp(found.extra), threshold, rtol=1e-5)

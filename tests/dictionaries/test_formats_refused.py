@@ -193,6 +193,17 @@ UNWRITABLE = [
         "ReLU and JumpReLU, not TopK",
     ),
     ("saelens", d.ReLU(), d.SAE(8), {"site": Site("embed")}, "Leave the site out"),
+    *(
+        (format, d.ReLU(), d.SAE(8), {"site": site}, "Leave the site out")
+        for format, site in (
+            ("saelens", Site("resid_post", layer=3, feature=2)),
+            ("dictionary_learning", Site("embed")),
+            ("dictionary_learning", Site("resid_post")),
+            ("dictionary_learning", Site("mlp_in", layer=2)),
+            ("dictionary_learning", Site("z", layer=2, head=1)),
+            ("dictionary_learning", Site("resid_post", layer=3, feature=2)),
+        )
+    ),
 ]
 
 

@@ -321,3 +321,23 @@ def test_what_is_refused(case):
     assert issubclass(error, MijaxError)
     with pytest.raises(error, match=said):
         make()
+
+
+def test_tokens_are_not_joined_as_if_they_were_heads():
+    """Two tokens of 32 numbers are as many as a dictionary of 64 reads."""
+    model = mijax.testing.tiny_gpt2(jax.random.key(0))
+    wide, tokens = sae(64), [5, 6]
+    site, splice = Site("resid_post", layer=1), d.Splice(wide, d.hold(3, 5.0))
+    for call in (
+        lambda: d.latents(model, wide, tokens, site),
+        lambda: d.latents(
+            model, wide, [tokens, tokens], Site("resid_post", layer=1, position=1)
+        ),
+        lambda: mijax.run(model, tokens, splice.at("resid_post", layer=1)),
+        lambda: d.attribute_latents(
+            model, wide, tokens, None, mijax.logit_difference(3, 4), site
+        ),
+    ):
+        with pytest.raises(ShapeError, match="reads activations"):
+            call()
+    assert d.latents(model, sae(32), tokens, Site("z", layer=1)).shape[0] == 2

@@ -13,7 +13,9 @@ import mijax
 from mijax import Site, train
 from mijax import dictionaries as d
 from mijax._errors import ConfigError, OutputError, ShapeError, TrainingError
-from mijax.data import Activations, Corpus, Examples, Tokens
+from mijax.data import Activations, Batch, Corpus, Examples, Tokens
+from mijax.dictionaries._dead import resampled
+from mijax.dictionaries._wiring import Weights
 
 EMBED, LATENTS = 8, 16
 ARCHITECTURES = {
@@ -319,3 +321,77 @@ def test_a_crosscoder_of_two_models_from_tokens_to_file(tmp_path):
     d.save(found, tmp_path / "both")
     again = d.load(tmp_path / "both").dictionary
     np.testing.assert_array_equal(again(x), found(x))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_activations_are_measured_in_float32(dtype):
+    random = np.random.default_rng(0)
+    x = jnp.float32(random.normal(size=(128, 64)) * 40 + 30).astype(dtype)
+    rows = []
+    for given in (x, x.astype(jnp.float32)):
+        told = train.Memory()
+        one = d.Training(d.TopK(4), d.SAE(64), latents=64, steps=1)
+        d.train(one, Examples(given, batch=128), sinks=[told], report=1)
+        rows.append(told.rows[0])
+    assert rows[1]["fvu"] > 0.1
+    chex.assert_trees_all_close(*rows, rtol=1e-5)
+
+
+def replaced(given, dead, batch, weights=None, seed=0):
+    """Parameters after replacement, of those drawn or of some weights."""
+    params, memory = given.start(given.key())
+    params = params if weights is None else params._replace(weights=weights)
+    state = given.optimiser().init(params)
+    key = jax.random.key(seed)
+    return resampled(given, params, state, memory, dead, batch, key)[0]
+
+
+def test_what_the_dictionary_itself_restores_badly_is_drawn():
+    """TopK(1) restores the first half; two latents together would not."""
+    eye = np.eye(8, dtype=np.float32)
+    mixed = (eye[:4] + 0.9 * eye[[1, 2, 3, 0]]) / np.sqrt(1.81)
+    rows = jnp.float32(np.concatenate([eye[:4], mixed]))
+    weights = Weights(rows, jnp.zeros(8), rows, jnp.zeros(8))
+    x = jnp.float32(np.concatenate([3 * eye[:4], 2 * eye[4:]]))
+    given = d.Training(d.TopK(1), d.SAE(8), latents=8, steps=9, resample=1)
+    dead = jnp.arange(8) > 0
+    for seed in range(5):
+        new = replaced(given, dead, Batch(x), weights, seed).weights.decoder[1:]
+        assert set(np.argmax(new @ x.T, axis=1).tolist()) <= {4, 5, 6, 7}
+
+
+def test_a_linear_path_restores_too():
+    eye = jnp.eye(8)
+    none = jnp.zeros((8, 8))
+    weights = Weights(none, none[0], none, none[0], eye.at[:, 4:].set(0))
+    given = d.Training(
+        d.ReLU(), d.Transcoder(8, skip=True), latents=8, steps=9, resample=1
+    )
+    new = replaced(given, jnp.ones(8, bool), Batch(eye, eye), weights).weights.decoder
+    assert set(np.argmax(new, axis=1).tolist()) <= {4, 5, 6, 7}
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_new_encoders_read_the_input_of_their_example(wiring):
+    """One example only, so every dead latent is given it."""
+    given = training("relu", wiring, resample=5)
+    _, batch = source(wiring).batch(source(wiring).start())
+    one = Batch(batch.x[:1], batch.y[:1])
+    new = replaced(given, jnp.arange(LATENTS) > 1, one).weights
+    x = jnp.broadcast_to(one.x, (LATENTS, *one.x.shape[1:]))
+    if wiring == "cross_layer":
+        x = x[jnp.arange(LATENTS), jnp.arange(LATENTS) % 2]
+    x = x.reshape(LATENTS, -1)
+    expected = 0.2 * x / jnp.linalg.norm(x, axis=1, keepdims=True)
+    chex.assert_trees_all_close(new.encoder[2:], expected[2:], atol=1e-6)
+    y = one.y.reshape(1, -1)
+    chex.assert_trees_all_close(
+        new.decoder[2:], jnp.tile(y / jnp.linalg.norm(y), (LATENTS - 2, 1)), atol=1e-6
+    )
+
+
+def test_where_all_are_dead_encoders_have_a_length():
+    _, batch = source().batch(source().start())
+    new = replaced(training("relu", resample=5), jnp.ones(LATENTS, bool), batch)
+    lengths = jnp.linalg.norm(new.weights.encoder, axis=1)
+    chex.assert_trees_all_close(lengths, jnp.full(LATENTS, 0.2), atol=1e-6)
