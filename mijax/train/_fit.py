@@ -61,7 +61,8 @@ def fit(
 
     Raises:
         ConfigError: objectives that cannot share a program, or a mesh that does not
-            divide examples or parameters; `scan` of a source that JAX cannot trace.
+            divide examples or parameters; `scan` of a source that JAX cannot trace; a
+            checkpoint of more steps.
         OutputError: the folder holds another run, or cannot be written.
         TrainingError: loss or update is not finite, or the loss has exploded; says at
             which update, on which batch, and where the last checkpoint is.
@@ -82,6 +83,11 @@ def fit(
         kept = stack.enter_context(Checkpoints(checkpoint, job))
         state = place(kept.load(state), fitted, mesh, several=several)
         done = int(state.step)
+        if done > steps:
+            raise ConfigError(
+                f"The checkpoint in {checkpoint} is of step {done}, past steps={steps}"
+                ": give more steps or another folder."
+            )
         for sink in sinks:
             stack.enter_context(sink).open(done, steps)
         guard, told, due = Guard(kept), None, deque[int]()
