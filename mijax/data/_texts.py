@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ class Texts:
     def __init__(self, files: list[Path], field: str, separator: str | None) -> None:
         self.files = files
         self.field = field
-        self.separator = separator
+        # Line breaks of a separator may be those of Windows.
+        spelled = re.escape(separator or "").replace("\\\n", "\r?\n")
+        self.separator = re.compile(spelled) if separator else None
 
     def __iter__(self) -> Iterator[str]:
         """Reads the files from the first."""
@@ -89,7 +92,7 @@ class Texts:
             while piece := stream.read(PIECE):
                 rest += piece
                 if self.separator is not None:
-                    *whole, rest = rest.split(self.separator)
+                    *whole, rest = self.separator.split(rest)
                     yield from (text for text in whole if text.strip())
         if rest.strip():
             yield rest

@@ -17,7 +17,8 @@ class Tokenizer:
     """A tokenizer of the `tokenizers` library, with what interpretability needs.
 
     Args:
-        backend: the `tokenizers.Tokenizer`.
+        backend: the `tokenizers.Tokenizer`; it is copied, without padding and
+            truncation: token ids here are those of the text.
         bos: id of the token that begins a text, if the model has one.
         eos: id of the token that ends a text, if the model has one.
 
@@ -35,7 +36,9 @@ class Tokenizer:
         bos: int | None = None,
         eos: int | None = None,
     ) -> None:
-        self.backend = backend
+        self.backend = type(backend).from_str(backend.to_str())
+        self.backend.no_padding()
+        self.backend.no_truncation()
         self.bos = bos
         self.eos = eos
 
@@ -209,7 +212,4 @@ def read_tokenizer(path: Path, **special: Any) -> Tokenizer:
             f"{path} is not a tokenizer of the `tokenizers` library: {reason}. "
             "Download or copy the file again."
         ) from error
-    # A tokenizer file may ask to pad or cut; token ids here are those of the text.
-    backend.no_padding()
-    backend.no_truncation()
     return Tokenizer(backend, **special)

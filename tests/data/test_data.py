@@ -87,6 +87,10 @@ def test_padding_and_truncation_in_the_file_are_ignored(tmp_path):
     assert len(tokenizer.encode("a")) == 1
     with pytest.raises(LoadError):
         read_tokenizer(tmp_path / "none.json")
+    given = Tokenizer(backend)
+    assert len(given.encode("one two three")) > 2
+    assert len(given.encode("a")) == 1
+    assert backend.padding["length"] == 8, "what was given stays as it was"
 
 
 def test_prompts(tokenizer):

@@ -211,6 +211,9 @@ def test_files_of_texts(tmp_path, monkeypatch):
     assert list(texts) == expected
     assert list(texts) == expected
     assert list(read_texts(text)) == [text.read_text(encoding="utf-8")]
+    text.write_bytes(b"one\r\n\r\ntwo\r\nmore\r\n\r\nthree")
+    expected = ["one", "two\r\nmore", "three"]
+    assert list(read_texts(text, separator="\n\n")) == expected
 
 
 @pytest.mark.parametrize(
