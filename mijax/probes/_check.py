@@ -10,6 +10,9 @@ from mijax._errors import ConfigError, ShapeError
 from mijax.probes._frame import Sequences
 from mijax.probes._probe import AbstractProbe
 
+# Of the spread of values, the share that rounding to float32 may be.
+LOST = 1e-3
+
 
 def inputs(probe: AbstractProbe, x: Any, name: str) -> tuple[Any, tuple[int, ...]]:
     """Returns inputs with one probe axis, in float32, and the shape of the probes.
@@ -113,8 +116,8 @@ def labels(
 
     Raises:
         ShapeError: not one label per example.
-        ConfigError: labels of the wrong kind, one class only, or as many classes as
-            examples.
+        ConfigError: labels of the wrong kind, one class only, as many classes as
+            examples, or values that float32 cannot tell apart.
     """
     y = _of_kind(probe, y, count, name)
     if len(np.unique(y)) < 2:
@@ -122,7 +125,7 @@ def labels(
             f"{name} has the label {y[0]} only: a probe needs two different ones."
         )
     if probe.targets == "values":
-        return y.astype(np.float32), ()
+        return _values(y, name), ()
     classes, index = np.unique(y, return_inverse=True)
     if len(classes) >= count:
         raise ConfigError(
@@ -149,7 +152,7 @@ def held_out_labels(
     Raises:
         ShapeError: not one label per example.
         ConfigError: labels of the wrong kind, a class that was not trained, or values
-            that do not differ.
+            that do not differ, or that float32 cannot tell apart.
     """
     y = _of_kind(probe, y, count, "y_held_out")
     if probe.targets == "values":
@@ -157,7 +160,7 @@ def held_out_labels(
             raise ConfigError(
                 f"y_held_out has the value {y[0]} only: R^2 needs two different ones."
             )
-        return y.astype(np.float32)
+        return _values(y, "y_held_out")
     unknown = sorted({int(v) for v in y} - set(classes))
     if unknown:
         raise ConfigError(
@@ -165,6 +168,17 @@ def held_out_labels(
             "or drop its examples."
         )
     return np.searchsorted(np.asarray(classes), y).astype(np.int32)
+
+
+def _values(y: np.ndarray, name: str) -> np.ndarray:
+    """Returns values in float32, which must not lose how they differ."""
+    exact, near = y.astype(np.float64), y.astype(np.float32)
+    if np.sqrt(np.mean((near - exact) ** 2)) > LOST * exact.std():
+        raise ConfigError(
+            f"{name} has the mean {exact.mean():.3g} and differs by {exact.std():.3g} "
+            "only, which float32 loses: take the mean of y_train off all labels."
+        )
+    return near
 
 
 def _of_kind(probe: AbstractProbe, y: Any, count: int, name: str) -> np.ndarray:

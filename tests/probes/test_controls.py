@@ -199,3 +199,8 @@ def test_area_is_the_share_of_pairs_in_order():
         auroc(scores, labels[:-1])
     with pytest.raises(mijax.MijaxError, match="both of them"):
         auroc(scores, np.zeros(60, int))
+
+
+def test_an_area_needs_finite_scores():
+    with pytest.raises(mijax.MijaxError, match="1 of 4 scores are NaN"):
+        auroc([float("nan"), 0.2, 0.3, 0.1], [1, 0, 1, 0])

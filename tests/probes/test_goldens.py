@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import mijax
 from mijax.probes import LDA, Logistic, Means, Ridge, fit
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "sklearn" / "probes.npz"
@@ -92,3 +93,16 @@ def test_offsets_far_from_zero_cost_nothing():
     far = fit(Logistic(l2=0.1), x + 1000.0, y, x + 1000.0, y)
     np.testing.assert_allclose(near.direction(), far.direction(), atol=2e-3)
     np.testing.assert_allclose(near.held_out.mean, far.held_out.mean, atol=0.01)
+
+
+def test_values_that_float32_cannot_tell_apart_are_refused():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 8)).astype(np.float32)
+    y = x[:, 0] + 0.1 * rng.normal(size=300)
+    halves = lambda y: (x[:200], y[:200], x[200:], y[200:])  # noqa: E731
+    near, far = (fit(Ridge(), *halves(y + offset)) for offset in (0, 1e4))
+    np.testing.assert_allclose(near.held_out.mean, far.held_out.mean, atol=1e-3)
+    with pytest.raises(mijax.MijaxError, match=r"y_train has the mean 1e\+08"):
+        fit(Ridge(), *halves(y + 1e8))
+    with pytest.raises(mijax.MijaxError, match=r"y_held_out has the mean 1e\+08"):
+        fit(Ridge(), x[:200], y[:200], x[200:], y[200:] + 1e8)
