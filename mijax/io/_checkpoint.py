@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import equinox as eqx
 import jax
 
-from mijax._errors import LoadError
+from mijax._errors import LoadError, OutputError
 from mijax.io._atomic import replace_folder
 from mijax.io._safetensors import read_json
 
@@ -34,7 +34,7 @@ def save_checkpoint(
             what to build.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or two arrays have one name.
 
     Examples:
         >>> import jax.numpy as jnp, tempfile
@@ -120,7 +120,15 @@ def flatten(tree: Any) -> dict[str, Any]:
     """Names every array (or shape of an array) by its place in the tree."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     is_array = lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
-    return {name_of(path): leaf for path, leaf in leaves if is_array(leaf)}
+    found: dict[str, Any] = {}
+    for name, leaf in ((name_of(path), a) for path, a in leaves if is_array(a)):
+        if name in found:
+            raise OutputError(
+                f"Two arrays of the tree are called '{name}': give its keys other "
+                "names, without dots."
+            )
+        found[name] = leaf
+    return found
 
 
 def name_of(path: tuple[Any, ...]) -> str:

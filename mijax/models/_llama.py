@@ -4,7 +4,7 @@ RMSNorm, rotary positions, gated MLP, grouped-query attention, no biases.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -171,8 +171,10 @@ def from_config(config: Mapping[str, Any], path: str) -> LlamaSpec:
 
 def rope(config: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Reads `rope_theta` and `rope_scaling`, or `rope_parameters`."""
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = rope.pop("rope_theta", config.get("rope_theta") or 10000.0)
+    both = [dict(config.get(key) or {}) for key in ("rope_parameters", "rope_scaling")]
+    thetas = [one.pop("rope_theta", None) for one in both]
+    theta = agreed([*thetas, config.get("rope_theta")], "rope_theta", path) or 10000.0
+    rope = agreed(both, "rope_parameters and rope_scaling", path) or {}
     # Configs of 2024 spell the kind twice.
     kinds = {rope.pop(key) for key in ("rope_type", "type") if key in rope}
     spec = {"rope_theta": float(theta)}
@@ -189,6 +191,18 @@ def rope(config: Mapping[str, Any], path: str) -> dict[str, Any]:
     if unknown := sorted(rope.keys() - LLAMA3.keys()):
         raise LoadError(f"{path}: unknown key '{unknown[0]}' in the rope scaling.")
     return spec
+
+
+def agreed(values: Sequence[Any], name: str, path: str) -> Any:
+    """Returns the value that a config gives once or more, `None` if it gives none."""
+    given = [value for value in values if value]
+    for value in given:
+        if value != given[0]:
+            raise LoadError(
+                f"{path}: {name} is given twice, as {given[0]} and as {value}: leave "
+                "out the wrong one."
+            )
+    return given[0] if given else None
 
 
 def table(spec: LlamaSpec) -> Table:

@@ -83,8 +83,8 @@ def describe(model: Transformer, spec: Any) -> dict[str, Any]:
         LoadError: the model is not what the spec describes.
     """
     family = family_of(spec)
-    expected = leaf_shapes(framed(family, spec, model.frame, jnp.float32))
-    given = leaf_shapes(model)
+    skeleton = framed(family, spec, model.frame, jnp.float32)
+    expected, given = leaf_shapes(skeleton), leaf_shapes(model)
     for name in sorted(expected.keys() | given.keys()):
         shapes = [getattr(x.get(name), "shape", None) for x in (given, expected)]
         if shapes[0] != shapes[1]:
@@ -92,6 +92,11 @@ def describe(model: Transformer, spec: Any) -> dict[str, Any]:
                 f"The model is not what its spec describes: '{name}' has shape "
                 f"{shapes[0]}, the spec says {shapes[1]}. Give its own spec."
             )
+    if jax.tree.structure(model) != jax.tree.structure(skeleton):
+        raise LoadError(
+            "The model is not what its spec describes: they differ in a setting, such "
+            "as eps or activation. Give its own spec."
+        )
     return {
         "mijax": VERSION,
         "model_type": family.name,

@@ -188,3 +188,10 @@ def test_checkpoint(tmp_path):
     with pytest.raises(LoadError) as caught:
         load_checkpoint({"z": jnp.ones(1)}, tmp_path / "none")
     one_line(caught, tmp_path / "none")
+
+
+def test_two_arrays_of_one_name_are_refused(tmp_path):
+    tree = {"a.b": jnp.ones(2), "a": {"b": jnp.zeros(2)}}
+    with pytest.raises(OutputError, match=r"'a\.b'"):
+        save_checkpoint(tree, tmp_path / "a")
+    assert not (tmp_path / "a").exists()

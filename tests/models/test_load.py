@@ -153,6 +153,8 @@ CONFIGS = {
         set_key("rope_parameters", {"rope_type": "yarn", "factor": 2.0}),
     ),
     "rope scaling": ("llama_tied", set_key("rope_scaling", {"type": "linear"})),
+    "rope thetas": ("llama", set_key("rope_theta", 500000.0)),
+    "two ropes": ("llama", set_key("rope_scaling", {"rope_type": "linear"})),
     "rope key": (
         "llama3_rope",
         lambda config: config["rope_scaling"].update(attention_factor=2.0),
@@ -176,6 +178,8 @@ NAMED = {
     "mlp bias": "mlp_bias",
     "rope type": "yarn",
     "rope scaling": "linear",
+    "rope thetas": "rope_theta is given twice, as 10000.0 and as 500000.0",
+    "two ropes": "rope_parameters and rope_scaling is given twice",
     "rope key": "attention_factor",
     "sliding window": "sliding_window",
     "logit softcap": "final_logit_softcapping",

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -96,3 +97,21 @@ def test_model_that_was_changed(tmp_path):
     model = eqx.tree_at(lambda m: m.norm, model, nn.Identity())
     with pytest.raises(LoadError, match=r"norm\.bias"):
         models.save(model, spec, tmp_path / "a")
+
+
+def test_settings_without_a_shape_are_compared(tmp_path):
+    spec = models.GPT2Spec(
+        layers=1,
+        embed=16,
+        heads=2,
+        mlp=32,
+        vocab=20,
+        context=16,
+        eps=1e-2,
+        activation="relu",
+    )
+    model = models.init(spec, jax.random.key(0))
+    for change in ({"eps": 1e-5}, {"activation": "gelu_new"}):
+        with pytest.raises(LoadError, match="differ in a setting"):
+            models.save(model, dataclasses.replace(spec, **change), tmp_path / "a")
+    models.save(model, spec, tmp_path / "a")
