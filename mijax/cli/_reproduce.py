@@ -50,7 +50,6 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--size",
-        default="small",
         help="with --all: tiny, small or full, as in `mijax list` (default: small)",
     )
     parser.add_argument(
@@ -61,7 +60,6 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--which",
         choices=("missing", "all", "none"),
-        default="missing",
         help="with --all: run what has no finished run (default), everything, or "
         "nothing: the page alone, from the records",
     )
@@ -70,6 +68,7 @@ def add(commands: Commands) -> None:
 def _call(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if arguments.all and not arguments.help:
         return _all(arguments, rest)
+    _refuse_those_of_all(arguments)
     plan = prepared(arguments, rest)
     if plan is None:
         return 0
@@ -84,6 +83,16 @@ def _call(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0 if result.passed else 1
 
 
+def _refuse_those_of_all(arguments: argparse.Namespace) -> None:
+    """Raises on options that say nothing of a single experiment."""
+    names = ("size", "page", "which")
+    given = [f"--{name}" for name in names if getattr(arguments, name) is not None]
+    if given and not arguments.help:
+        raise ConfigError(
+            f"{', '.join(given)} without --all: leave it out, or reproduce --all."
+        )
+
+
 def _all(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     """Runs every experiment of a size; writes the page after each of them."""
     if rest or arguments.name is not None:
@@ -94,13 +103,14 @@ def _all(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         )
     out = Path(arguments.out or "runs")
     page = Path(arguments.page) if arguments.page else out / "reproductions.md"
-    names = [entry.name for entry in of_size(arguments.size)]
+    names = [entry.name for entry in of_size(arguments.size or "small")]
     large = [entry.name for entry in of_size("full") if entry.name not in names]
     full = list(reproduce(large, out=out, which="none"))
     found: list[Reproduction] = []
     with bars() as progress:
         watcher = Watcher(progress, quiet=True)
-        runs = reproduce(names, out=out, which=arguments.which, observer=watcher)
+        which = arguments.which or "missing"
+        runs = reproduce(names, out=out, which=which, observer=watcher)
         for one in runs:
             found.append(one)
             _keep(reproductions_page(found, full=full), page)
@@ -109,7 +119,8 @@ def _all(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             errors().print(Text(f"{one.name}: {word}"), soft_wrap=True)
     _print(found)
     output().print(f"page: {page}", soft_wrap=True)
-    return 0 if all(one.result is None or one.result.passed for one in found) else 1
+    results = [one.result for one in found if one.result is not None]
+    return 0 if results and all(result.passed for result in results) else 1
 
 
 def _keep(text: str, page: Path) -> None:

@@ -30,7 +30,7 @@ _STRICT = ConfigDict(
     use_attribute_docstrings=True,
 )
 # The command line reads these itself, before it reads the config's own.
-_RESERVED = frozenset({"out", "debug", "help"})
+_RESERVED = frozenset({"out", "debug", "help", "all", "size", "page", "which"})
 
 
 class Config(BaseModel):
@@ -38,10 +38,6 @@ class Config(BaseModel):
 
     The string below a field documents it, in the code and in `mijax run NAME --help`.
     Lists in YAML fill tuples; an integer fills a float; nothing else is converted.
-
-    Raises:
-        ConfigError: when a field is called `out`, `debug` or `help`, which are options
-            of the command line.
 
     Examples:
         >>> class Sweep(Config):
@@ -53,14 +49,23 @@ class Config(BaseModel):
 
     model_config = _STRICT
 
-    @classmethod
-    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        super().__pydantic_init_subclass__(**kwargs)
-        for name in sorted(_RESERVED & set(cls.model_fields)):
-            raise ConfigError(
-                f"the config field {name!r} is an option of the command line. "
-                "Give the field another name."
-            )
+
+def check_names(model: type[Config]) -> None:
+    """Refuses fields of an experiment's config that the command line would take.
+
+    Fields of configs inside it are safe: their options have a dot (`--train.size`).
+
+    Args:
+        model: the config of a whole experiment.
+
+    Raises:
+        ConfigError: a field is called like an option of `mijax run` or `reproduce`.
+    """
+    for name in sorted(_RESERVED & set(model.model_fields)):
+        raise ConfigError(
+            f"the config field {name!r} is an option of the command line. "
+            "Give the field another name."
+        )
 
 
 class Expected(BaseModel):

@@ -11,10 +11,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+import mijax
 from mijax._errors import ConfigError, nearest
-from mijax.experiment._config import Config, ConfigFile, Expected, explain, parse
+from mijax.experiment._config import (
+    Config,
+    ConfigFile,
+    Expected,
+    check_names,
+    explain,
+    parse,
+)
 from mijax.experiment._discover import SCRIPT, find
 from mijax.experiment._overrides import override
 from mijax.experiment._yaml import Document, dump_yaml, shown
@@ -31,6 +39,7 @@ class Plan:
         about: docstring of the script: paper, claim, command, run time.
         config: the resolved config.
         expected: the published numbers by name.
+        code: SHA-256 of the folder's Python files and of mijax's version.
         function: `run` of the script, called with the config and a `Run`.
     """
 
@@ -40,11 +49,12 @@ class Plan:
     about: str
     config: Config
     expected: Mapping[str, Expected] = field(default_factory=dict)
+    code: str = field(kw_only=True)
     function: Callable[[Any, Any], object] = field(kw_only=True)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the experiment and its config: what decides if a run resumes."""
+        """SHA-256 of the experiment and its config."""
         values = [self.reference, self.config.model_dump(mode="json")]
         text = json.dumps(values, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
@@ -107,6 +117,7 @@ def load(source: str | Path) -> Plan:
             f"{shown(found.folder / SCRIPT)} needs a class Config that derives from "
             "mijax.experiment.Config."
         )
+    check_names(model)
     function = getattr(script, "run", None)
     if not callable(function):
         raise ConfigError(
@@ -119,8 +130,16 @@ def load(source: str | Path) -> Plan:
         about=inspect.cleandoc(script.__doc__ or ""),
         config=parse(model, file.config, document=document, place=("config",)),
         expected=file.expected,
+        code=_code(found.folder),
         function=function,
     )
+
+
+def _code(folder: Path) -> str:
+    """The digest of the files that a script can import from beside it."""
+    files = sorted(folder.glob("*.py"))
+    values = [mijax.__version__, *([file.name, file.read_text()] for file in files)]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def _script(path: Path) -> ModuleType:
@@ -147,8 +166,19 @@ def _updated(config: Config, changes: Mapping[str, object]) -> Config:
                 f"unknown key {name!r} of the config."
                 + nearest(name, model.model_fields)
             )
-    values = config.model_dump(mode="json") | dict(changes)
     try:
-        return model.model_validate_json(json.dumps(values, default=str))
+        text = json.dumps(_merged(config, changes), default=str)
+        return model.model_validate_json(text)
     except ValidationError as error:
         raise ConfigError(explain(model, error)) from error
+
+
+def _merged(config: BaseModel, changes: Mapping[str, object]) -> dict[str, object]:
+    """Values of a config after changes; of a config inside, the others stay."""
+    values = config.model_dump(mode="json")
+    for name, change in changes.items():
+        below = getattr(config, name, None)
+        if isinstance(below, BaseModel) and isinstance(change, Mapping):
+            change = _merged(below, change)  # noqa: PLW2901
+        values[name] = change
+    return values

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +14,7 @@ from mijax.experiment._observer import Observer
 from mijax.experiment._plan import Plan, load
 from mijax.experiment._result import Result, read_result
 from mijax.experiment._runner import default_folder, execute
+from mijax.experiment._verdict import judge
 from mijax.experiment._yaml import read_yaml
 
 
@@ -66,8 +67,8 @@ def reproduce(
     """Runs experiments one after the other.
 
     A finished run of the same config is read, not run again, so that what was stopped
-    goes on where it was. What a config leaves open (`--data`) may have been given in
-    that run.
+    goes on where it was. A text that a config leaves open (`--data`) may have been
+    given in that run.
 
     Args:
         names: of the configs; those without published numbers are left out.
@@ -144,9 +145,11 @@ def reproductions_page(
 
 
 def _is_run_of(folder: Path, plan: Plan) -> bool:
-    """Whether there is a finished run of a config, or of one that it leaves open.
+    """Whether there is a finished run of a config.
 
-    An option that came after the run is as the run was where it is at its default.
+    Where the config leaves a text open (`--data`), the run may have been given one; any
+    other value that is null is a choice (such as all edges). An option that came after
+    the run is as the run was where it is at its default.
     """
     file = folder / "config.yaml"
     if not file.is_file() or not (folder / "result.json").is_file():
@@ -164,11 +167,14 @@ def _is_run_of(folder: Path, plan: Plan) -> bool:
         for name, field in later.items()
     }
     there = later | kept
-    return all(value in (None, there[name]) for name, value in wanted.items())
+    return all(
+        value == there[name] or (value is None and isinstance(there[name], str))
+        for name, value in wanted.items()
+    )
 
 
 def _read(folder: Path, plan: Plan) -> Reproduction:
-    """Reads a finished run."""
+    """Reads a finished run, and compares it with what the plan expects."""
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     devices = record["devices"]
     kinds = ", ".join(dict.fromkeys(device["kind"] for device in devices))
@@ -176,6 +182,8 @@ def _read(folder: Path, plan: Plan) -> Reproduction:
     where = f"{len(devices)} x {kinds}, Python {record['python']}, jax {jax}"
     when = record["time"][:10]
     result = read_result(folder)
+    # The published numbers may have changed since.
+    result = replace(result, verdicts=judge(plan.expected, result.numbers))
     return Reproduction(plan.name, plan.description, result, "", when, where)
 
 

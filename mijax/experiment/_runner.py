@@ -31,7 +31,8 @@ def execute(
     """Runs an experiment, resuming an interrupted run of the same config.
 
     Work happens in `<out>.partial`, which a finished run renames to `out`. A killed run
-    leaves it behind; the next call with the same config finds its scratch folder there.
+    leaves it behind; the next call with the same config, and the same Python files,
+    finds its scratch folder there.
 
     Args:
         source: a name from `mijax list`, a YAML file, a folder with an `experiment.py`,
@@ -92,7 +93,7 @@ def _check_replaceable(folder: Path) -> None:
 
 
 def _resumes(partial: Path, plan: Plan, observer: Observer) -> bool:
-    """Whether the working folder holds an interrupted run of the same config."""
+    """Whether the working folder holds an interrupted run of this config and code."""
     if not partial.exists():
         return False
     digest = _digest(partial / _STATE)
@@ -101,12 +102,13 @@ def _resumes(partial: Path, plan: Plan, observer: Observer) -> bool:
             f"{partial} exists and is not an unfinished run of mijax. Remove it, or "
             "choose another place with --out."
         )
-    if digest == plan.digest:
+    if digest == _signature(plan):
         observer.message(f"Resuming the unfinished run in {partial}.")
         return True
     if digest is not None:
         observer.message(
-            f"The unfinished run in {partial} has another config: starting afresh."
+            f"The unfinished run in {partial} has another config, or is of "
+            "another version of the script or of mijax: starting afresh."
         )
     return False
 
@@ -118,8 +120,13 @@ def _clear(partial: Path, plan: Plan, *, keep_scratch: bool) -> None:
         for path in _entries(partial):
             if path.name not in kept:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-    write_json(partial / _STATE, {"name": plan.name, "digest": plan.digest})
+    write_json(partial / _STATE, {"name": plan.name, "digest": _signature(plan)})
     write(partial / "config.yaml", plan.yaml())
+
+
+def _signature(plan: Plan) -> str:
+    """What decides if a run resumes."""
+    return f"{plan.digest} {plan.code}"
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -47,6 +47,8 @@ def test_help_and_version(capsys):
         (["logits", "model", "text", "--top", "0"], "--top 0"),
         (["attention", "model", "text", "--layer", "x"], "invalid int"),
         (["--bad"], "--bad"),
+        (["reproduce", "toy", "--which", "none"], "--which without --all"),
+        (["reproduce", "toy", "--size", "tiny", "--page", "p"], "--size, --page"),
     ],
 )
 def test_errors_are_one_line(capsys, toy, words, says):
@@ -198,3 +200,22 @@ def test_reproduce_all_of_a_size(capsys, toy, monkeypatch):
     assert main([*words, "--size", "medium"]) == 2
     assert main([*words, "toy"]) == 2
     assert "reproduce that one alone" in capsys.readouterr().err
+
+
+def test_reproduce_all_without_a_result_fails(capsys, toy, monkeypatch):
+    text = toy.read_text().replace("experiment: toy", "experiment: toy\nsize: small")
+    toy.write_text(text)
+    monkeypatch.setattr(discover, "shipped_folder", lambda: toy.parent.parent)
+    assert main(["reproduce", "--all", "--out", "kept", "--which", "none"]) == 1
+    assert "not run" in capsys.readouterr().err
+    assert main(["reproduce", "--all", "--out", "kept"]) == 0
+
+
+def test_the_module_has_the_exit_code():
+    done = subprocess.run(
+        [sys.executable, "-m", "mijax", "rnu"],
+        env=os.environ | {"PYTHONPATH": str(Path(mijax.__file__).parent.parent)},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2

@@ -4,7 +4,7 @@ import pytest
 from toy import CONFIG, make_toy
 
 from mijax._errors import ConfigError
-from mijax.experiment import Config, Expected, load
+from mijax.experiment import Expected, load
 from mijax.experiment._yaml import dump_yaml, read_yaml
 
 
@@ -87,11 +87,19 @@ def test_empty_sections_are_empty(tmp_path):
     assert not plan.expected
 
 
-def test_reserved_names_are_refused():
-    with pytest.raises(ConfigError, match="'out'"):
-
-        class Bad(Config):
-            out: int = 1
+@pytest.mark.parametrize("name", ["out", "size", "which", "page", "all"])
+def test_reserved_names_are_refused(tmp_path, name):
+    file = make_toy(tmp_path)
+    script = file.parent / "experiment.py"
+    good = script.read_text()
+    inside = good.replace(
+        "    steps: int = 4", f"    {name}: int = 4\n    steps: int = 4"
+    )
+    script.write_text(inside)
+    assert load(file).override([f"--train.{name}", "5"])
+    script.write_text(good.replace("    word: str", f"    {name}: str"))
+    with pytest.raises(ConfigError, match=f"'{name}' is an option"):
+        load(file)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +133,22 @@ def test_overrides_by_word_and_by_name(tmp_path):
     assert plan.override({"prompts": 8}).config == plan.override(words[:2]).config
     assert plan.override([]).config == plan.config
     assert plan.override({"heads": [7]}).config.heads == (7,)
+
+
+def test_values_inside_a_config_leave_the_others(tmp_path):
+    file = make_toy(tmp_path)
+    script = file.parent / "experiment.py"
+    more = script.read_text().replace(
+        "steps: int = 4", "steps: int = 4\n    batch: int = 1"
+    )
+    script.write_text(more)
+    file.write_text(
+        file.read_text().replace("rate: 1e-3", "train: {steps: 9, batch: 8}")
+    )
+    changed = load(file).override({"train": {"batch": 2}}).config
+    assert (changed.train.steps, changed.train.batch) == (9, 2)
+    with pytest.raises(ConfigError, match=r"train\.btch"):
+        load(file).override({"train": {"btch": 2}})
 
 
 @pytest.mark.parametrize(

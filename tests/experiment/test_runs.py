@@ -14,7 +14,7 @@ from toy import make_toy
 
 import mijax
 from mijax._errors import ConfigError, OutputError, ShapeError
-from mijax.experiment import Run, Silent, execute, load, read_result
+from mijax.experiment import Run, Silent, execute, load, read_result, reproduce
 from mijax.experiment._runner import _locked
 
 FILES = [
@@ -164,12 +164,32 @@ def test_second_process_is_kept_out(tmp_path):
 def test_failing_script_leaves_its_scratch(tmp_path):
     file = make_toy(tmp_path)
     script = file.parent / "experiment.py"
-    good = script.read_text()
-    script.write_text(good.replace('run.seed("model", 3)', "raise RuntimeError"))
+    wrong = "if (run.scratch.parent.parent / 'bad').exists(): raise RuntimeError"
+    new = script.read_text().replace('run.seed("model", 3)', wrong)
+    script.write_text(new)
+    (tmp_path / "bad").touch()
     with pytest.raises(RuntimeError):
         execute(file, out=tmp_path / "out")
-    script.write_text(good)
-    assert execute(file, out=tmp_path / "out").numbers[0].value == 4
+    (tmp_path / "bad").unlink()
+    execute(file, out=tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert record["resumed"] is True
+
+
+@pytest.mark.parametrize("name", ["experiment.py", "_beside.py"])
+def test_a_script_that_has_changed_starts_afresh(tmp_path, name):
+    out = tmp_path / "out"
+    file = kill(tmp_path, out)
+    script = file.parent / name
+    before = script.read_text() if script.exists() else ""
+    script.write_text(before + "\nFACTOR = 2\n")
+    execute(load(file), {"kill": False}, out=tmp_path / "other")
+    digests = [load(file).digest, load(make_toy(tmp_path)).digest]
+    assert digests[0] == digests[1]
+    script.write_text(before + "\nFACTOR = 2\n")
+    with pytest.raises(KeyboardInterrupt):
+        execute(file, ["--kill"], out=out, observer=Impatient())
+    assert not any((tmp_path / "out.partial" / "scratch").glob("*"))
 
 
 def test_compiles_are_counted(tmp_path):
@@ -250,3 +270,28 @@ def test_report_needs_nothing_else(tmp_path):
     assert "A &lt;curve&gt;." in report
     assert "Table 1" in report
     assert "prefers-color-scheme" in report
+
+
+def verdicts(file, out):
+    (found,) = reproduce([str(file)], out=out, which="none")
+    return found.result and [verdict.verdict for verdict in found.result.verdicts]
+
+
+def test_a_finished_run_is_judged_by_what_is_expected_now(tmp_path):
+    file = make_toy(tmp_path)
+    execute(file, out=tmp_path / "runs" / "toy")
+    assert verdicts(file, tmp_path / "runs") == ["PASS", "PASS", "PASS"]
+    file.write_text(file.read_text().replace("equals: 4", "equals: 5"))
+    assert verdicts(file, tmp_path / "runs") == ["PASS", "FAIL", "PASS"]
+
+
+def test_only_texts_that_are_open_may_have_been_given(tmp_path):
+    file = make_toy(tmp_path)
+    script = file.parent / "experiment.py"
+    fields = "edges: int | None = None\n    data: str | None = None\n    word: str"
+    script.write_text(script.read_text().replace("word: str", fields))
+    out = tmp_path / "runs"
+    execute(file, ["--data", "here"], out=out / "toy")
+    assert verdicts(file, out) is not None
+    execute(file, ["--edges", "5"], out=out / "toy")
+    assert verdicts(file, out) is None
