@@ -85,6 +85,11 @@ class DAS(AbstractMethod):
     def check(self, width: int) -> None:
         """Refuses sizes that do not fit."""
         rows = width if self.rows is None else self.rows
+        if int(self.sizes.min()) < 0 or int(self.sizes.max()) < 1:
+            raise ConfigError(
+                "Variables have 0 dimensions or more, one of them at least 1; got "
+                f"{', '.join(map(str, self.sizes.tolist()))}."
+            )
         if rows > width or int(self.sizes.sum()) > rows:
             raise ConfigError(
                 f"Variables of {', '.join(map(str, self.sizes.tolist()))} dimensions do"

@@ -7,12 +7,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import ConfigError, ShapeError, SiteError
 from mijax.causal._counterfactuals import Counterfactuals
 from mijax.causal._swap import Subspaces, Swap, activation
-from mijax.core import Place, Set, Site
+from mijax.causal._tail import Tail
+from mijax.core import AbstractModel, Place, Set, Site
+from mijax.core._check import check_prompts
 from mijax.core._rows import Sequence as Rows
 from mijax.core._sites import empty, get, put
 
@@ -175,7 +178,7 @@ def check(
         shared: models.
         site: the sites of all searches, stacked.
         task: the tasks of all searches.
-        batch: counterfactuals, of which the first example is looked at.
+        batch: counterfactuals; their numbers are looked at outside jit only.
 
     Returns:
         Size of the activation, and number of variables.
@@ -188,7 +191,10 @@ def check(
     shapes = {(one.base.shape[1:], one.sources.shape[1:]) for one in batch}
     if len(shapes) > 1:
         raise ShapeError(f"Tasks of a batch need inputs of one shape, got {shapes}.")
-    _, acts = eqx.filter_eval_shape(shared.first(), batch[0].base[0])
+    model = shared.first()
+    out, acts = eqx.filter_eval_shape(model, batch[0].base[0])
+    for one in batch:
+        _check_examples(model, one, jax.eval_shape(logits_of, out).shape[0])
     value = get(acts, site.name)
     if value is not None:
         first = int(site.layered)
@@ -204,3 +210,25 @@ def check(
     one = jax.tree.map(lambda leaf: leaf[0], site)
     vector = eqx.filter_eval_shape(activation, acts, one)
     return vector.shape[0], batch[0].sources.shape[1]
+
+
+def _check_examples(model: Any, batch: Counterfactuals, classes: int) -> None:
+    """Refuses inputs and labels that the model does not have."""
+    if batch.sources.shape[2:] != batch.base.shape[1:]:
+        raise ShapeError(
+            f"Sources of {batch.sources.shape[2:]} for bases of "
+            f"{batch.base.shape[1:]}: inputs need one shape, pad them alike."
+        )
+    for x in (batch.base, batch.sources):
+        if isinstance(model, Tail):
+            model.check(x)
+        elif isinstance(model, AbstractModel):
+            check_prompts(model, x)
+    if isinstance(batch.label, Tracer) or not batch.label.size:
+        return
+    least, most = int(batch.label.min()), int(batch.label.max())
+    if least < 0 or most >= classes:
+        raise ShapeError(
+            f"Labels are from 0 to {classes - 1}, the model's classes; got "
+            f"{least if least < 0 else most}."
+        )

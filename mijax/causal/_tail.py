@@ -11,9 +11,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from mijax._errors import SiteError
+from mijax._errors import ShapeError, SiteError
 from mijax.core import AbstractBlock, Place, Site, Sites, capture, compose, edit
 from mijax.core._rows import Packed
 from mijax.core._rows import Sequence as Rows
@@ -123,6 +125,27 @@ class Tail(eqx.Module):
             (past[0], past[1]),
             kept.last,
         )
+
+    def check(self, x: Int[Array, "*batch input"]) -> None:
+        """Refuses prompts and tokens that are not there, outside jit.
+
+        Args:
+            x: inputs.
+
+        Raises:
+            ShapeError: an index beyond the prompts, or an id beyond the vocabulary.
+        """
+        if isinstance(x, Tracer):
+            return
+        given = np.asarray(x)
+        vocab = self.unembedding.weight.shape[-2]
+        for what, part, count in (
+            ("Indices of prompts", given[..., 0], len(self.stream)),
+            ("Token ids", given[..., 1:], vocab),
+        ):
+            wrong = part[(part < 0) | (part >= count)]
+            if wrong.size:
+                raise ShapeError(f"{what} are from 0 to {count - 1}, got {wrong[0]}.")
 
     def __call__(
         self, x: Int[Array, " input"], edits: Any = None

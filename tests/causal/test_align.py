@@ -193,6 +193,8 @@ def test_blocks_and_closest_neurons():
         ([Search(DAS((1, 1), rows=1), SITE)], ConfigError, "1, 1 dimensions do not"),
         ([Search(DAS((3, 4)), SITE)], ConfigError, "3, 4 dimensions do not"),
         ([Search(DAS((1,)), SITE)], ShapeError, "1 variables"),
+        ([Search(DAS((-2, 1)), SITE)], ConfigError, "got -2, 1"),
+        ([Search(DAS((0, 0)), SITE)], ConfigError, "got 0, 0"),
         (
             [Search(DAS((1, 1)), mijax.Site("mlp_post", layer=1, position=0))],
             SiteError,
@@ -214,3 +216,34 @@ def test_a_head_that_is_not_there_is_refused():
     whole = causal.stated(causal.blocks(8, (8,)), site)
     with pytest.raises(SiteError, match="no head 4"):
         causal.agreement(model, whole, Counterfactuals(tokens, *asked))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"label": jnp.array([3, 64])}, "Labels are from 0 to 63.* got 64"),
+        ({"label": jnp.array([-1, 3])}, "got -1"),
+        ({"base": jnp.array([[5, 6, 105], [8, 9, 10]])}, "105"),
+        ({"sources": jnp.array([[[8, 9, 105]], [[5, 6, 7]]])}, "105"),
+    ],
+)
+def test_examples_that_the_model_does_not_have_are_refused(change, match):
+    model = testing.tiny_gpt2(jax.random.key(0))
+    tokens = jnp.array([[5, 6, 7], [8, 9, 10]])
+    given = {"base": tokens, "sources": tokens[::-1, None], "label": jnp.array([3, 4])}
+    data = Counterfactuals(**given | change, swapped=jnp.ones((2, 1), bool))
+    site = mijax.Site("resid_post", layer=2, position=2)
+    stated = causal.stated(causal.blocks(32, (32,)), site)
+    with pytest.raises(ShapeError, match=match):
+        causal.iia(model, stated, data)
+
+
+def test_sources_of_other_lengths_are_refused(unchecked):
+    model = testing.tiny_gpt2(jax.random.key(0))
+    tokens = jnp.array([[5, 6, 7], [8, 9, 10]])
+    label, swapped = jnp.array([3, 4]), jnp.ones((2, 1), bool)
+    data = Counterfactuals(tokens, tokens[::-1, None, 1:], swapped, label)
+    site = mijax.Site("resid_post", layer=2, position=2)
+    stated = causal.stated(causal.blocks(32, (32,)), site)
+    with pytest.raises(ShapeError, match="one shape"):
+        causal.iia(model, stated, data)

@@ -7,7 +7,7 @@ import pytest
 
 import mijax
 from mijax import causal
-from mijax._errors import SiteError
+from mijax._errors import ShapeError, SiteError
 from mijax.core import Site
 
 
@@ -33,3 +33,21 @@ def test_tail_is_the_end_of_the_model():
     )
     with pytest.raises(SiteError, match="no layer 9"):
         causal.Tail.of(model, kept, 9)
+
+
+@pytest.mark.parametrize(
+    ("base", "match"),
+    [([2, 4, 6], "prompts are from 0 to 1, got 2"), ([0, 4, 900], "ids .* got 900")],
+)
+def test_prompts_that_are_not_there_are_refused(base, match):
+    model = cases.model("llama")
+    tokens = jnp.array([[5, 9, 30, 7, 2], [11, 3, 8, 0, 0]])
+    tail = causal.Tail.of(model, causal.prefix(model, tokens, jnp.array([4, 2])), 0)
+    data = causal.Counterfactuals(
+        *(jnp.array([base]), jnp.array([[[1, 4, 6]]])),
+        swapped=jnp.ones((1, 1), bool),
+        label=jnp.array([0]),
+    )
+    whole = causal.stated(causal.blocks(32, (32,)), Site("embed"))
+    with pytest.raises(ShapeError, match=match):
+        causal.iia(tail, whole, data)
