@@ -93,14 +93,18 @@ def best_frequency(
         )
     p, _, neurons = x.shape
     basis = jnp.float32(fourier_basis(p))
-    rows = _product(basis, jnp.asarray(x).reshape(p, -1)).reshape(p, p, neurons)
+    # Means go first, for their digits; and what does not vary is 0 exactly.
+    x = jnp.asarray(x - x[:1, :1])
+    x = x - x.mean((0, 1))
+    rows = _product(basis, x.reshape(p, -1)).reshape(p, p, neurons)
     both = jnp.einsum("fb,abn->afn", basis, rows, precision="highest") ** 2
+    both = both.at[0, 0].set(0)
     half = (p - 1) // 2
     waves = both[1:].reshape(half, 2, p, neurons).sum(1)
     with_none = waves[:, 0] + both[0, 1:].reshape(half, 2, neurons).sum(1)
     paired = waves[:, 1:].reshape(half, half, 2, neurons).sum(2)
     each = with_none + paired[jnp.arange(half), jnp.arange(half)]
-    total = both.sum((0, 1)) - both[0, 0]
+    total = both.sum((0, 1))
     best = each.argmax(0)
     share = each.max(0) / jnp.where(total > 0, total, 1.0)
     return best + 1, jnp.where(total > 0, share, 0.0)
@@ -117,7 +121,7 @@ def keep_sums(
 
     Args:
         x: numbers for every pair of inputs.
-        frequencies: which $k$.
+        frequencies: which $k$; one that comes twice counts once.
 
     Returns:
         The projection, of the same shape.
@@ -142,7 +146,8 @@ def keep_sums(
         raise ShapeError(
             f"Frequencies modulo {p} are 1 to {known[-1]}, got {list(frequencies)}."
         )
-    waves = fourier_basis(p)[[i for k in frequencies for i in (2 * k - 1, 2 * k)]]
+    each = [i for k in sorted(set(frequencies)) for i in (2 * k - 1, 2 * k)]
+    waves = fourier_basis(p)[np.array(each, int)]
     total = (np.arange(p)[:, None] + np.arange(p)) % p
     # Every sum comes p times.
     rows = jnp.float32(waves[:, total.reshape(-1)] / p**0.5)
@@ -159,7 +164,7 @@ def wave_logits(
 
     Args:
         logits: of every answer for every pair of inputs.
-        frequencies: which $k$.
+        frequencies: which $k$, each once.
 
     Returns:
         The share of the square norm of centred logits along each wave. The waves are
@@ -167,7 +172,7 @@ def wave_logits(
 
     Raises:
         ShapeError: not all pairs and answers modulo the same odd p, or a frequency
-            that there is not.
+            that there is not, or that comes twice.
 
     Examples:
         >>> a = np.arange(7)
@@ -181,6 +186,8 @@ def wave_logits(
             f"Give logits of all pairs and answers, [p, p, p]; got "
             f"{list(logits.shape)}."
         )
+    if len(set(frequencies)) < len(frequencies):
+        raise ShapeError(f"Give each frequency once, got {list(frequencies)}.")
     p = logits.shape[0]
     centred = jnp.asarray(logits, jnp.float32)
     centred = centred - centred.mean(-1, keepdims=True)
@@ -191,7 +198,7 @@ def wave_logits(
         total = angle[:, None] + angle
         wave = jnp.float32(np.cos(total[..., None] - angle))
         out.append((kept * wave).sum() ** 2 / (wave**2).sum())
-    return jnp.stack(out) / (centred**2).sum()
+    return jnp.array(out) / (centred**2).sum()
 
 
 def _product(a: Array, b: Array) -> Array:

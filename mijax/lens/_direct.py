@@ -4,10 +4,12 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError
 from mijax.core import Site, capture
+from mijax.lens._logit_lens import known_ids
 from mijax.nn import Transformer, Unembedding, scaled_like
 
 
@@ -62,7 +64,7 @@ def direct_logit_attribution(
         The parts; `total()` is the logit difference.
 
     Raises:
-        ShapeError: tokens that are not a batch.
+        ShapeError: tokens that are not a batch, or answers beyond the vocabulary.
 
     Examples:
         >>> import jax, jax.numpy as jnp, mijax
@@ -81,7 +83,8 @@ def direct_logit_attribution(
     sites["embed"] = Site("embed", position=position)
     acts = capture(model, tokens, sites)
     batch = (tokens.shape[0],)
-    answer, wrong = jnp.broadcast_to(answer, batch), jnp.broadcast_to(wrong, batch)
+    vocab = _head(model).weight.shape[0]
+    answer, wrong = (_one_each(ids, batch, vocab) for ids in (answer, wrong))
     return _split(model, acts, answer, wrong)
 
 
@@ -89,9 +92,21 @@ def _mlp_free(model: Transformer) -> bool:
     return getattr(model.blocks, "mlp", None) is None
 
 
+def _one_each(ids: Any, batch: tuple[int], vocab: int) -> Int[Array, " batch"]:
+    """Returns the token of each prompt; refuses one that is not there, outside jit."""
+    each = jnp.broadcast_to(ids, batch)
+    if isinstance(each, Tracer):
+        return each
+    return known_ids(each[:, None], batch, vocab)[:, 0]
+
+
+def _head(model: Transformer) -> Unembedding:
+    return model.unembedding or Unembedding(model.embedding.weight)
+
+
 @eqx.filter_jit
 def _split(model: Transformer, acts: Any, answer: Array, wrong: Array) -> Direct:
-    head = model.unembedding or Unembedding(model.embedding.weight)
+    head = _head(model)
     attention: Any = getattr(model.blocks, "attention")  # noqa: B009
     weight = head.weight[answer] - head.weight[wrong]
     last = acts["resid_post"][:, -1]

@@ -96,12 +96,12 @@ def logit_lens(
     vocab = logits.shape[-1]
     if top is not None and not 1 <= top <= vocab:
         raise ShapeError(f"top is between 1 and {vocab} tokens, got {top}.")
-    wanted = None if ids is None else _wanted(ids, jnp.shape(tokens)[:-1], vocab)
+    wanted = None if ids is None else known_ids(ids, jnp.shape(tokens)[:-1], vocab)
     return _read(model, stream, wanted, top, batched)
 
 
-def _wanted(ids: Any, batch: tuple[int, ...], vocab: int) -> Int[Array, "*batch k"]:
-    """Returns for each prompt the tokens to read."""
+def known_ids(ids: Any, batch: tuple[int, ...], vocab: int) -> Int[Array, "*batch k"]:
+    """Returns for each prompt the tokens to read; refuses those that are not there."""
     given = np.asarray(ids)
     if given.dtype.kind not in "iu" or given.ndim not in {1, 1 + len(batch)}:
         raise ShapeError(

@@ -77,3 +77,22 @@ def test_shares_of_logits_are_those_of_least_squares(unchecked):
     assert share[0] > 3 * share[1]
     with pytest.raises(ShapeError, match="answers"):
         wave_logits(logits[:4], [1])
+
+
+def test_a_frequency_counts_once_and_none_is_nothing(unchecked):
+    x = np.random.default_rng(4).normal(size=(P, P, P))
+    np.testing.assert_array_equal(keep_sums(x, [3, 3]), keep_sums(x, [3]))
+    np.testing.assert_array_equal(keep_sums(x, []), 0 * x)
+    assert wave_logits(x, []).shape == (0,)
+    with pytest.raises(ShapeError, match="once"):
+        wave_logits(x, [3, 3])
+
+
+def test_a_large_mean_hides_no_frequency(unchecked):
+    a, b = angles()
+    small = 0.05 * np.cos(4 * (a + b)) + 0.05 * np.cos(2 * a)
+    x = np.stack([small, 1000 + small, np.full((P, P), 1000.1)], -1)
+    frequency, share = best_frequency(x)
+    assert set(frequency[:2].tolist()) <= {2, 4}
+    # The second wave has the larger variance by nothing: both explain half.
+    np.testing.assert_allclose(share, [0.5, 0.5, 0], atol=1e-3)

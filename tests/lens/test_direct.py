@@ -7,6 +7,7 @@ import pytest
 from cases import CLEAN, LAST, METRIC, MODELS, model
 
 import mijax
+from mijax._errors import ShapeError
 from mijax.lens import direct_logit_attribution
 
 
@@ -36,3 +37,10 @@ def test_without_a_norm_a_head_of_the_last_layer_is_its_own_ablation():
     change = METRIC(mijax.run(plain, CLEAN)) - METRIC(mijax.run(plain, CLEAN, ablate))
     assert abs(change).min() > 1e-3
     chex.assert_trees_all_close(direct.heads[:, last, 2], change, atol=1e-3)
+
+
+@pytest.mark.parametrize("token", [-1, 10_000])
+def test_answers_beyond_the_vocabulary_are_refused(token):
+    for ids in ((METRIC.answer, jnp.int32(token)), (jnp.int32(token), METRIC.wrong)):
+        with pytest.raises(ShapeError, match=f"got {token}"):
+            direct_logit_attribution(model("gpt2"), CLEAN, *ids, position=LAST)
