@@ -197,5 +197,7 @@ def unchanged(
         count += int(same.sum())
         for one in methods.values():
             for part in (one.estimate, one.exact):
-                largest = max(largest, float(np.abs(part[flat(same)]).max(initial=0)))
-    return count, largest
+                # Unlike max, it keeps a NaN.
+                here = np.abs(part[flat(same)]).max(initial=0)
+                largest = np.maximum(largest, here)
+    return count, float(largest)

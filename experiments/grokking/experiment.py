@@ -66,7 +66,7 @@ class Config(mijax.experiment.Config):
 
     p: Positive = 113
     "The modulus, an odd number."
-    share: float = 0.3
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.3
     "Of all pairs, how many are trained on."
     embed: Positive = 128
     "Width of the residual stream."

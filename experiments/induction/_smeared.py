@@ -77,11 +77,12 @@ def report(
         run.number(f"prefix_matching_{kind}", over_seeds(matching[kind]))
         run.number(f"icl_{kind}", over_seeds(learned[kind]), note="nats")
     run.number("icl_in_window", over_seeds(gained), note="share, smeared keys")
-    run.number("prefix_matching_smeared_worst", min(matching["smeared"]))
-    run.number("prefix_matching_plain_best", max(matching["plain"]))
-    gap = min(learned["smeared"]) - max(learned["plain"])
+    # Unlike min and max, numpy's keep a NaN: a seed that failed is the worst.
+    run.number("prefix_matching_smeared_worst", np.min(matching["smeared"]))
+    run.number("prefix_matching_plain_best", np.max(matching["plain"]))
+    gap = np.min(learned["smeared"]) - np.max(learned["plain"])
     run.number("icl_above_plain_worst", gap, note="nats, worst smeared, best plain")
-    run.number("icl_in_window_worst", min(gained))
+    run.number("icl_in_window_worst", np.min(gained))
     rows = [
         [
             KINDS[kind],

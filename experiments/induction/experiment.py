@@ -24,9 +24,10 @@ Runtime on two CPU cores: half a minute for the analysis, most of it compilation
 three to four minutes for the training, which goes on where it was killed.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
+from pydantic import Field
 
 from mijax import experiment, models
 from mijax._errors import ConfigError
@@ -44,6 +45,8 @@ from ._repeats import draw, short_repeat
 from ._smeared import smear
 from ._training import Training
 
+Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 SITES = ("resid_pre", "resid_post", "pattern", "q", "k", "v", "z", "logits")
 
 
@@ -54,13 +57,13 @@ class Config(experiment.Config):
     "Analyse a trained model, train one, or train one layer with smeared keys."
     model: str = "induction-2l"
     "Name or folder of the model to analyse, attention-only and of two layers."
-    seed: int = 0
+    seed: Seed = 0
     "Of the prompts; of weights, data and measurements in training."
-    prompts: int = 64
+    prompts: Positive = 64
     "Random prompts to analyse."
-    length: int = 20
+    length: Annotated[int, Field(ge=2)] = 20
     "Tokens of the segment that comes twice."
-    seeds: int = 3
+    seeds: Positive = 3
     "Models of each kind with and without smeared keys; the first has `seed`."
     training: Training = Training()
     "How to train, when training."
@@ -85,11 +88,17 @@ def analyse(config: Config, run: experiment.Run) -> None:
             f"{config.model!r} is not an attention-only transformer of two layers. "
             "Give 'induction-2l' or a model that `mijax run induction/train` trained."
         )
+    seq = model.context or 64
+    if 1 + 2 * config.length > seq:
+        raise ConfigError(
+            f"--length {config.length}: twice that and the first token do not fit the "
+            f"{seq} tokens of a prompt. Give at most {(seq - 1) // 2}."
+        )
     run.weights(config.model, loaded.digest)
     run.seed("prompts", config.seed)
     key = jax.random.key(config.seed)
     size = {"shortest": config.length, "longest": config.length, "distinct": True}
-    prompts = draw(key, config.prompts, seq=model.context or 64, **size)
+    prompts = draw(key, config.prompts, seq=seq, **size)
     with run.progress("run the model") as progress:
         acts = capture(model, prompts.tokens, {name: Site(name) for name in SITES})
         progress(1, 1)

@@ -156,8 +156,13 @@ def report_positions(
     names = list(grids["resid_pre"].axes[1].labels)
     at = share["resid_pre"]
     second, last = at[:, names.index("subject2")], at[:, names.index("last")]
-    moved = int(np.argmax(last > second))
-    run.number("moved_by_layer", moved, note="first layer where last beats subject2")
+    ahead = last > second
+    moved = int(np.argmax(ahead)) if ahead.any() else float("nan")
+    run.number(
+        "moved_by_layer",
+        moved,
+        note="first layer where last beats subject2; nan where none",
+    )
 
 
 def report_heads(

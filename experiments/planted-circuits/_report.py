@@ -74,7 +74,8 @@ def claims(
             table[key] for label in labels if (key := (method, label, "edge")) in table
         ]
         if found:
-            run.number(name, min(cell.area for cell in found), note=note)
+            # Unlike min, it keeps a NaN.
+            run.number(name, np.min([cell.area for cell in found]), note=note)
     areas: dict[str, list[float]] = {}
     for one in table.values():
         if one.level == "edge":

@@ -149,8 +149,8 @@ def area(
 
 
 def best(areas: dict[str, Area]) -> tuple[str, Area]:
-    """Returns the probe that one would choose, and its areas."""
-    name = max(areas, key=lambda name: areas[name].chosen_by)
+    """Returns the probe that one would choose, and its areas; one with NaN if any."""
+    name = list(areas)[int(np.argmax([one.chosen_by for one in areas.values()]))]
     return name, areas[name]
 
 

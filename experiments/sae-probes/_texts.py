@@ -1,5 +1,6 @@
 """Texts of two classes, from public corpora or generated."""
 
+import hashlib
 import re
 import zipfile
 from collections.abc import Callable
@@ -45,6 +46,14 @@ class Texts(NamedTuple):
     tokens: Int[np.ndarray, "text seq"]
     lengths: Int[np.ndarray, " text"]
     labels: Int[np.ndarray, " text"]
+
+    @property
+    def key(self) -> str:
+        """The name and a digest of all the rest, for names of files."""
+        found = hashlib.sha256()
+        for part in self[1:]:
+            found.update(f"{part.dtype}{part.shape}".encode() + part.tobytes())
+        return f"{re.sub(r'[^a-z0-9]+', '-', self.name)}-{found.hexdigest()[:12]}"
 
 
 def corpora(

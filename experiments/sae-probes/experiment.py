@@ -31,10 +31,13 @@ Kantrowitz's names, inaugural addresses, Francis and Kučera's Brown corpus.
 Runtime: see experiments/README.md.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Annotated
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from pydantic import Field
@@ -118,18 +121,19 @@ def run(config: Config, run: mijax.experiment.Run) -> None:
         run.data("texts", digest)
     site = mijax.Site(config.site, layer=config.layer)
     acts = []
+    # Files are named by what they are of: another folder may come between two attempts.
     with run.progress("run the model") as progress:
         for i, texts in enumerate(sets):
-            file = run.scratch / f"acts-{i}.npy"
+            file = run.scratch / f"acts-{texts.key}.npy"
             acts.append(read(loaded.model, texts, site, file))
             progress(i + 1, len(sets))
-    dictionary = learned(config, acts, run)
+    dictionary = learned(config, sets, acts, run)
     areas = compared(config, sets, acts, dictionary, run)
     report(areas, run)
 
 
 def learned(
-    config: Config, acts: list[Acts], run: mijax.experiment.Run
+    config: Config, sets: list[Texts], acts: list[Acts], run: mijax.experiment.Run
 ) -> d.Dictionary:
     """Loads the dictionary, or trains one on single tokens of all data sets."""
     if config.dictionary is not None:
@@ -157,13 +161,27 @@ def learned(
         scale=scale,
         seed=config.seed,
     )
-    folder = run.scratch / "dictionary"
+    folder = run.scratch / f"dictionary-{of_texts(sets)}"
     with run.progress("train a dictionary"):
         found = d.train(training, source, checkpoint=folder)
     scores = d.evaluate(found, jnp.asarray(rows_of(acts, parts.test, config.outlier)))
     run.number("fvu", scores.fvu, note="of the dictionary, tokens of test texts")
     run.number("l0", scores.l0, note="active latents")
     return found
+
+
+def of_texts(sets: list[Texts]) -> str:
+    """A short digest of all texts."""
+    keys = "/".join(texts.key for texts in sets)
+    return hashlib.sha256(keys.encode()).hexdigest()[:12]
+
+
+def of_arrays(dictionary: d.Dictionary) -> str:
+    """A short digest of the numbers of a dictionary."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(eqx.filter(dictionary, eqx.is_array)):
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()[:12]
 
 
 def compared(
@@ -176,9 +194,10 @@ def compared(
     """Fits all probes of every data set."""
     out: dict[str, Found] = {}
     parts = split(config.train, config.choose)
+    read_by = of_arrays(dictionary)
     with run.progress("fit probes") as progress:
         for i, (texts, one) in enumerate(zip(sets, acts, strict=True)):
-            file = run.scratch / f"areas-{i}.json"
+            file = run.scratch / f"areas-{texts.key}-{read_by}.json"
             if not file.exists():
                 latents = encode(dictionary, one)
                 found = probed(one, latents, texts.labels, parts, config)
@@ -231,8 +250,9 @@ def report(areas: dict[str, Found], run: mijax.experiment.Run) -> None:
         ("pooled_wins", largest, "all tokens, against activations of the last"),
         ("pooled_wins_attention", attended, "all tokens, against all tokens"),
     ):
-        won = int(np.sum(np.array(apart) > 0))
-        run.number(name, won / n, note=f"{won} of {n}; {note}")
+        # A difference that is not a number makes the share none.
+        won = np.sum(np.heaviside(apart, 0))
+        run.number(name, won / n, note=f"{won:g} of {n}; {note}")
     run.number("chosen", float(np.mean(chosen)), note="how often latents are chosen")
     run.number("gain", mijax.interval(jnp.asarray(gains)), note="of area, over sets")
     run.number("difference", mijax.interval(jnp.asarray(last)), note="latents")

@@ -49,7 +49,8 @@ def numbers(
             gains.setdefault((rival, choice.kind), []).append(gain)
     for (rival, kind), values in gains.items():
         note = f"least share of FVU saved against {rival} with as many active latents"
-        run.number(f"gain_over_{rival}_{kind}", min(values), note=note)
+        # Unlike min, it keeps a NaN.
+        run.number(f"gain_over_{rival}_{kind}", np.min(values), note=note)
 
 
 def curves(file: Path, choices: list[Choice], run: mijax.experiment.Run) -> None:

@@ -154,7 +154,8 @@ def report(found: dict[str, dict[str, Row]], run: mijax.experiment.Run) -> None:
         run.table(name, columns, [[kind, *row.cells()] for kind, row in rows.items()])
         scores, score = {kind: row.score for kind, row in rows.items()}, score.lower()
         learned = {k: of for k, of in scores.items() if k not in BASELINES}
-        least = min(of.min() for of in learned.values())
+        # Unlike min, it keeps a NaN.
+        least = np.min([of.min() for of in learned.values()])
         run.number(f"{name}_least_{score}", float(least), note="of all seeds")
         random = float(scores["random"].mean())
         run.number(f"{name}_random_{score}", random, note="of dictionaries not trained")

@@ -60,7 +60,8 @@ def report(views: dict[str, View], top: int, run: mijax.experiment.Run) -> None:
         (np.abs(one.difference[:, -1] - one.model).max(), direct_error(one))
         for one in views.values()
     ]
-    lens, parts = (float(max(column)) for column in zip(*errors, strict=True))
+    # Unlike max, it keeps a NaN.
+    lens, parts = np.max(errors, axis=0).tolist()
     run.number("lens_error", lens, note="last layer and model, nats")
     run.number("direct_error", parts, note="sum of parts and model, nats")
     curves, bands, rows = {}, {}, []

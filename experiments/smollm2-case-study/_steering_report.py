@@ -49,7 +49,7 @@ def report(
         for some in ([found], [one for one in random if one.tokens])
     )
     run.number("cost", mijax.interval(jnp.asarray(cost[0])), note="nats per token")
-    largest = max(float(one.mean()) for one in costs)
+    largest = np.max([one.mean() for one in costs])
     run.number("cost_random", largest, note="nats per token, the largest")
     run.number("surprise", mijax.interval(jnp.asarray(plain)), note="not steered")
     curves(loaded, found, random, strengths, run)
@@ -76,7 +76,7 @@ def compare(
     """Reports an effect, and how far it is above the strongest random direction's."""
     run.number(f"{name}_effect", mijax.interval(jnp.asarray(effect)), note=note)
     means = [float(one.mean()) for one in random]
-    run.number(f"{name}_random", max(map(abs, means)), note="the largest, any sign")
+    run.number(f"{name}_random", np.abs(means).max(), note="the largest, any sign")
     strongest = int(np.argmax(np.abs(means)))
     other = random[strongest] * np.sign(means[strongest])
     gap = mijax.interval(jnp.asarray(effect - other))

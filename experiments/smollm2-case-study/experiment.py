@@ -155,7 +155,7 @@ def behaviour(loaded: Loaded, tasks: list[Problem], run: mijax.experiment.Run) -
             lows.append(float(difference.low))
             text = pairs.clean.texts[0] or "random tokens, repeated"
             rows.append([task.label, text, wins, top, difference, other])
-    run.number("behaviour_low", min(lows), note="least lower end, logit difference")
+    run.number("behaviour_low", np.min(lows), note="least lower end, logit difference")
     columns = ["behaviour", "prompt", "answer wins", "says it", "difference (nats)"]
     run.table("What the model does", [*columns, "counterpart (nats)"], rows)
 
@@ -193,14 +193,14 @@ def find(
         task.label: _circuits.find(loaded.model, task, sizes, run) for task in tasks
     }
     lows = _circuits.report(found, sizes, run)
-    run.number("verified_low", min(lows), note="least lower end, best minus sample")
+    run.number("verified_low", np.min(lows), note="least lower end, best minus sample")
     at = config.fractions.index(config.share)
     kept = [
         float(next(iter(one.curves.values())).curve.mean[at]) for one in found.values()
     ]
     run.number(
         "faithful_least",
-        min(kept),
+        np.min(kept),
         note=f"{config.methods[0]}, {config.share:.0%} of edges",
     )
     alike = _circuits.overlaps(found, sizes._replace(share=config.compared), run)

@@ -25,6 +25,10 @@ Command:
 Runtime: see experiments/README.md.
 """
 
+from typing import Annotated
+
+from pydantic import Field
+
 import mijax.experiment
 
 from . import _setups as setups
@@ -49,7 +53,7 @@ class Config(mijax.experiment.Config):
     "Updates."
     batch: int = 1024
     "Examples of an update."
-    seeds: int = 3
+    seeds: Annotated[int, Field(ge=1)] = 3
     "Of the introduction and the geometry."
     phase_embeds: tuple[int, ...] = (1, 2)
     "Dimensions of the models of phase diagrams."

@@ -1,6 +1,7 @@
 """Attributions against exact patching: it runs, and its statistics are right."""
 
 import importlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,3 +89,20 @@ def test_refuses_what_it_does_not_know(tmp_path):
         part("_edges").named(("eapig",), 2)
     with pytest.raises(MijaxError, match="nowhere"):
         execute("attribution-fidelity/tiny", {"positions": ["nowhere"]}, out=out)
+
+
+def test_a_nan_is_the_largest_effect(monkeypatch):
+    sites = part("_sites")
+    one = SimpleNamespace(tokens=None)
+    pairs = SimpleNamespace(clean=one, corrupt=one)
+    monkeypatch.setattr(sites, "capture", lambda *given: np.zeros((1, 1, 2, 4)))
+    monkeypatch.setattr(sites, "at_places", lambda same, places: same)
+    monkeypatch.setattr(sites, "flat", lambda same: same)
+    fine, bad = np.ones((1, 1, 2)), np.full((1, 1, 2), np.nan)
+    methods = {
+        "bad": SimpleNamespace(estimate=fine, exact=bad),
+        "fine": SimpleNamespace(estimate=fine, exact=fine),
+    }
+    count, largest = sites.unchanged(None, pairs, {}, {"z": methods})
+    assert count == 2
+    assert np.isnan(largest)

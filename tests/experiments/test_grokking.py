@@ -5,8 +5,10 @@ import importlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import mijax
+from mijax._errors import ConfigError
 from mijax.experiment import execute, load
 
 P = 7
@@ -112,3 +114,9 @@ def test_what_sums_make_is_what_no_other_waves_of_the_pair_make():
     kept = sum(power[sign * k, sign * k].sum() for k in found.keys for sign in (1, -1))
     assert 0 < found.waves.sum() < found.sums < 1
     np.testing.assert_allclose(found.sums, kept / power.sum(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5])
+def test_a_share_is_between_none_and_all(share):
+    with pytest.raises(ConfigError, match="share"):
+        load("grokking").override({"share": share})

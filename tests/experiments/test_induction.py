@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mijax import models
-from mijax.experiment import execute, load
+from mijax._errors import ConfigError
+from mijax.experiment import Run, execute, load
 
 TINY = {
     "steps": 6,
@@ -107,3 +108,37 @@ def test_other_models_are_refused(tmp_path):
     change = {"model": str(tmp_path / "one")}
     with pytest.raises(Exception, match="two layers"):
         execute("induction", change, out=tmp_path / "run")
+
+
+def test_a_seed_that_gives_nan_is_the_worst(tmp_path):
+    n = 4
+    history = lambda x: part("_training").History(  # noqa: E731
+        50 * np.arange(1, n + 1),
+        *(np.full(n, x), np.full(n, 2 * x)),
+        *(np.full((n, 1, 4), x), np.full((n, 1, 4), x)),
+    )
+    found = {
+        "plain": [history(x) for x in (0.1, np.nan)],
+        "smeared": [history(x) for x in (0.9, np.nan)],
+    }
+    run = Run(tmp_path)
+    part("_smeared").report(found, np.ones((2, 4)), run)
+    numbers = {number.name: number.value for number in run.notes.numbers}
+    for name in ("smeared_worst", "plain_best"):
+        assert np.isnan(numbers[f"prefix_matching_{name}"])
+    assert np.isnan(numbers["icl_above_plain_worst"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--length", "32"], "at most 31"),
+        (["--length", "1"], "length"),
+        (["--prompts", "0"], "prompts"),
+        (["--seeds", "0"], "seeds"),
+        (["--seed", "-1"], "seed"),
+    ],
+)
+def test_sizes_that_make_no_prompts_are_refused(tmp_path, words, says):
+    with pytest.raises(ConfigError, match=says):
+        execute("induction", words, out=tmp_path / "run")

@@ -1,8 +1,10 @@
 """The IOI experiment runs on a tiny model whose tokens are whole words."""
 
+import importlib
 import json
 import re
 from itertools import chain
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -14,7 +16,7 @@ from tokenizers import models as token_models
 import mijax
 from mijax.data import Tokenizer
 from mijax.data._ioi import NAMES, OBJECTS, PLACES, TEMPLATES
-from mijax.experiment import execute
+from mijax.experiment import Run, execute, load
 from mijax.models import LlamaSpec
 
 
@@ -68,3 +70,21 @@ def test_gpt2_config_is_what_was_published(folder, tmp_path):
     assert verdicts["top_direct_heads"].verdict == "FAIL"
     assert not result.passed
     assert np.isfinite(float(verdicts["io_over_s"].ours.split()[0]))
+
+
+@pytest.mark.parametrize(("last", "moved"), [(0.95, 1), (0.1, float("nan"))])
+def test_names_that_never_move_have_no_layer(tmp_path, monkeypatch, last, moved):
+    script = importlib.import_module(load("ioi-patching").function.__module__)
+    labels = ["io", "subject2", "last"]
+    sweep = SimpleNamespace(axes=[None, SimpleNamespace(labels=labels)])
+    share = np.array([[0, 0.9, 0.1], [0, 0.8, last], [0, 0.7, last]])
+    monkeypatch.setattr(script, "viz", SimpleNamespace(heatmaps=lambda *a, **k: None))
+    run = Run(tmp_path)
+    monkeypatch.setattr(run, "figure", lambda *given, **options: None)
+    script.report_positions(
+        dict.fromkeys(script.RESIDUAL, sweep),
+        dict.fromkeys(script.RESIDUAL, share),
+        run,
+    )
+    (number,) = run.notes.numbers
+    np.testing.assert_equal(number.value, moved)

@@ -1,11 +1,13 @@
 """Every method runs on a known circuit, and what must hold is held."""
 
+import importlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from mijax.experiment import execute
+from mijax.experiment import Run, execute, load
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +43,19 @@ def test_the_record(result):
     record = json.loads((result.folder / "record.json").read_text())
     assert record["seeds"] == {"prompts": 0}
     assert np.isfinite(result.seconds)
+
+
+def test_a_nan_is_the_least_area(tmp_path):
+    package = load("planted-circuits").function.__module__
+    report = importlib.import_module(f"{package}._report")
+    cases = [SimpleNamespace(label=x, name=x, traps=None) for x in ("a", "b")]
+    table = {
+        ("exact", case.label, "edge"): SimpleNamespace(
+            case=case.label, level="edge", method="exact", area=area
+        )
+        for case, area in zip(cases, (0.9, float("nan")), strict=True)
+    }
+    run = Run(tmp_path)
+    report.claims(table, cases, run)
+    found = {number.name: number.value for number in run.notes.numbers}
+    assert np.isnan(found["exact_least"])

@@ -10,7 +10,7 @@ import pytest
 import mijax
 from mijax import dictionaries as d
 from mijax.data import Tokenizer
-from mijax.experiment import execute, load
+from mijax.experiment import Run, execute, load
 
 
 def part(name):
@@ -89,3 +89,50 @@ def test_latents_are_chosen_where_probes_are_fitted():
     assert max(abs(found.test - 0.5), abs(found.chosen_by - 0.5)) < 0.2
     areas = {"a": quiver.Area(0.8, 0.9), "b": quiver.Area(0.9, 0.6)}
     assert quiver.best(areas) == ("b", areas["b"])
+
+
+def test_an_area_that_is_no_number_is_no_loss(tmp_path):
+    area, found = part("._quiver").Area, part("._quiver").Found
+    fine, bad = {"a": area(0.8, 0.9)}, {"b": area(np.nan, np.nan)}
+    areas = {
+        "one": found(fine, fine, {"b": area(0.7, 0.7)} | bad, fine),
+        "two": found(fine, fine, fine, fine),
+    }
+    run = Run(tmp_path)
+    part("").report(areas, run)
+    numbers = {number.name: number.value for number in run.notes.numbers}
+    assert np.isnan(numbers["wins"])
+    assert numbers["pooled_wins"] == 0
+
+
+def test_files_are_named_by_what_they_are_of():
+    generated = part("._texts").generated
+    sets = [texts for seed in (0, 1) for texts in generated(60, 40, seed)]
+    other = sets[0]._replace(name="a/B c")
+    assert "/" not in other.key
+    assert len({texts.key for texts in [*sets, other]}) == 5
+    assert sets[0].key == generated(60, 40, 0)[0].key
+    one, two = (
+        d.untrained(d.TopK(4), d.SAE(32), latents=64, key=jax.random.key(seed))
+        for seed in (0, 1)
+    )
+    assert part("").of_arrays(one) == part("").of_arrays(one) != part("").of_arrays(two)
+
+
+def test_other_texts_are_not_served_the_activations_of_the_first(tmp_path, monkeypatch):
+    plan = load("sae-probes/tiny")
+    script = importlib.import_module(plan.function.__module__)
+    draw = script.generated
+
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "report", stop)
+    with pytest.raises(KeyboardInterrupt):
+        execute(plan, out=tmp_path / "run")
+    monkeypatch.undo()
+    other = lambda vocab, size, seed: draw(vocab, size, 7)  # noqa: E731
+    monkeypatch.setattr(script, "generated", other)
+    resumed = execute(plan, out=tmp_path / "run")
+    fresh = execute(plan, out=tmp_path / "fresh")
+    assert resumed.numbers == fresh.numbers

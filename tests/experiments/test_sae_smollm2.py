@@ -16,7 +16,7 @@ from mijax import dictionaries as d
 from mijax._errors import ConfigError
 from mijax.data import Examples, Tokenizer
 from mijax.data._batch import Batch
-from mijax.experiment import Silent, execute, load
+from mijax.experiment import Run, Silent, execute, load
 from mijax.models import GPT2Spec
 from mijax.train import Step, fit
 
@@ -188,3 +188,18 @@ def test_outliers_are_replaced_and_nothing_else():
     assert far.sum() == 1
     np.testing.assert_array_equal(np.asarray(found.x)[~far], rows[~far])
     np.testing.assert_array_equal(np.asarray(found.x)[far][0], rows[~far][0])
+
+
+def test_a_nan_is_the_least_gain(tmp_path):
+    report, choice = part("._report"), part("._training").Choice
+    interval = lambda x: SimpleNamespace(mean=x, low=x, high=x, n=1)  # noqa: E731
+    rivals = {rival: SimpleNamespace(fvu=interval(0.5)) for rival in report.RIVALS}
+    scores = {}
+    for latents, fvu in ((1, 0.1), (2, float("nan"))):
+        numbers = {"NMSE": 1.0, "CE share, mean": 1.0}
+        own = SimpleNamespace(l0=1.0, fvu=interval(fvu), numbers=numbers)
+        scores[choice("topk", latents, 1.0)] = {"trained": own} | rivals
+    run = Run(tmp_path)
+    report.numbers(scores, run)
+    found = {number.name: number.value for number in run.notes.numbers}
+    assert all(np.isnan(found[f"gain_over_{x}_topk"]) for x in report.RIVALS)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mijax.experiment import execute, load
+from mijax.experiment import Run, execute, load
 
 
 def part(name):
@@ -41,3 +41,13 @@ def test_features_of_a_compiled_program():
     np.testing.assert_allclose(correlations(known, known.activity), 1, atol=1e-4)
     # One latent that is there when a feature is not does not find it.
     assert float(correlations(known, 1 - known.activity[:, :1])[0]) < 0
+
+
+def test_a_nan_is_the_least_score(tmp_path):
+    script = importlib.import_module(load("sae-toy").function.__module__)
+    row = lambda *score: part("_scoring").Row(*[np.array(score)] * 5)  # noqa: E731
+    rows = {"ReLU": row(0.9, 0.8), "TopK": row(0.9, np.nan), "random": row(0.1, 0.2)}
+    run = Run(tmp_path)
+    script.report({"synthetic": rows}, run)
+    found = {number.name: number.value for number in run.notes.numbers}
+    assert np.isnan(found["synthetic_least_mmcs"])

@@ -145,3 +145,21 @@ def test_refuses():
         tasks.problems(few, ("greater_than",), (2, 2), 0, repeated="answer")
     with pytest.raises(mijax.MijaxError, match="one token"):
         part("_steering").words(few, ("good",))
+
+
+def test_a_nan_is_the_largest_error(tmp_path):
+    lenses = part("_lenses")
+    fine, bad = np.zeros((2, 3)), np.full((2, 3), np.nan)
+    views = {
+        name: SimpleNamespace(
+            difference=x,
+            model=np.zeros(2),
+            direct=SimpleNamespace(total=lambda x=x: x[:, 0]),
+        )
+        for name, x in (("a", fine), ("b", bad))
+    }
+    run = Run(tmp_path)
+    with pytest.raises(AttributeError):  # These views have nothing to draw.
+        lenses.report(views, 3, run)
+    found = {number.name: number.value for number in run.notes.numbers}
+    assert np.isnan([found["lens_error"], found["direct_error"]]).all()

@@ -1,6 +1,9 @@
 """Small toy models do as theory says, and everything is written."""
 
-from mijax.experiment import execute
+import pytest
+
+from mijax._errors import ConfigError
+from mijax.experiment import execute, load
 
 
 def test_tiny_holds_and_writes_everything(tmp_path):
@@ -12,3 +15,8 @@ def test_tiny_holds_and_writes_everything(tmp_path):
     written = {path.name for path in result.folder.iterdir()}
     names = ("intro", "many", "geometry", "phases-2")
     assert {f"{name}.{kind}" for name in names for kind in ("png", "svg")} <= written
+
+
+def test_no_seeds_are_refused():
+    with pytest.raises(ConfigError, match="seeds"):
+        load("toy-models").override({"seeds": 0})
