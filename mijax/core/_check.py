@@ -129,8 +129,22 @@ def check_edits(
             site = Site(name, placed.layer, position, placed.head, placed.feature)
             check_place(shapes, longer, site)
             check_lanes(placed, tokens)
-            placed.edit.check_operand(get(shapes, name), tokens.shape[:-1])
+            reach = _reach(placed, tokens.shape[-1], longer.shape[-1])
+            placed.edit.check_operand(get(shapes, name), reach, tokens.shape[:-1])
     return record
+
+
+def _reach(placed: Placed, seq: int, most: int) -> int:
+    """Returns how many tokens there are up to the last one that is edited.
+
+    All that there are where the place does not say, or says "to the end".
+    """
+    start, stop = known(placed.start), known(placed.stop)
+    if placed.stop is None and start is not None:
+        stop = start + 1
+    if stop is None or stop.max() > most:
+        return seq
+    return int(stop.max())
 
 
 def check_prompts(model: AbstractModel, tokens: Array) -> None:

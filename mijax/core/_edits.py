@@ -82,11 +82,12 @@ class AbstractEdit(eqx.Module):
         """Returns this edit with its operand for one site; most need nothing."""
         return self
 
-    def check_operand(self, spec: Any, batch: tuple[int, ...]) -> None:
+    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
         """Refuses an operand that does not fit what is run; most have none.
 
         Args:
             spec: shape of the whole site in one prompt, `[*layer, seq, ...]`.
+            reach: number of tokens up to the last one that is edited.
             batch: `(prompts,)`, or `()` for a single prompt.
         """
 
@@ -296,7 +297,7 @@ class Patch(AbstractEdit):
             )
         return Patch(source, site.layered, source.ndim > site.rank)
 
-    def check_operand(self, spec: Any, batch: tuple[int, ...]) -> None:
+    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
         """Refuses activations of other prompts, or of a part of the site."""
         found, own = self.source.shape, batch if self.prompts else ()
         if self.prompts and not batch:
@@ -306,11 +307,11 @@ class Patch(AbstractEdit):
             )
         at = len(found) - len(spec.shape) + self.layered
         fits = found[:at] == (*own, *spec.shape[: self.layered])
-        if not fits or found[at] < spec.shape[self.layered]:
+        if not fits or found[at] < reach:
             raise ShapeError(
                 f"The source has shape {found}, but the run needs "
-                f"{(*own, *spec.shape)}: capture the whole site in the same number of "
-                "prompts of that length."
+                f"{(*own, *spec.shape)} and edits {reach} of its tokens: capture the "
+                "whole site in the same number of prompts of that length."
             )
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
@@ -380,12 +381,10 @@ class MeanAt(AbstractEdit):
     value: Float[Array, "..."]
     layered: bool = eqx.field(static=True)
 
-    def check_operand(self, spec: Any, batch: tuple[int, ...]) -> None:
+    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
         """Refuses means of some layers or of shorter prompts."""
         layers, seq = self.layered, self.value.shape[self.layered]
-        if self.value.shape[:layers] != spec.shape[:layers] or (
-            1 < seq < spec.shape[layers]
-        ):
+        if self.value.shape[:layers] != spec.shape[:layers] or (1 < seq < reach):
             raise ShapeError(
                 f"The mean has shape {self.value.shape}, but the site has "
                 f"{spec.shape}: capture the whole site in prompts of that length."
