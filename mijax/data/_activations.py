@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from mijax._errors import ShapeError, TokenError
 from mijax.core import AbstractModel, Site
-from mijax.core._journal import digest as digest_of
+from mijax.core._digest import digest as digest_of
 from mijax.data._batch import Batch
 from mijax.data._buffer import Buffered, draw, fill, shuffle
 from mijax.data._reading import Reader, check, of_one_width, traced

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mijax._errors import ConfigError, LoadError, OutputError, TokenError, nearest
-from mijax.core._journal import digest as digest_of
+from mijax.core._digest import digest as digest_of
 from mijax.data._files import (
     file_digest,
     named,

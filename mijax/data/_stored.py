@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Shaped
 
 from mijax._errors import LoadError, ShapeError, TokenError
-from mijax.core._journal import digest as digest_of
+from mijax.core._digest import digest as digest_of
 from mijax.data._batch import Batch
 from mijax.data._files import check_file, read_json, typed
 from mijax.data._permute import permuted

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped
 
 from mijax._errors import ShapeError, TokenError
-from mijax.core._journal import digest as digest_of
+from mijax.core._digest import digest as digest_of
 from mijax.data._corpus import Corpus
 from mijax.data._source import AbstractSource
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mijax._errors import OutputError
-from mijax.core._journal import digest
+from mijax.core._digest import digest
 from mijax.io._checkpoint import flatten, name_of
 
 KEEP = 2

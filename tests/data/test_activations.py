@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import mijax
 from mijax import Site
 from mijax._errors import PositionError, ShapeError, SiteError, TokenError
-from mijax.core._journal import digest as core_digest
+from mijax.core._digest import digest as core_digest
 from mijax.data import Activations, Corpus, Tokens, _activations, _buffer, _reading
 
 VOCAB, SEQ, DOCS = 1024, 8, 24

@@ -1,12 +1,7 @@
 """What the loop guards and reports, on an objective of one number."""
 
-import functools
-import os
 import resource
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -17,7 +12,6 @@ import pytest
 
 from mijax import train
 from mijax._errors import ConfigError, OutputError, TrainingError
-from mijax.core._journal import digest
 from mijax.data import Examples
 
 
@@ -198,59 +192,3 @@ def test_runs_of_other_functions_are_not_resumed(tmp_path):
     train.fit(Judged(judge=scaled(1.0)), source(2.0), **options)
     with pytest.raises(OutputError, match="another run"):
         train.fit(Judged(judge=scaled(2.0)), source(2.0), **options)
-
-
-def recursive(n):
-    def down(i):
-        return n if i == 0 else down(i - 1)
-
-    return down
-
-
-TOLD = {
-    "closures": lambda: (scaled(1.0), scaled(2.0), scaled(jnp.ones(2))),
-    "bodies": lambda: (lambda e: e + 1, lambda e: e + 2, lambda e: e - 1),
-    "globals": lambda: (lambda e: 2 * jnp.sin(e), lambda e: 2 * jnp.cos(e)),
-    "inner": lambda: (lambda e: [i + 1 for i in e], lambda e: [i + 2 for i in e]),
-    "defaults": lambda: (lambda e, k=1: e, lambda e, k=2: e, lambda e, *, k=1: e),
-    "partial": lambda: (functools.partial(pow, 2), functools.partial(pow, 3)),
-    "wrapped": lambda: (jax.nn.relu, jax.nn.silu, jax.jit(scaled(3.0))),
-    "recursive": lambda: (recursive(1), recursive(2)),
-    "captured": lambda: (scaled(scaled(1.0)), scaled(scaled(2.0)), scaled(jnp)),
-    "static": lambda: (Judged(judge=scaled(1.0)), Judged(judge=scaled(2.0))),
-    "objects": lambda: (words("a"), words("b")),
-    "sets": lambda: (lambda e: e in {"a", "b"}, lambda e: e in {"a", "c"}),
-}
-
-
-def words(middle):
-    """So many that numpy does not print them all."""
-    return np.array(["x"] * 1500 + [middle] + ["x"] * 1500, object)
-
-
-@pytest.mark.parametrize("name", TOLD)
-def test_digests_tell_functions_apart(name):
-    """Made anew, each is what it was; lines and places in memory do not count."""
-    first, second = ([digest(one) for one in TOLD[name]()] for _ in range(2))
-    assert first == second
-    assert len(set(first)) == len(first)
-
-
-def test_digests_are_those_of_another_process():
-    code = (
-        "import sys; sys.path.insert(0, 'tests/train'); import test_loop as t;"
-        "print(*(t.digest(t.TOLD[n]()) for n in sys.argv[1:]))"
-    )
-    # Pytest gives this module, and so the class in it, another name.
-    names = [name for name in TOLD if name != "static"]
-    here = [digest(TOLD[name]()) for name in names]
-    environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    there = subprocess.run(
-        [sys.executable, "-c", code, *names],
-        cwd=Path(__file__).parents[2],
-        env=environment,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    assert there.stdout.split() == here

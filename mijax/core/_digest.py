@@ -1,0 +1,141 @@
+"""What tells one job from another: a digest of all that its result depends on."""
+
+import contextlib
+import functools
+import hashlib
+import types
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mijax._errors import OutputError
+
+# Values that their text says all about.
+PLAIN = (str, bytes, int, float, complex, type(None), type(Ellipsis), range, slice)
+Pieces = tuple[list[Any], Iterable[Any]]
+
+
+def digest(tree: Any) -> str:
+    """Returns the SHA-256 of a tree: its structure, arrays, functions and objects.
+
+    Functions are told apart by what they do (see `_of_function`), objects by what
+    `pickle` would keep of them. It is the same in every process.
+
+    Raises:
+        OutputError: an object of which nothing but its place in memory is known.
+    """
+    return Digest().of(tree, ()).hex()
+
+
+class Digest:
+    """Hashes values, each once however often it comes."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, bytes]] = {}
+
+    def of(self, value: Any, around: tuple[Any, ...]) -> bytes:
+        """Hashes a value; `around` are those that hold it, as some hold themselves."""
+        if id(value) in self._known:
+            return self._known[id(value)][1]
+        if any(value is other for other in around):
+            return hashlib.sha256(b"itself").digest()
+        inner = (*around, value)
+        kind = f"{type(value).__module__}.{type(value).__qualname__}:"
+        found = hashlib.sha256(kind.encode())
+        if isinstance(value, dict | set | frozenset):
+            items = value.items() if isinstance(value, dict) else value
+            for part in sorted(self.of(item, inner) for item in items):
+                found.update(part)
+        else:
+            raw, parts = _array(value) if _is_array(value) else _parts(value)
+            for piece in raw:
+                found.update(piece)
+            for part in parts:
+                found.update(self.of(part, inner))
+        # The value is kept with it: another could come to lie where it lay.
+        self._known[id(value)] = value, found.digest()
+        return found.digest()
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray | np.generic)
+
+
+def _array(value: Any) -> Pieces:
+    """Returns what is hashed of an array as it is, and as values of their own."""
+    if isinstance(value, jax.Array) and jnp.issubdtype(
+        value.dtype, jax.dtypes.prng_key
+    ):
+        value = jax.random.key_data(value)
+    array = np.ascontiguousarray(value)
+    raw = [f"{array.dtype}{array.shape}".encode()]
+    if array.dtype == object:
+        return raw, array.ravel().tolist()
+    return [*raw, array.view(np.uint8).data], ()
+
+
+def _parts(value: Any) -> Pieces:
+    """Returns the text of a value, or the values that it holds."""
+    if isinstance(value, PLAIN):
+        return [repr(value).encode()], ()
+    if isinstance(value, type | types.ModuleType):
+        where = f"{getattr(value, '__module__', '')}.{value.__name__}"
+        return [where.encode()], ()
+    function = _of_function(value)
+    if function is not None:
+        return [], function
+    level = jax.tree_util.default_registry.flatten_one_level(value)
+    if level is not None:
+        return [], (*level[0], level[1])
+    return _of_object(value)
+
+
+def _of_object(value: Any) -> Pieces:
+    """Returns what `pickle` would keep of an object, or its text."""
+    try:
+        kept = value.__reduce_ex__(4)
+    except Exception:  # libraries raise what they like
+        text = repr(value)
+        if " at 0x" not in text:
+            return [text.encode()], ()
+        raise OutputError(
+            f"A job with a {type(value).__qualname__} cannot be told from another, so "
+            "it cannot be resumed: use a function or an equinox.Module in its place."
+        ) from None
+    if isinstance(kept, str):
+        return [kept.encode()], ()
+    make, given, state, *listed = (*kept, None)
+    return [], (make, given, state, *(list(part) for part in listed if part))
+
+
+def _of_function(value: Any) -> tuple[Any, ...] | None:
+    """Returns what a function does: code, defaults, and what it has captured.
+
+    What it calls by the name of a global is in it by that name. `None` of others.
+    """
+    if isinstance(value, types.FunctionType):
+        defaults = (value.__defaults__, value.__kwdefaults__)
+        return (value.__qualname__, value.__code__, *defaults, *_captured(value))
+    if isinstance(value, types.CodeType):
+        takes = (value.co_argcount, value.co_kwonlyargcount, value.co_flags)
+        return (value.co_code, value.co_names, value.co_consts, *takes)
+    if isinstance(value, types.MethodType):
+        return value.__func__, value.__self__
+    if isinstance(value, types.BuiltinFunctionType):
+        return value.__qualname__, value.__module__, value.__self__
+    if isinstance(value, functools.partial):
+        return value.func, value.args, value.keywords
+    wrapped = getattr(value, "__wrapped__", None)
+    return None if wrapped is None else (wrapped,)
+
+
+def _captured(function: types.FunctionType) -> list[Any]:
+    """Returns the values that a function has captured."""
+    found = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # nothing is in it yet
+            found.append(cell.cell_contents)
+    return found
