@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 from mijax._errors import PositionError, ShapeError, SiteError, nearest
 from mijax.core._edits import Compose, Placed, compose
 from mijax.core._model import AbstractModel
+from mijax.core._operands import check_per_prompt
 from mijax.core._sites import SITES, Site, Sites, get, known, span_ends
 
 TokensLike = (
@@ -31,7 +32,7 @@ def as_tokens(tokens: Any) -> Int[Array, "..."]:
     """
     try:
         array = jnp.asarray(tokens)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ShapeError(
             "Tokens are integers [seq] or [batch, seq], all prompts of one length: for "
             "prompts of several lengths give the `tokens` of mijax.data.Prompts, got "
@@ -43,9 +44,10 @@ def as_tokens(tokens: Any) -> Int[Array, "..."]:
         )
     if array.dtype.kind not in "iu":
         raise ShapeError(f"Tokens are integers, got {array.dtype}.")
-    ids = known(array)
-    if ids is not None and ids.min() < 0:
-        raise ShapeError(f"Token ids count from 0, got {ids.min()}.")
+    # NumPy's may have more bits than JAX's.
+    ids = known(tokens if isinstance(tokens, np.ndarray) else array)
+    if ids is not None and (ids.min() < 0 or ids.max() > np.iinfo(np.int32).max):
+        raise ShapeError(f"Token ids count from 0, got {ids.min()} to {ids.max()}.")
     return array.astype(jnp.int32)
 
 
@@ -128,7 +130,9 @@ def check_edits(
                 position = slice(placed.start, None)
             site = Site(name, placed.layer, position, placed.head, placed.feature)
             check_place(shapes, longer, site)
-            check_lanes(placed, tokens)
+            for index in ("layer", "start", "stop", "head", "feature"):
+                what = "position" if index in ("start", "stop") else index
+                check_per_prompt(getattr(placed, index), what, tokens.shape[:-1])
             reach = _reach(placed, tokens.shape[-1], longer.shape[-1])
             placed.edit.check_operand(get(shapes, name), reach, tokens.shape[:-1])
     return record
@@ -154,7 +158,11 @@ def check_prompts(model: AbstractModel, tokens: Array) -> None:
         PositionError: prompts that are too long.
         ShapeError: ids beyond the vocabulary.
     """
-    context, vocab = (getattr(model, name, None) for name in ("context", "vocab"))
+    # A model of one's own may mean something else by these names.
+    context, vocab = (
+        found if isinstance(found := getattr(model, name, None), int) else None
+        for name in ("context", "vocab")
+    )
     if context is not None and tokens.shape[-1] > context:
         raise PositionError(
             f"Prompts of {tokens.shape[-1]} tokens exceed the model's context of "
@@ -165,22 +173,6 @@ def check_prompts(model: AbstractModel, tokens: Array) -> None:
         raise ShapeError(
             f"Token {ids.max()} is not in the model's vocabulary of {vocab} (0 to "
             f"{vocab - 1}): is it another model's tokenizer?"
-        )
-
-
-def check_lanes(placed: Placed, tokens: Array) -> None:
-    """Refuses indices and coefficients that are not one, or one per prompt."""
-    batch = tokens.shape[:-1]
-    coefficient = getattr(placed.edit, "coefficient", None)
-    for name in ("layer", "start", "stop", "head", "feature", "coefficient"):
-        index = coefficient if name == "coefficient" else getattr(placed, name)
-        if index is None or not index.ndim or index.shape == batch:
-            continue
-        error = PositionError if name in ("start", "stop") else SiteError
-        raise error(
-            f"An edit's {name} of shape {index.shape} does not fit "
-            f"{f'{batch[0]} prompts' if batch else 'a single prompt'}: give one, or "
-            "one per prompt (for several heads or layers give an edit for each)."
         )
 
 

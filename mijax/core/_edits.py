@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from mijax._errors import ShapeError, SiteError
-from mijax.core._operands import fits, per_row, pick
+from mijax.core._operands import check_per_prompt, fits, per_row, pick
 from mijax.core._rows import Place
 from mijax.core._sites import SITES, Site, Sites, empty, get, put
 
@@ -134,6 +134,11 @@ class Compose(AbstractEdit):
 
     edits: tuple[AbstractEdit, ...]
 
+    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
+        """Refuses what any of them refuses."""
+        for one in self.edits:
+            one.check_operand(spec, reach, batch)
+
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Applies the first edit first."""
         for one in self.edits:
@@ -175,6 +180,10 @@ class Add(AbstractEdit):
     value: Any = eqx.field(converter=jnp.asarray)
     coefficient: Any = eqx.field(default=1.0, converter=jnp.asarray)
 
+    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
+        """Refuses coefficients of other prompts."""
+        check_per_prompt(self.coefficient, "coefficient", batch)
+
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Adds the scaled direction to every row."""
         step = per_row(self.coefficient, place, x) * fits(self.value, x)
@@ -189,6 +198,10 @@ class Scale(AbstractEdit):
     """
 
     coefficient: Any = eqx.field(converter=jnp.asarray)
+
+    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
+        """Refuses coefficients of other prompts."""
+        check_per_prompt(self.coefficient, "coefficient", batch)
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Returns the scaled rows."""
@@ -208,6 +221,10 @@ class Noise(AbstractEdit):
 
     key: PRNGKeyArray
     coefficient: Any = eqx.field(default=1.0, converter=jnp.asarray)
+
+    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
+        """Refuses coefficients of other prompts."""
+        check_per_prompt(self.coefficient, "coefficient", batch)
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Adds each row's own noise."""
@@ -366,8 +383,10 @@ class Mean(AbstractEdit):
             weight = jnp.asarray(self.mask, acts.dtype).reshape(shape)
         weight = jnp.broadcast_to(weight, acts.shape)
         axes = (0,) if self.per_position else (0, seq)
-        total = (acts * weight).sum(axes, keepdims=True)
-        mean = (total / jnp.maximum(weight.sum(axes, keepdims=True), 1))[0]
+        # In float16 a sum over prompts would overflow.
+        sums = {"keepdims": True, "dtype": jnp.promote_types(acts.dtype, jnp.float32)}
+        total, count = (acts * weight).sum(axes, **sums), weight.sum(axes, **sums)
+        mean = (total / jnp.maximum(count, 1))[0]
         return MeanAt(mean, site.layered)
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:

@@ -58,6 +58,11 @@ class AbstractMetric(eqx.Module):
 
     def __call__(self, logits: Float[Array, "*batch seq vocab"]) -> Array:
         """Returns the metric of every prompt, `[*batch]`."""
+        if logits.ndim not in (2, 3):
+            raise ShapeError(
+                "A metric reads logits [seq, vocab] or [prompt, seq, vocab], got shape "
+                f"{logits.shape}."
+            )
         self.check(*logits.shape[:-2], seq=logits.shape[-2])
         if logits.ndim == 2:
             return self.of(logits, None)
@@ -140,13 +145,16 @@ def own_set(operand: Array, prompt: Array | None) -> Int[Array, " k"]:
 
 def as_position(position: Any) -> Array | None:
     """Returns positions as an array, or `None`."""
+    if position is None:
+        return None
+    position = jnp.asarray(position)
     index = known(position)
     if index is not None and np.any(index < 0):
         raise PositionError(
             f"Positions count from 0, got {index.min()}; for the last token of each "
             "prompt give `prompts.last`, or nothing where there is no padding."
         )
-    return None if position is None else jnp.asarray(position, jnp.int32)
+    return position.astype(jnp.int32)
 
 
 class LogitDifference(AbstractMetric):
@@ -317,13 +325,14 @@ def cross_entropy(labels: Any, *, position: Any = None) -> CrossEntropy:
         >>> float(cross_entropy(0)(jnp.zeros((1, 4))))  # log 4
         1.3862943649291992
     """
+    labels = jnp.asarray(labels)
     index = known(labels)
     if index is not None and np.any(index < 0):
         raise ShapeError(
             f"Labels are token ids from 0 on, got {index.min()}: leave others out by "
             "`position`."
         )
-    labels = jnp.asarray(labels, jnp.int32)
+    labels = labels.astype(jnp.int32)
     return CrossEntropy(labels=labels, position=as_position(position))
 
 

@@ -28,6 +28,24 @@ def per_row(index: Array, place: Place, x: Array) -> Array:
     return value.reshape(value.shape + (1,) * (x.ndim - 1)) if value.ndim else value
 
 
+def check_per_prompt(value: Array | None, name: str, batch: tuple[int, ...]) -> None:
+    """Refuses what is neither one value nor one per prompt.
+
+    Args:
+        value: what `per_row` looks up, if anything.
+        name: what it is.
+        batch: `(prompts,)`, or `()` for a single prompt.
+    """
+    if value is None or value.ndim == 0 or value.shape == batch:
+        return
+    error = PositionError if name == "position" else SiteError
+    raise error(
+        f"An edit's {name} of shape {value.shape} does not fit "
+        f"{f'{batch[0]} prompts' if batch else 'a single prompt'}: give one, or one "
+        "per prompt (for several heads or layers give an edit for each)."
+    )
+
+
 def fits(value: Array, x: Array) -> Array:
     """Returns an operand that broadcasts to the rows of `x`, or refuses it."""
     row = x.shape[1:]

@@ -212,7 +212,8 @@ def inputs(
 
 def has_heads(site: Site) -> bool:
     """Whether activations of a site have an axis of heads."""
-    return site.name in HEAD_SITES and site.head is None
+    one = site.head is not None and not jnp.ndim(site.head)
+    return site.name in HEAD_SITES and not one
 
 
 def of_one_layer(site: Site) -> None:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core import AbstractEdit, Place, Scale, Set, Site
-from mijax.core._edits import per_row
+from mijax.core._operands import check_per_prompt, per_row
 from mijax.core._sites import known
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._latents import fitting, written
@@ -80,6 +80,13 @@ class Splice(AbstractEdit):
             return bound
         return AtLayer(bound, jnp.asarray(site.layer, jnp.int32))
 
+    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
+        """Refuses an edit of latents that does not fit what is run."""
+        if self.change is not None:
+            size = (reach, self.dictionary.latents)
+            latents = jax.ShapeDtypeStruct(size, jnp.float32)
+            self.change.check_operand(latents, reach, batch)
+
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Returns what the dictionary makes of the rows."""
         wide = fitting(self.dictionary, x, heads=x.ndim > 2)
@@ -126,6 +133,12 @@ class OnLatents(AbstractEdit):
     def bind(self, site: Site) -> "OnLatents":
         """Binds the edit."""
         return OnLatents(self.edit.bind(site), self.which)
+
+    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
+        """Refuses latents and an operand of other prompts."""
+        if self.which.dtype != bool:
+            check_per_prompt(self.which, "latent", batch)
+        self.edit.check_operand(spec, reach, batch)
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Returns edited latents where they are meant, the others as they are."""
@@ -175,6 +188,10 @@ class AtLayer(AbstractEdit):
 
     edit: AbstractEdit
     layer: Int[Array, ""]
+
+    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
+        """Refuses what the edit refuses."""
+        self.edit.check_operand(spec, reach, batch)
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Branches on the layer."""

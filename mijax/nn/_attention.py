@@ -135,12 +135,14 @@ class Attention(eqx.Module):
         scores = self.product("...qhgd,...khd->...hgqk", queries, keys) / head_dim**0.5
         scores = scores.reshape(*scores.shape[:-4], heads, *scores.shape[-2:])
         scores, scores_site = edit_grid(edits.scores, scores, after)
-        reads = jnp.expand_dims(asking.causal(), -3) if self.causal else None
-        if reads is not None:
+        reads = jnp.expand_dims(asking.causal(), -3) if self.causal else True
+        if edits.scores is not None:
+            # An edit may cut scores off by minus infinity, all of a token's too.
+            reads = reads & (scores > -jnp.inf)
+        if self.causal or edits.scores is not None:
             scores = jnp.where(reads, scores, jnp.finfo(scores.dtype).min)
         pattern = self.softmax(scores).astype(q.dtype)
-        if reads is not None and edits.scores is not None:
-            # A score of minus infinity is less than that of what is not read.
+        if edits.scores is not None:
             pattern = jnp.where(reads, pattern, 0)
         pattern, pattern_site = edit_grid(edits.pattern, pattern, after)
         grouped = pattern.reshape(

@@ -3,6 +3,7 @@
 import dataclasses
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import mijax
 from mijax import circuits
 from mijax._errors import PositionError, ShapeError, SiteError
-from mijax.core import Chunks
+from mijax.core import AbstractEdit, Chunks
 
 RANDOM = np.random.default_rng(0)
 CLEAN, CORRUPT = (jnp.array(RANDOM.integers(1, 60, (5, 8))) for _ in "ab")
@@ -139,7 +140,7 @@ def test_lists_that_are_not_one_per_prompt_are_refused(edit):
 
 def test_ends_of_spans_are_one_per_prompt():
     edit = mijax.Zero().at("z", position=slice(0, np.array([3, 4])))
-    with pytest.raises(PositionError, match="stop"):
+    with pytest.raises(PositionError, match="position of shape"):
         mijax.run(MODEL, CLEAN, edit)
 
 
@@ -220,6 +221,76 @@ def test_nobody_reads_a_token_and_nobody_the_future():
     knockout = mijax.Set(-jnp.inf).at("scores", layer=0, feature=0)
     one, two = (mijax.run(MODEL, [5, 6, 7, x], knockout) for x in (8, 50))
     chex.assert_trees_all_close(one[:3], two[:3], atol=1e-5)
+
+
+def test_scores_may_all_be_cut_off():
+    """What nothing is read by writes nothing, the last token too."""
+    site = mijax.Site("pattern", layer=1)
+    off = mijax.Set(-jnp.inf).at("scores", layer=1, head=0)
+    pattern = mijax.capture(MODEL, CLEAN[0], site, off)
+    chex.assert_trees_all_equal(pattern[:, 0], jnp.zeros((8, 8)))
+    ablated = mijax.run(MODEL, CLEAN[0], mijax.Zero().at("z", layer=1, head=0))
+    chex.assert_trees_all_close(mijax.run(MODEL, CLEAN[0], off), ablated, atol=1e-5)
+    slope = mijax.gradients(MODEL, CLEAN[0], METRIC, mijax.Site("embed"), off)
+    assert jnp.isfinite(slope).all()
+
+
+def test_means_of_half_precision_are_means():
+    acts = jnp.full((64, 3, 1024, 4), 1.5, jnp.float16)
+    mean = mijax.Mean(acts).at("resid_pre", layer=0).blocks.resid_pre.edit.value
+    chex.assert_trees_all_equal(mean, jnp.full((3, 1, 4), 1.5, jnp.float32))
+
+
+class Twice(AbstractEdit):
+    coefficient: float = 2.0
+
+    def __call__(self, x, place):
+        return x * self.coefficient
+
+
+class Named(type(MODEL)):
+    vocab: tuple[str, ...] = eqx.field(static=True, default=("a", "b"))
+
+
+def test_names_of_ones_own_mean_what_they_mean():
+    own = mijax.run(MODEL, CLEAN, Twice().at("z"))
+    chex.assert_trees_all_close(own, mijax.run(MODEL, CLEAN, mijax.Scale(2).at("z")))
+    fields = {f.name: getattr(MODEL, f.name) for f in dataclasses.fields(MODEL)}
+    chex.assert_trees_all_equal(
+        mijax.run(Named(**fields), CLEAN), mijax.run(MODEL, CLEAN)
+    )
+
+
+def test_indices_may_be_lists_of_what_is_traced():
+    logits = mijax.run(MODEL, CLEAN)
+
+    @jax.jit
+    def both(i):
+        places = mijax.logit_difference(3, 4, position=[i, 2, 3, 4, 5])
+        labels = mijax.cross_entropy([i, 2, 3, 4, 5])
+        return places(logits), labels(logits)
+
+    at = mijax.logit_difference(3, 4, position=[1, 2, 3, 4, 5])
+    expected = at(logits), mijax.cross_entropy([1, 2, 3, 4, 5])(logits)
+    chex.assert_trees_all_close(both(1), expected, atol=1e-5)
+
+
+def test_tokens_and_logits_of_another_kind_are_refused():
+    for tokens in (np.array([2**32 + 5, 1]), [2**70, 1]):
+        with pytest.raises(ShapeError):
+            mijax.run(MODEL, tokens)
+    with pytest.raises(ShapeError, match=r"\(1, 5, 8, 64\)"):
+        METRIC(mijax.run(MODEL, CLEAN)[None])
+
+
+def test_a_source_may_be_short_where_only_what_it_has_is_patched():
+    short = mijax.Patch(ACTS[:, :, :5]).at
+    found = mijax.run(MODEL, CLEAN, short("resid_pre", layer=1, position=4))
+    full = mijax.Patch(ACTS).at("resid_pre", layer=1, position=4)
+    chex.assert_trees_all_equal(found, mijax.run(MODEL, CLEAN, full))
+    for position in (5, slice(3, 6), slice(3, None), None):
+        with pytest.raises(ShapeError, match="whole site"):
+            mijax.run(MODEL, CLEAN, short("resid_pre", position=position))
 
 
 def test_directions_that_depend_on_each_other_are_refused():

@@ -174,6 +174,10 @@ def test_heads_are_joined_or_each_on_its_own():
     z = mijax.capture(model, TOKENS, site)
     joined, own = sae(32), sae(8)
     flat = z.reshape(*z.shape[:2], 32)
+    every = Site("z", layer=1, head=jnp.arange(z.shape[2]))
+    chex.assert_trees_all_close(
+        d.latents(model, joined, TOKENS, every), joined.encode(flat), atol=1e-5
+    )
     chex.assert_trees_all_close(
         d.latents(model, joined, TOKENS, site), joined.encode(flat), atol=1e-5
     )
@@ -254,7 +258,29 @@ def test_transcoders_with_their_error_are_the_model():
     chex.assert_trees_all_close(found["resid_mid"], after + back(after)[0], atol=1e-4)
 
 
+def at_site(change):
+    edits = d.Splice(sae(), change).at(SITE)
+    return mijax.run(cases.model("gpt2"), TOKENS, edits)
+
+
 BAD = {
+    "latents of other prompts": (
+        lambda: at_site(
+            mijax.Patch(d.latents(cases.model("gpt2"), sae(), TOKENS[:1], SITE))
+        ),
+        ShapeError,
+        "same number of prompts",
+    ),
+    "some latents of other prompts": (
+        lambda: at_site(d.hold(np.arange(4), 0.0)),
+        SiteError,
+        r"latent of shape \(4,\)",
+    ),
+    "factors of other prompts": (
+        lambda: at_site(d.scale(7, np.arange(4.0))),
+        SiteError,
+        r"coefficient of shape \(4,\)",
+    ),
     "transcoder": (lambda: d.Splice(coders([0])[0]), ShapeError, "replace_mlps"),
     "latent": (lambda: d.Splice(sae(), d.hold(48, 0.0)), SiteError, "0 to 47"),
     "mask": (
