@@ -120,6 +120,8 @@ def _all(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     _print(found)
     output().print(f"page: {page}", soft_wrap=True)
     results = [one.result for one in found if one.result is not None]
+    if not results:
+        errors().print(Text(f"no finished run in {out}: nothing is reproduced"))
     return 0 if results and all(result.passed for result in results) else 1
 
 

@@ -1,5 +1,6 @@
 """Text to token ids and back."""
 
+import copy
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ class Tokenizer:
     """A tokenizer of the `tokenizers` library, with what interpretability needs.
 
     Args:
-        backend: the `tokenizers.Tokenizer`; it is copied, without padding and
-            truncation: token ids here are those of the text.
+        backend: the `tokenizers.Tokenizer`; one that pads or truncates is copied
+            without, as token ids here are those of the text.
         bos: id of the token that begins a text, if the model has one.
         eos: id of the token that ends a text, if the model has one.
 
@@ -36,9 +37,9 @@ class Tokenizer:
         bos: int | None = None,
         eos: int | None = None,
     ) -> None:
-        self.backend = type(backend).from_str(backend.to_str())
-        self.backend.no_padding()
-        self.backend.no_truncation()
+        if backend.padding or backend.truncation:
+            backend = _whole(backend)
+        self.backend = backend
         self.bos = bos
         self.eos = eos
 
@@ -185,6 +186,21 @@ def byte_alphabet() -> dict[str, int]:
     others = [byte for byte in range(256) if byte not in printable]
     table = {chr(byte): byte for byte in printable}
     return table | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+def _whole(backend: "tokenizers.Tokenizer") -> "tokenizers.Tokenizer":
+    """Returns a copy that neither pads nor truncates."""
+    try:
+        found = copy.deepcopy(backend)
+    except Exception as error:  # the library raises nothing narrower
+        raise TokenError(
+            f"The tokenizer pads or truncates, and cannot be copied ({error}): call "
+            "its no_padding() and no_truncation() first."
+        ) from error
+    found.no_padding()
+    found.no_truncation()
+    found.encode_special_tokens = backend.encode_special_tokens
+    return found
 
 
 def read_tokenizer(path: Path, **special: Any) -> Tokenizer:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -137,9 +137,24 @@ def load(source: str | Path) -> Plan:
 
 def _code(folder: Path) -> str:
     """The digest of the files that a script can import from beside it."""
-    files = sorted(folder.glob("*.py"))
-    values = [mijax.__version__, *([file.name, file.read_text()] for file in files)]
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    found = hashlib.sha256(mijax.__version__.encode())
+    for file in _files(folder):
+        name, content = str(file.relative_to(folder)).encode(), file.read_bytes()
+        found.update(b"%d %s %d %s" % (len(name), name, len(content), content))
+    return found.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    """Python files of a folder and of its folders that have some, but hidden ones."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.suffix == ".py" and path.is_file():
+            found.append(path)
+        elif path.is_dir() and any(path.glob("*.py")):
+            found += _files(path)
+    return found
 
 
 def _script(path: Path) -> ModuleType:
@@ -178,7 +193,18 @@ def _merged(config: BaseModel, changes: Mapping[str, object]) -> dict[str, objec
     values = config.model_dump(mode="json")
     for name, change in changes.items():
         below = getattr(config, name, None)
-        if isinstance(below, BaseModel) and isinstance(change, Mapping):
+        if (
+            isinstance(below, BaseModel)
+            and isinstance(change, Mapping)
+            and _is_of_one_kind(type(config), name)
+        ):
             change = _merged(below, change)  # noqa: PLW2901
         values[name] = change
     return values
+
+
+def _is_of_one_kind(model: type[BaseModel], name: str) -> bool:
+    """Whether a field holds configs of one kind only."""
+    annotation = model.model_fields[name].annotation
+    kinds = get_args(annotation) or (annotation,)
+    return sum(isinstance(k, type) and issubclass(k, BaseModel) for k in kinds) == 1

@@ -142,11 +142,12 @@ def keep_sums(
         )
     p = x.shape[0]
     known = range(1, (p - 1) // 2 + 1)
-    if not set(frequencies) <= set(known):
+    kept = [int(k) for k in frequencies]
+    if not set(kept) <= set(known):
         raise ShapeError(
             f"Frequencies modulo {p} are 1 to {known[-1]}, got {list(frequencies)}."
         )
-    each = [i for k in sorted(set(frequencies)) for i in (2 * k - 1, 2 * k)]
+    each = [i for k in sorted(set(kept)) for i in (2 * k - 1, 2 * k)]
     waves = fourier_basis(p)[np.array(each, int)]
     total = (np.arange(p)[:, None] + np.arange(p)) % p
     # Every sum comes p times.
@@ -186,7 +187,7 @@ def wave_logits(
             f"Give logits of all pairs and answers, [p, p, p]; got "
             f"{list(logits.shape)}."
         )
-    if len(set(frequencies)) < len(frequencies):
+    if len({int(k) for k in frequencies}) < len(frequencies):
         raise ShapeError(f"Give each frequency once, got {list(frequencies)}.")
     p = logits.shape[0]
     centred = jnp.asarray(logits, jnp.float32)

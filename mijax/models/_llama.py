@@ -144,6 +144,7 @@ LLAMA3 = {
     "high_freq_factor": "rope_high",
     "original_max_position_embeddings": "rope_context",
 }
+KINDS = ("rope_type", "type")
 
 
 def from_config(config: Mapping[str, Any], path: str) -> LlamaSpec:
@@ -174,14 +175,18 @@ def rope(config: Mapping[str, Any], path: str) -> dict[str, Any]:
     both = [dict(config.get(key) or {}) for key in ("rope_parameters", "rope_scaling")]
     thetas = [one.pop("rope_theta", None) for one in both]
     theta = agreed([*thetas, config.get("rope_theta")], "rope_theta", path) or 10000.0
+    for one in both:
+        # Configs of 2024 spell the kind twice.
+        kind = agreed([one.pop(key, None) for key in KINDS], "/".join(KINDS), path)
+        if kind is not None:
+            one["kind"] = kind
     rope = agreed(both, "rope_parameters and rope_scaling", path) or {}
-    # Configs of 2024 spell the kind twice.
-    kinds = {rope.pop(key) for key in ("rope_type", "type") if key in rope}
+    kind = rope.pop("kind", None)
     spec = {"rope_theta": float(theta)}
-    if kinds <= {"default"} and not rope:
+    if kind in (None, "default") and not rope:
         return spec
-    if kinds != {"llama3"}:
-        kind = ", ".join(sorted(map(str, kinds))) or "missing"
+    if kind != "llama3":
+        kind = "missing" if kind is None else kind
         raise LoadError(
             f"{path}: rope scaling of type {kind} with {rope} is not supported, only "
             "'default' and 'llama3'."

@@ -28,7 +28,7 @@ def auroc(scores: Any, labels: Any) -> Float[Array, "*probe"]:
         One area for each leading index; 0.5 is chance.
 
     Raises:
-        ShapeError: not as many labels as examples, or scores that are not finite.
+        ShapeError: not as many labels as examples, or scores that are NaN.
         ConfigError: labels that are not 0 and 1, or only one of them.
 
     Examples:
@@ -41,11 +41,11 @@ def auroc(scores: Any, labels: Any) -> Float[Array, "*probe"]:
             f"Give one label per example: got scores {list(scores.shape)} and labels "
             f"{list(positive.shape)}."
         )
-    bad = int((~np.isfinite(scores)).sum())
+    bad = int(np.isnan(scores).sum())
     if bad:
         raise ShapeError(
-            f"{bad} of {scores.size} scores are NaN or infinite: an area needs finite "
-            "ones, so drop these examples."
+            f"{bad} of {scores.size} scores are NaN, which have no rank: drop these "
+            "examples."
         )
     found = np.unique(positive).tolist()
     if found != [0, 1]:

@@ -91,6 +91,22 @@ def test_padding_and_truncation_in_the_file_are_ignored(tmp_path):
     assert len(given.encode("one two three")) > 2
     assert len(given.encode("a")) == 1
     assert backend.padding["length"] == 8, "what was given stays as it was"
+    backend.encode_special_tokens = True
+    assert Tokenizer(backend).backend.encode_special_tokens
+
+
+class Halves:
+    def pre_tokenize(self, text):
+        text.split(lambda _, piece: [piece[:1], piece[1:]])
+
+
+def test_tokenizers_with_code_of_ones_own(tmp_path):
+    backend = Backend(models.WordLevel({"a": 0, "b": 1}, "b"))
+    backend.pre_tokenizer = pre_tokenizers.PreTokenizer.custom(Halves())
+    assert Tokenizer(backend).encode("ab") == [0, 1]
+    backend.enable_padding(length=8)
+    with pytest.raises(TokenError, match="no_padding"):
+        Tokenizer(backend)
 
 
 def test_prompts(tokenizer):

@@ -151,6 +151,31 @@ def test_values_inside_a_config_leave_the_others(tmp_path):
         load(file).override({"train": {"btch": 2}})
 
 
+KINDS = """
+class Plain(mijax.experiment.Config):
+    kind: Literal["plain"] = "plain"
+    x: int = 1
+
+
+class Other(mijax.experiment.Config):
+    kind: Literal["other"] = "other"
+    y: int = 1
+
+
+class Config(mijax.experiment.Config):
+    part: Plain | Other = Plain()
+"""
+
+
+def test_a_config_of_another_kind_takes_nothing_of_the_first(tmp_path):
+    file = make_toy(tmp_path)
+    script = file.parent / "experiment.py"
+    text = script.read_text().replace("import NamedTuple", "import Literal, NamedTuple")
+    script.write_text(text.replace("class Config(mijax.experiment.Config):", KINDS))
+    changed = load(file).override({"part": {"kind": "other", "y": 7}}).config
+    assert changed.part.model_dump() == {"kind": "other", "y": 7}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -192,6 +192,21 @@ def test_a_script_that_has_changed_starts_afresh(tmp_path, name):
     assert not any((tmp_path / "out.partial" / "scratch").glob("*"))
 
 
+def test_all_code_counts_and_nothing_else(tmp_path):
+    file = make_toy(tmp_path)
+    first = load(file).code
+    (file.parent / ".#experiment.py").symlink_to("nobody@nowhere:1")
+    (file.parent / "._experiment.py").write_bytes(b"\xff\xfe")
+    (file.parent / "notes.txt").write_text("notes")
+    assert load(file).code == first
+    below = file.parent / "below"
+    below.mkdir()
+    (below / "part.py").write_text("A = 1\n")
+    second = load(file).code
+    (below / "part.py").write_bytes("A = '\u00e9'\n".encode())
+    assert len({first, second, load(file).code}) == 3
+
+
 def test_compiles_are_counted(tmp_path):
     file = make_toy(tmp_path)
     script = file.parent / "experiment.py"

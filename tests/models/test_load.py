@@ -82,6 +82,14 @@ def test_both_spellings_of_rope(copy):
     assert models.load(folder).spec == before
     assert before.rope_factor == 8.0
 
+    def both(config):
+        scaling = {**config["rope_parameters"]}
+        scaling["type"] = scaling.pop("rope_type")
+        config["rope_scaling"] = scaling
+
+    edit_json(folder / "config.json", both)
+    assert models.load(folder).spec == before
+
 
 def test_flax_file(copy):
     for name in ("gpt2", "llama"):
@@ -155,6 +163,10 @@ CONFIGS = {
     "rope scaling": ("llama_tied", set_key("rope_scaling", {"type": "linear"})),
     "rope thetas": ("llama", set_key("rope_theta", 500000.0)),
     "two ropes": ("llama", set_key("rope_scaling", {"rope_type": "linear"})),
+    "two kinds": (
+        "llama3_rope",
+        lambda config: config["rope_scaling"].update(type="linear"),
+    ),
     "rope key": (
         "llama3_rope",
         lambda config: config["rope_scaling"].update(attention_factor=2.0),
@@ -180,6 +192,7 @@ NAMED = {
     "rope scaling": "linear",
     "rope thetas": "rope_theta is given twice, as 10000.0 and as 500000.0",
     "two ropes": "rope_parameters and rope_scaling is given twice",
+    "two kinds": "rope_type/type is given twice",
     "rope key": "attention_factor",
     "sliding window": "sliding_window",
     "logit softcap": "final_logit_softcapping",

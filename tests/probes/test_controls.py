@@ -204,3 +204,4 @@ def test_area_is_the_share_of_pairs_in_order():
 def test_an_area_needs_finite_scores():
     with pytest.raises(mijax.MijaxError, match="1 of 4 scores are NaN"):
         auroc([float("nan"), 0.2, 0.3, 0.1], [1, 0, 1, 0])
+    assert auroc([-np.inf, -1, 0, np.inf], [0, 0, 1, 1]) == 1
