@@ -18,9 +18,9 @@ from mijax.circuits._connected import Gate, connected, enter, score
 from mijax.circuits._graph import Graph
 from mijax.circuits._method import MEMORY, Progress
 from mijax.circuits._select import prune
-from mijax.circuits._task import Task, rows
+from mijax.circuits._task import Task, check_task, rows
 from mijax.core import AbstractModel
-from mijax.core._check import check_prompts, site_shapes
+from mijax.core._check import site_shapes
 from mijax.core._references import KL
 
 
@@ -61,7 +61,7 @@ def measured(
     """Runs circuits of one graph in chunks of circuits and prompts."""
     graph = circuits[0].graph
     check_graph(model, graph)
-    check_prompts(model, task.clean)
+    check_task(model, task)
     place, unique = distinct(circuits)
     lanes = max(1, memory // cost(model, graph, task, divergence))
     height = even(len(unique), lanes)

@@ -12,7 +12,14 @@ from mijax._errors import PositionError, ShapeError
 from mijax.circuits._connected import connected, enter
 from mijax.circuits._graph import Graph
 from mijax.core import AbstractMetric, AbstractModel
-from mijax.core._check import as_tokens
+from mijax.core._check import (
+    as_tokens,
+    check_metric,
+    check_model,
+    check_prompts,
+    lengths_of,
+    site_shapes,
+)
 from mijax.data import Pairs, Prompts, aligned
 
 
@@ -130,7 +137,7 @@ class Task(eqx.Module):
                 f"Clean prompts have shape {self.clean.shape} and corrupt ones "
                 f"{self.corrupt.shape}: give one counterpart of equal length for each."
             )
-        metric.check(*self.clean.shape[:1], seq=self.clean.shape[1])
+        check_metric(metric, self.clean, lengths=lengths_of(clean), vocab=None)
         self.metric = metric
         self.ablation = Counterfactual() if ablation is None else ablation
         if not isinstance(self.ablation, AbstractAblation):
@@ -195,3 +202,17 @@ def rows(task: Task, chunk: int) -> list[tuple[np.ndarray, int]]:
         index = np.minimum(np.arange(start, start + chunk), n - 1).astype(np.int32)
         cuts.append((index, min(chunk, n - start)))
     return cuts
+
+
+def check_task(model: Any, task: Task) -> None:
+    """Refuses a task of tokens that the model does not have.
+
+    Raises:
+        ShapeError: no model, or ids beyond its vocabulary, also of the metric.
+        PositionError: prompts that are longer than its context.
+    """
+    check_model(model)
+    check_prompts(model, task.clean)
+    seq = task.clean.shape[1]
+    vocab = site_shapes(model, seq).logits.shape[-1]
+    task.metric.check(len(task), seq=seq, vocab=vocab)

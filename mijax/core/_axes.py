@@ -42,7 +42,11 @@ class Cells(NamedTuple):
 
 
 def cells(
-    placed: Placed, over: Any, shapes: Sites[Any], batch: tuple[int, int]
+    placed: Placed,
+    over: Any,
+    shapes: Sites[Any],
+    batch: tuple[int, int],
+    spans: Mapping[str, Any],
 ) -> Cells:
     """Lays out a sweep.
 
@@ -51,6 +55,7 @@ def cells(
         over: names of axes, or a mapping from names to values.
         shapes: shapes of all sites.
         batch: number of prompts and of positions.
+        spans: starts and stops of the places that have names.
 
     Returns:
         The cells.
@@ -66,7 +71,10 @@ def cells(
     axes = []
     for at, (name, values) in enumerate(over.items(), start=1):
         _check_axis(name, placed)
-        labels, found = _values(name, values, placed, shapes, batch)
+        if name == "position":
+            labels, found = _positions(values, batch, spans)
+        else:
+            labels, found = _values(name, values, placed, shapes, batch)
         axes.append(Axis(name, labels))
         columns |= {key: (array, at) for key, array in found.items()}
     shape = (batch[0], *(len(axis.labels) for axis in axes))
@@ -119,8 +127,6 @@ def _values(
     name: str, values: Any, placed: Placed, shapes: Sites[Any], batch: tuple[int, int]
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """Returns an axis's labels and its index arrays, values first."""
-    if name == "position":
-        return _positions(values, batch)
     if name == "coefficient":
         if values is None:
             raise SiteError("Give the coefficients: over={'coefficient': [0, 1, 2]}.")
@@ -136,7 +142,7 @@ def _values(
 
 
 def _positions(
-    values: Any, batch: tuple[int, int]
+    values: Any, batch: tuple[int, int], spans: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """Returns labels, and starts and stops `[value, prompt]`."""
     if values is None:
@@ -144,7 +150,8 @@ def _positions(
     pairs = values.items() if isinstance(values, Mapping) else [(v, v) for v in values]
     labels = tuple(str(label) for label, _ in pairs)
     starts, stops = [], []
-    for label, value in pairs:
+    for label, given in pairs:
+        value = _span(given, spans)
         if any(np.any(np.asarray(end) < 0) for end in span_ends(value)):
             raise PositionError(f"Positions count from 0, got {label}.")
         if isinstance(value, slice):
@@ -170,6 +177,21 @@ def _positions(
             f"prompts, which have {batch[1]} tokens (0 to {batch[1] - 1})."
         )
     return labels, {"start": start, "stop": stop}
+
+
+def _span(value: Any, spans: Mapping[str, Any]) -> Any:
+    """Returns a place by its name, or by starts and stops, as a slice."""
+    if isinstance(value, str):
+        if value not in spans:
+            hint = (
+                nearest(value, spans)
+                if spans
+                else " To name one give mijax.data.Prompts in place of their tokens."
+            )
+            raise PositionError(f"There is no place {value!r}.{hint}")
+        value = spans[value]
+    pair = isinstance(value, tuple) and len(value) == 2
+    return slice(*value) if pair and all(map(np.ndim, value)) else value
 
 
 def _spread(array: np.ndarray, axis: int, shape: tuple[int, ...]) -> np.ndarray:

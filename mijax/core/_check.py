@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import equinox as eqx
 import jax
@@ -12,30 +12,46 @@ from jaxtyping import Array, Int
 
 from mijax._errors import PositionError, ShapeError, SiteError, nearest
 from mijax.core._edits import Compose, Placed, compose
+from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel
 from mijax.core._operands import check_per_prompt
 from mijax.core._sites import SITES, Site, Sites, get, known, span_ends
+
+NO_END = 2**31
+
+
+@runtime_checkable
+class PromptsLike(Protocol):
+    """Prompts padded on the right, such as `mijax.data.Prompts`."""
+
+    tokens: Any
+    lengths: Any
+    spans: Any
+
 
 TokensLike = (
     Int[Array, "*batch seq"]
     | Int[np.ndarray, "*batch seq"]
     | Sequence[int]
     | Sequence[Sequence[int]]
+    | PromptsLike
 )
 
 
 def as_tokens(tokens: Any) -> Int[Array, "..."]:
-    """Returns tokens as an int32 array `[seq]` or `[batch, seq]`.
+    """Returns tokens, or those of prompts, as an int32 array `[seq]` or `[batch, seq]`.
 
     Raises:
         ShapeError: for another rank, an empty prompt, or values that are not integers.
     """
+    if isinstance(tokens, PromptsLike):
+        tokens = tokens.tokens
     try:
         array = jnp.asarray(tokens)
     except (TypeError, ValueError, OverflowError) as error:
         raise ShapeError(
             "Tokens are integers [seq] or [batch, seq], all prompts of one length: for "
-            "prompts of several lengths give the `tokens` of mijax.data.Prompts, got "
+            f"prompts of several lengths give mijax.data.Prompts, got "
             f"{type(tokens).__name__}."
         ) from error
     if array.ndim not in (1, 2) or array.size == 0:
@@ -49,6 +65,61 @@ def as_tokens(tokens: Any) -> Int[Array, "..."]:
     if ids is not None and (ids.min() < 0 or ids.max() > np.iinfo(np.int32).max):
         raise ShapeError(f"Token ids count from 0, got {ids.min()} to {ids.max()}.")
     return array.astype(jnp.int32)
+
+
+def lengths_of(given: Any) -> np.ndarray | None:
+    """Returns the lengths of prompts, `None` of tokens and where they are traced."""
+    return known(given.lengths) if isinstance(given, PromptsLike) else None
+
+
+def check_model(model: Any) -> None:
+    """Refuses what is not a model, such as a model with its tokenizer.
+
+    Raises:
+        ShapeError: something else.
+    """
+    if isinstance(model, AbstractModel):
+        return
+    loaded = isinstance(getattr(model, "model", None), AbstractModel)
+    hint = "give its `.model`" if loaded else "load one with mijax.models.load"
+    raise ShapeError(f"A model is wanted, got {type(model).__name__}: {hint}.")
+
+
+def check_metric(
+    metric: Any, tokens: Array, *, lengths: np.ndarray | None, vocab: int | None
+) -> None:
+    """Refuses a metric that reads what is not there, or padding.
+
+    Args:
+        metric: the metric.
+        tokens: `[seq]` or `[batch, seq]`.
+        lengths: number of tokens of each prompt, if it is known.
+        vocab: number of logits, if it is known.
+
+    Raises:
+        ShapeError: no metric, or operands of other prompts or another vocabulary.
+        PositionError: a position beyond the prompts, or in their padding.
+    """
+    if not isinstance(metric, AbstractMetric):
+        raise ShapeError(
+            "A metric is wanted, such as mijax.logit_difference(answer, wrong), got "
+            f"{type(metric).__name__}: one's own is a subclass of "
+            "mijax.core.AbstractMetric."
+        )
+    metric.check(*tokens.shape[:-1], seq=tokens.shape[-1], vocab=vocab)
+    if lengths is None:
+        return
+    read = tokens.shape[-1] - 1 if metric.position is None else known(metric.position)
+    if read is None:
+        return
+    read = np.reshape(read, (-1, 1)) if np.ndim(read) < 2 else np.asarray(read)
+    padding = np.flatnonzero((read >= lengths[:, None]).any(1))
+    if len(padding):
+        i = padding[0]
+        raise PositionError(
+            f"The metric reads padding: prompt {i} has {lengths[i]} of "
+            f"{tokens.shape[-1]} tokens. Give it position=prompts.last."
+        )
 
 
 def site_shapes(model: AbstractModel, seq: int) -> Sites[Any]:
@@ -73,13 +144,20 @@ def _shapes(arrays: Any, leaves: Any, tree: Any, tokens: Array) -> Sites[Any]:
     return model(tokens)[1]
 
 
-def check_sites(model: AbstractModel, tokens: Array, sites: Any) -> Sites[Any]:
+def check_sites(
+    model: Any,
+    tokens: Array,
+    sites: Any,
+    *,
+    lengths: np.ndarray | None = None,
+) -> Sites[Any]:
     """Refuses sites that the model lacks and indices beyond its axes.
 
     Args:
         model: the model.
         tokens: `[seq]` or `[batch, seq]`.
         sites: a pytree of `Site`.
+        lengths: number of tokens of each prompt, if it is known.
 
     Returns:
         The shapes of all sites, for the caller's use.
@@ -88,6 +166,7 @@ def check_sites(model: AbstractModel, tokens: Array, sites: Any) -> Sites[Any]:
         SiteError: unknown site, or layer, head or feature out of range.
         PositionError: position beyond the prompt, or not one per prompt.
     """
+    check_model(model)
     shapes = site_shapes(model, tokens.shape[-1])
     for site in jax.tree.leaves(sites, is_leaf=lambda node: isinstance(node, Site)):
         if not isinstance(site, Site):
@@ -95,11 +174,18 @@ def check_sites(model: AbstractModel, tokens: Array, sites: Any) -> Sites[Any]:
                 f"Give a Site, for instance Site('resid_pre'), got {site!r}."
             )
         check_place(shapes, tokens, site)
+        if not isinstance(site.position, slice):
+            check_padding(site.position, lengths)
     return shapes
 
 
 def check_edits(
-    model: AbstractModel, tokens: Array, edits: Any, *, ahead: int = 0
+    model: Any,
+    tokens: Array,
+    edits: Any,
+    *,
+    ahead: int = 0,
+    lengths: np.ndarray | None = None,
 ) -> Sites[Any]:
     """Joins edits and refuses places that the model or the prompts do not have.
 
@@ -108,6 +194,7 @@ def check_edits(
         tokens: `[seq]` or `[batch, seq]`.
         edits: placed edits, a list of them, or `None`.
         ahead: tokens that are yet to come, at which edits may be placed.
+        lengths: number of tokens of each prompt, if it is known.
 
     Returns:
         One record of edits.
@@ -117,6 +204,7 @@ def check_edits(
         PositionError: position beyond the prompt, or not one per prompt.
         ShapeError: an operand of other prompts or of a part of the site.
     """
+    check_model(model)
     record = compose(edits)
     check_prompts(model, tokens)
     if all(get(record, name) is None for name in SITES):
@@ -133,22 +221,37 @@ def check_edits(
             for index in ("layer", "start", "stop", "head", "feature"):
                 what = "position" if index in ("start", "stop") else index
                 check_per_prompt(getattr(placed, index), what, tokens.shape[:-1])
-            reach = _reach(placed, tokens.shape[-1], longer.shape[-1])
-            placed.edit.check_operand(get(shapes, name), reach, tokens.shape[:-1])
+            check_padding(placed.start, lengths)
+            rows = _rows(placed, tokens.shape[-1], longer.shape[-1])
+            placed.edit.check_operand(get(shapes, name), rows, tokens.shape[:-1])
     return record
 
 
-def _reach(placed: Placed, seq: int, most: int) -> int:
-    """Returns how many tokens there are up to the last one that is edited.
+def check_padding(position: Any, lengths: np.ndarray | None) -> None:
+    """Refuses a position that is in the padding of a prompt."""
+    at = known(position)
+    if lengths is None or at is None or not np.any(at >= lengths):
+        return
+    i = int(np.argmax(at >= lengths))
+    raise PositionError(
+        f"Position {np.broadcast_to(at, lengths.shape)[i]} is padding in prompt {i}"
+        f", which has {lengths[i]} tokens."
+    )
 
-    All that there are where the place does not say, or says "to the end".
+
+def _rows(placed: Placed, seq: int, most: int) -> range:
+    """Returns how many tokens activations may have that are put at an edit's place.
+
+    As many as the prompt, or any number that reaches to the last one that is edited.
     """
     start, stop = known(placed.start), known(placed.stop)
     if placed.stop is None and start is not None:
         stop = start + 1
+    if placed.start is None:
+        return range(seq, most + 1)
     if stop is None or stop.max() > most:
-        return seq
-    return int(stop.max())
+        return range(seq, NO_END)
+    return range(int(stop.max()), NO_END)
 
 
 def check_prompts(model: AbstractModel, tokens: Array) -> None:

@@ -1,6 +1,7 @@
 """Edits: values that change an activation, and the places where they do it."""
 
 import abc
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,10 +44,12 @@ class AbstractEdit(eqx.Module):
         Args:
             site: name of a site, or a `Site` (then give no indices).
             layer: index of the block; `None` for every block. Like the other indices
-                an integer or a traced integer: it is data, not structure.
+                an integer or a traced integer: it is data, not structure. A list of
+                layers or heads places the edit at each of them.
             position: token index, one per prompt (`[batch]`), or a slice of those.
             head: query head.
-            feature: index on the last axis.
+            feature: index on the last axis, or one per prompt. At `scores` and
+                `pattern` it is the position of the key.
 
         Returns:
             Edits with this one in them, for `run`, `capture`, `sweep` and the model.
@@ -61,6 +64,12 @@ class AbstractEdit(eqx.Module):
         """
         if not isinstance(site, Site):
             site = Site(site, layer, position, head, feature)
+        for axis in ("layer", "head"):
+            index = getattr(site, axis)
+            if index is not None and jnp.ndim(index):
+                bound = self.bind(site)
+                each = [dataclasses.replace(site, **{axis: one}) for one in index]
+                return compose(*(bound.at(one) for one in each))
         start, stop = site.position, None
         if isinstance(start, slice):
             start, stop = start.start, start.stop
@@ -82,12 +91,12 @@ class AbstractEdit(eqx.Module):
         """Returns this edit with its operand for one site; most need nothing."""
         return self
 
-    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
+    def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
         """Refuses an operand that does not fit what is run; most have none.
 
         Args:
             spec: shape of the whole site in one prompt, `[*layer, seq, ...]`.
-            reach: number of tokens up to the last one that is edited.
+            rows: how many tokens an operand with tokens may have.
             batch: `(prompts,)`, or `()` for a single prompt.
         """
 
@@ -134,10 +143,10 @@ class Compose(AbstractEdit):
 
     edits: tuple[AbstractEdit, ...]
 
-    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
+    def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
         """Refuses what any of them refuses."""
         for one in self.edits:
-            one.check_operand(spec, reach, batch)
+            one.check_operand(spec, rows, batch)
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Applies the first edit first."""
@@ -180,7 +189,7 @@ class Add(AbstractEdit):
     value: Any = eqx.field(converter=jnp.asarray)
     coefficient: Any = eqx.field(default=1.0, converter=jnp.asarray)
 
-    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
+    def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
         """Refuses coefficients of other prompts."""
         check_per_prompt(self.coefficient, "coefficient", batch)
 
@@ -199,7 +208,7 @@ class Scale(AbstractEdit):
 
     coefficient: Any = eqx.field(converter=jnp.asarray)
 
-    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
+    def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
         """Refuses coefficients of other prompts."""
         check_per_prompt(self.coefficient, "coefficient", batch)
 
@@ -222,7 +231,7 @@ class Noise(AbstractEdit):
     key: PRNGKeyArray
     coefficient: Any = eqx.field(default=1.0, converter=jnp.asarray)
 
-    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
+    def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
         """Refuses coefficients of other prompts."""
         check_per_prompt(self.coefficient, "coefficient", batch)
 
@@ -314,7 +323,7 @@ class Patch(AbstractEdit):
             )
         return Patch(source, site.layered, source.ndim > site.rank)
 
-    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
+    def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
         """Refuses activations of other prompts, or of a part of the site."""
         found, own = self.source.shape, batch if self.prompts else ()
         if self.prompts and not batch:
@@ -324,11 +333,11 @@ class Patch(AbstractEdit):
             )
         at = len(found) - len(spec.shape) + self.layered
         fits = found[:at] == (*own, *spec.shape[: self.layered])
-        if not fits or found[at] < reach:
+        if not fits or found[at] not in rows:
             raise ShapeError(
                 f"The source has shape {found}, but the run needs "
-                f"{(*own, *spec.shape)} and edits {reach} of its tokens: capture the "
-                "whole site in the same number of prompts of that length."
+                f"{(*own, *spec.shape)}: capture the whole site in the same number of "
+                "prompts of that length, or give the positions that both have."
             )
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
@@ -378,6 +387,12 @@ class Mean(AbstractEdit):
         seq = 1 + site.layered
         weight = jnp.ones((1,) * acts.ndim, acts.dtype)
         if self.mask is not None:
+            tokens = (acts.shape[0], acts.shape[seq])
+            if jnp.shape(self.mask) != tokens:
+                raise ShapeError(
+                    f"Mean's mask of shape {jnp.shape(self.mask)} is not of its acts, "
+                    f"which have {tokens[0]} prompts of {tokens[1]} tokens."
+                )
             shape = [1] * acts.ndim
             shape[0], shape[seq] = self.mask.shape
             weight = jnp.asarray(self.mask, acts.dtype).reshape(shape)
@@ -400,10 +415,10 @@ class MeanAt(AbstractEdit):
     value: Float[Array, "..."]
     layered: bool = eqx.field(static=True)
 
-    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
+    def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
         """Refuses means of some layers or of shorter prompts."""
         layers, seq = self.layered, self.value.shape[self.layered]
-        if self.value.shape[:layers] != spec.shape[:layers] or (1 < seq < reach):
+        if self.value.shape[:layers] != spec.shape[:layers] or (1 < seq < rows.start):
             raise ShapeError(
                 f"The mean has shape {self.value.shape}, but the site has "
                 f"{spec.shape}: capture the whole site in prompts of that length."

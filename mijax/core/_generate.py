@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from mijax._errors import PositionError, ShapeError
-from mijax.core._check import TokensLike, as_tokens, check_edits
+from mijax.core._check import TokensLike, as_tokens, check_edits, lengths_of
 from mijax.core._edits import edit
 from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._rows import Packed, Place, Sequence
@@ -36,9 +36,11 @@ def generate(
 
     Args:
         model: any `AbstractModel`.
-        tokens: token ids of one prompt, or of a batch padded on the right.
+        tokens: token ids of one prompt, or of a batch padded on the right, or
+            `mijax.data.Prompts`.
         steps: number of new tokens.
-        lengths: number of tokens of each prompt (`prompts.lengths`); all by default.
+        lengths: number of tokens of each prompt; those of `Prompts`, or all, by
+            default.
         temperature: 0 takes the most likely token; else logits are divided by it.
         key: a `jax.random.key`, needed to sample; each prompt draws from its own.
         edits: placed edits, a list of them, or `None`.
@@ -59,6 +61,7 @@ def generate(
         >>> mijax.generate(model, tokens, steps=4, lengths=lengths).shape
         (2, 4)
     """
+    lengths = lengths_of(tokens) if lengths is None else lengths
     tokens = as_tokens(tokens)
     batch = jnp.atleast_2d(tokens)
     # Edits may be placed at tokens that are yet to come.
@@ -68,6 +71,12 @@ def generate(
         raise ShapeError(
             "generate needs at least one step, a temperature of at least 0, and a key "
             f"to sample; got steps={steps}, temperature={temperature}, key={key}."
+        )
+    one = stop is None or np.ndim(stop) == 0
+    if not one or not (key is None or isinstance(key, jax.Array)):
+        raise ShapeError(
+            "generate takes one token id to stop at, and a jax.random.key; got "
+            f"stop={stop}, key={key}."
         )
     if not model.causal:
         raise ShapeError(

@@ -78,15 +78,48 @@ def interval(
         )
         reach = jax.scipy.stats.norm.ppf(0.5 + level / 2) * error
         return Interval(mean, mean - reach, mean + reach, n, level)
-    key = jax.random.key(0) if key is None else key
-    tail = (1 - level) / 2
-    low, high = _percentiles(values, key, jnp.array([tail, 1 - tail]), resamples)
+    low, high = _percentiles(values, None, level, resamples, key)
     return Interval(mean, low, high, n, level)
 
 
-def _percentiles(values: Array, key: Array, ends: Array, resamples: int) -> Array:
-    """Computes percentiles of resampled means, some cells at a time."""
+def interval_of_ratio(
+    above: Float[Array, "prompt *cell"],
+    below: Float[Array, " prompt"],
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    key: PRNGKeyArray | None = None,
+) -> Interval:
+    """Estimates a ratio of means over prompts by the percentile bootstrap.
+
+    Args:
+        above: one value per prompt and cell.
+        below: one value per prompt.
+        level: coverage.
+        resamples: of prompts, the same ones above and below.
+        key: for the resamples; `jax.random.key(0)` by default.
+
+    Returns:
+        The interval of every cell.
+    """
+    above, below = (jnp.asarray(a, jnp.float32) for a in (above, below))
+    mean = above.mean(0) / below.mean()
+    low, high = _percentiles(above, below, level, resamples, key)
+    return Interval(mean, low, high, len(below), level)
+
+
+def _percentiles(
+    values: Array,
+    below: Array | None,
+    level: float,
+    resamples: int,
+    key: PRNGKeyArray | None,
+) -> Array:
+    """Computes percentiles of resampled means, or ratios, some cells at a time."""
     n = values.shape[0]
+    key = jax.random.key(0) if key is None else key
+    tail = (1 - level) / 2
+    ends = jnp.array([tail, 1 - tail])
     drawn = np.asarray(jax.random.randint(key, (resamples, n), 0, n))
     rows = np.arange(resamples)[:, None]
     counts = np.zeros((resamples, n), np.float32)
@@ -94,13 +127,15 @@ def _percentiles(values: Array, key: Array, ends: Array, resamples: int) -> Arra
     flat = values.reshape(n, -1)
     step = max(1, 2**24 // resamples)
     blocks = [
-        _block(jnp.asarray(counts), flat[:, at : at + step], ends)
+        _block(jnp.asarray(counts), flat[:, at : at + step], below, ends)
         for at in range(0, flat.shape[1], step)
     ]
     return jnp.concatenate(blocks, axis=1).reshape(2, *values.shape[1:])
 
 
 @jax.jit
-def _block(counts: Array, values: Array, ends: Array) -> Array:
+def _block(counts: Array, values: Array, below: Array | None, ends: Array) -> Array:
     means = jnp.matmul(counts, values, precision="highest")
+    if below is not None:
+        means = means / jnp.matmul(counts, below, precision="highest")[:, None]
     return jnp.quantile(means, ends, axis=0)

@@ -63,32 +63,43 @@ class AbstractMetric(eqx.Module):
                 "A metric reads logits [seq, vocab] or [prompt, seq, vocab], got shape "
                 f"{logits.shape}."
             )
-        self.check(*logits.shape[:-2], seq=logits.shape[-2])
+        seq, vocab = logits.shape[-2:]
+        self.check(*logits.shape[:-2], seq=seq, vocab=vocab)
         if logits.ndim == 2:
             return self.of(logits, None)
         return jax.vmap(self.of)(logits, jnp.arange(logits.shape[0]))
 
     def operands(self) -> dict[str, Array]:
-        """Returns what holds one value per prompt in this metric, by name."""
+        """Returns what may hold one value per prompt in this metric, by name."""
         named = {name: getattr(self, name) for name in (*self.per_prompt, "position")}
-        return {name: a for name, a in named.items() if a is not None and a.ndim}
+        return {name: array for name, array in named.items() if array is not None}
 
-    def check(self, batch: int = 1, *, seq: int) -> None:
+    def check(self, batch: int = 1, *, seq: int, vocab: int | None = None) -> None:
         """Refuses operands of other prompts and positions beyond these.
 
         Args:
             batch: number of prompts.
             seq: number of tokens.
+            vocab: number of logits, if it is known.
 
         Raises:
-            ShapeError: an operand for another number of prompts.
+            ShapeError: an operand for another number of prompts, or a token that the
+                model does not have.
             PositionError: a position beyond the prompts.
         """
         for name, operand in self.operands().items():
-            if operand.shape[0] not in (1, batch):
+            if operand.ndim and operand.shape[0] not in (1, batch):
                 raise ShapeError(
                     f"The metric has {name} for {operand.shape[0]} prompts, but the "
                     f"run has {batch}: give one for all, or one per prompt."
+                )
+            if name == "position" or operand.dtype.kind not in "iu":
+                continue
+            ids = known(operand)
+            if vocab is not None and ids is not None and ids.max(initial=0) >= vocab:
+                raise ShapeError(
+                    f"The metric's {name} {ids.max()} is not in the model's "
+                    f"vocabulary of {vocab} (0 to {vocab - 1})."
                 )
         index = known(self.position)
         if index is not None and np.any(index >= seq):
@@ -387,4 +398,10 @@ def recovered(value: Any, clean: Any, corrupt: Any) -> Array:
         0.5
     """
     value, clean, corrupt = map(jnp.asarray, (value, clean, corrupt))
+    # Of many prompts, these come with no cells.
+    at = lambda end: end.reshape(end.shape + (1,) * (value.ndim - end.ndim))  # noqa: E731
+    if 0 < clean.ndim < value.ndim and clean.shape == value.shape[: clean.ndim]:
+        clean = at(clean)
+    if 0 < corrupt.ndim < value.ndim and corrupt.shape == value.shape[: corrupt.ndim]:
+        corrupt = at(corrupt)
     return (value - corrupt) / (clean - corrupt)

@@ -9,7 +9,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mijax._errors import PositionError
-from mijax.core._check import TokensLike, as_tokens, check_edits, check_sites
+from mijax.core._check import (
+    TokensLike,
+    as_tokens,
+    check_edits,
+    check_metric,
+    check_sites,
+    lengths_of,
+)
 from mijax.core._edits import AbstractEdit, compose, edit
 from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel, Layered, scan_blocks
@@ -28,7 +35,7 @@ def run(
 
     Args:
         model: any `AbstractModel`.
-        tokens: token ids of one prompt, or of a batch.
+        tokens: token ids of one prompt, or of a batch, or `mijax.data.Prompts`.
         edits: placed edits (`Zero().at("z", layer=9, head=6)`), a list of them, or
             `None`.
 
@@ -48,8 +55,8 @@ def run(
         >>> mijax.run(model, tokens, ablate).shape
         (2, 3, 64)
     """
-    tokens = as_tokens(tokens)
-    return _run(model, tokens, check_edits(model, tokens, edits))
+    lengths, tokens = lengths_of(tokens), as_tokens(tokens)
+    return _run(model, tokens, check_edits(model, tokens, edits, lengths=lengths))
 
 
 @eqx.filter_jit
@@ -80,7 +87,7 @@ def capture(
 
     Args:
         model: any `AbstractModel`.
-        tokens: token ids of one prompt, or of a batch.
+        tokens: token ids of one prompt, or of a batch, or `mijax.data.Prompts`.
         sites: a `Site`, or any tree of them (a dict, a list).
         edits: placed edits, a list of them, or `None`.
 
@@ -102,13 +109,14 @@ def capture(
         >>> mijax.capture(model, tokens, sites)["last"].shape
         (32,)
     """
-    tokens = as_tokens(tokens)
-    shapes = check_sites(model, tokens, sites)
+    lengths, tokens = lengths_of(tokens), as_tokens(tokens)
+    shapes = check_sites(model, tokens, sites, lengths=lengths)
+    edits = check_edits(model, tokens, edits, lengths=lengths)
     check_spans(sites)
     traced = jax.tree.map(
         lambda site: _traced(site, tokens.shape[-1]), sites, is_leaf=_is_site
     )
-    return _capture(model, tokens, traced, check_edits(model, tokens, edits), shapes)
+    return _capture(model, tokens, traced, edits, shapes)
 
 
 def check_spans(sites: Any) -> None:
@@ -240,7 +248,8 @@ def gradients(
 
     Args:
         model: any `AbstractModel`.
-        tokens: token ids of one prompt, or of a batch (each prompt's own gradient).
+        tokens: token ids of one prompt, or of a batch (each prompt's own gradient), or
+            `mijax.data.Prompts`.
         metric: a metric, for instance `logit_difference(answer, wrong)`.
         sites: a `Site`, or any tree of them.
         edits: placed edits, a list of them, or `None`.
@@ -259,10 +268,10 @@ def gradients(
         >>> mijax.gradients(model, tokens, metric, mijax.Site("z")).shape
         (3, 3, 4, 8)
     """
-    tokens = as_tokens(tokens)
-    shapes = check_sites(model, tokens, sites)
-    edits = check_edits(model, tokens, edits)
-    metric.check(*tokens.shape[:-1], seq=tokens.shape[-1])
+    lengths, tokens = lengths_of(tokens), as_tokens(tokens)
+    shapes = check_sites(model, tokens, sites, lengths=lengths)
+    edits = check_edits(model, tokens, edits, lengths=lengths)
+    check_metric(metric, tokens, lengths=lengths, vocab=shapes.logits.shape[-1])
     check_spans(sites)
     traced = jax.tree.map(
         lambda site: _traced(site, tokens.shape[-1]), sites, is_leaf=_is_site

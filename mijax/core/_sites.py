@@ -3,6 +3,7 @@
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Int
@@ -78,6 +79,11 @@ def empty() -> Sites[Any]:
     return Sites(None, BlockSites(*(None,) * len(BLOCK_SITES)), None, None)
 
 
+def as_index(index: Any) -> Any:
+    """Returns a list of indices as an array, and anything else as it is."""
+    return jnp.asarray(index) if isinstance(index, list | tuple | range) else index
+
+
 class Site(eqx.Module):
     """A site and, where given, the part of it that is meant.
 
@@ -103,10 +109,10 @@ class Site(eqx.Module):
     """
 
     name: str = eqx.field(static=True)
-    layer: Index | None = None
-    position: Any = None
-    head: Index | None = None
-    feature: Index | None = None
+    layer: Index | None = eqx.field(default=None, converter=as_index)
+    position: Any = eqx.field(default=None, converter=as_index)
+    head: Index | None = eqx.field(default=None, converter=as_index)
+    feature: Index | None = eqx.field(default=None, converter=as_index)
 
     def __check_init__(self):
         """Refuses names and indices that no model has."""

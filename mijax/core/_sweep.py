@@ -19,7 +19,15 @@ from jaxtyping import Array, Float
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core._axes import END, Axis, Cells, cells
-from mijax.core._check import TokensLike, as_tokens, check_edits, site_shapes
+from mijax.core._check import (
+    PromptsLike,
+    TokensLike,
+    as_tokens,
+    check_edits,
+    check_metric,
+    lengths_of,
+    site_shapes,
+)
 from mijax.core._chunk import (
     Base,
     Tile,
@@ -29,7 +37,7 @@ from mijax.core._chunk import (
     run_chunks_on,
 )
 from mijax.core._edits import Compose, Edits, Placed
-from mijax.core._intervals import Interval, interval
+from mijax.core._intervals import Interval, interval, interval_of_ratio
 from mijax.core._journal import Journal
 from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel
@@ -91,6 +99,30 @@ class Sweep(eqx.Module):
             raise ShapeError("An interval needs several prompts: sweep a batch.")
         return interval(self.values, **options)
 
+    def recovered(self, clean: Float[Array, " prompt"], **options: Any) -> Interval:
+        r"""Returns the share of the effect that each cell restores, `[*axes]`.
+
+        The ratio of means, $(\bar m - \bar m_*) / (\bar m_{cl} - \bar m_*)$ with $m_*$
+        the unedited run, as `mijax.recovered` has it. Its interval resamples prompts
+        and takes the ratio of each resample, so that both ends vary with it.
+
+        Args:
+            clean: metric of the clean run, `[prompt]`.
+            **options: `level`, `resamples` and `key`, as of `mijax.interval`.
+
+        Raises:
+            ShapeError: for a single prompt, or another number of prompts.
+        """
+        clean = jnp.asarray(clean)
+        if not self.base.ndim or clean.shape != self.base.shape:
+            raise ShapeError(
+                f"A share of {self.base.size} prompts needs the clean metric of as "
+                f"many, and of several; got shape {clean.shape}."
+            )
+        cells = (1,) * (self.values.ndim - 1)
+        base = self.base.reshape(-1, *cells)
+        return interval_of_ratio(self.values - base, clean - self.base, **options)
+
 
 def sweep(
     model: AbstractModel,
@@ -110,14 +142,15 @@ def sweep(
 
     Args:
         model: any `AbstractModel`.
-        tokens: token ids of one prompt, or of a batch (padded on the right).
+        tokens: token ids of one prompt, or of a batch (padded on the right), or
+            `mijax.data.Prompts`.
         edit: one placed edit, for instance `Patch(acts).at("resid_pre")`. Indices that
             it has stay fixed; those it lacks, and that are not swept, mean everywhere.
         over: names of the swept axes, in the order of the result: `"layer"`,
             `"position"`, `"head"`, `"feature"`; or a mapping from names to values.
             Values of `"position"` are integers, spans, or one of either per prompt,
-            and may be a mapping from labels to those; values of `"coefficient"` are
-            numbers.
+            names of spans of `Prompts` (`prompts.spans` for all of them), and may be a
+            mapping from labels to those; values of `"coefficient"` are numbers.
         metric: what to measure.
         mesh: devices over which chunks of lanes are spread.
         progress: called with the number of lanes done and their total.
@@ -146,13 +179,14 @@ def sweep(
         >>> found.values.shape, found.work.run  # before position 1 nothing changes
         ((3, 4), 7)
     """
-    tokens = as_tokens(tokens)
+    spans = tokens.spans if isinstance(tokens, PromptsLike) else {}
+    lengths, tokens = lengths_of(tokens), as_tokens(tokens)
     batch = jnp.atleast_2d(tokens)
     chunks = Chunks() if chunks is None else chunks
-    placed = _only(check_edits(model, tokens, edit))
+    placed = _only(check_edits(model, tokens, edit, lengths=lengths))
     shapes = site_shapes(model, batch.shape[1])
-    grid = cells(placed, over, shapes, (batch.shape[0], batch.shape[1]))
-    metric.check(*tokens.shape[:-1], seq=batch.shape[1])
+    grid = cells(placed, over, shapes, (batch.shape[0], batch.shape[1]), spans)
+    check_metric(metric, tokens, lengths=lengths, vocab=shapes.logits.shape[-1])
     base = run_base(model, batch, placed.site, metric)
     lanes = _lanes(placed, grid, base, model.causal)
     values = np.repeat(np.asarray(base.metric), np.prod(grid.shape[1:], dtype=int))

@@ -128,9 +128,9 @@ def test_a_reference_of_other_prompts_is_refused():
 @pytest.mark.parametrize(
     "edit",
     [
-        mijax.Zero().at("z", layer=1, head=np.array([1, 2])),
-        mijax.Zero().at("z", layer=np.array([0, 1])),
+        mijax.Zero().at("pattern", layer=1, feature=np.array([1, 2])),
         mijax.Scale(jnp.array([1.0, 2.0])).at("z"),
+        mijax.Add(jnp.ones(32), np.arange(3.0)).at("resid_pre"),
     ],
 )
 def test_lists_that_are_not_one_per_prompt_are_refused(edit):
@@ -291,6 +291,8 @@ def test_a_source_may_be_short_where_only_what_it_has_is_patched():
     for position in (5, slice(3, 6), slice(3, None), None):
         with pytest.raises(ShapeError, match="whole site"):
             mijax.run(MODEL, CLEAN, short("resid_pre", position=position))
+    with pytest.raises(ShapeError, match="whole site"):
+        mijax.run(MODEL, CLEAN[:, :5], mijax.Patch(ACTS).at("resid_pre"))
 
 
 def test_directions_that_depend_on_each_other_are_refused():

@@ -1,0 +1,195 @@
+"""Prompts of several lengths in place of tokens: what is padding is never read."""
+
+import inspect
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mijax
+from mijax import Site, circuits
+from mijax._errors import PositionError, ShapeError
+from mijax.data import Prompts
+
+MODEL = mijax.testing.tiny_gpt2(jax.random.key(0))
+RANDOM = np.random.default_rng(0)
+LENGTHS = (7, 5, 8)
+IDS = [RANDOM.integers(1, 60, n).tolist() for n in LENGTHS]
+SPANS = {"name": [(1, 3), (2, 3), (3, 6)], "verb": [(4, 5), (3, 4), (6, 7)]}
+PROMPTS = Prompts.from_ids(IDS, spans=SPANS, pad=9)
+ANSWERS = np.array([3, 4, 5]), np.array([6, 7, 8])
+METRIC = mijax.logit_difference(*ANSWERS, position=PROMPTS.last)
+ACTS = mijax.capture(MODEL, PROMPTS.tokens + 1, Site("resid_pre"))
+PATCH = mijax.Patch(ACTS).at("resid_pre")
+
+
+def test_prompts_are_taken_for_their_tokens():
+    tokens = PROMPTS.tokens
+    chex.assert_trees_all_equal(mijax.run(MODEL, PROMPTS), mijax.run(MODEL, tokens))
+    for verb in (
+        lambda given: mijax.capture(MODEL, given, Site("z")),
+        lambda given: mijax.gradients(MODEL, given, METRIC, Site("z")),
+        lambda given: (
+            mijax.sweep(MODEL, given, PATCH, over="layer", metric=METRIC).values
+        ),
+    ):
+        chex.assert_trees_all_equal(verb(PROMPTS), verb(tokens))
+
+
+def test_prompts_go_on_where_they_end():
+    found = mijax.generate(MODEL, PROMPTS, steps=4)
+    for row, ids in zip(found, IDS, strict=True):
+        alone = mijax.generate(MODEL, jnp.array(ids), steps=4)
+        chex.assert_trees_all_equal(row, alone)
+
+
+def test_places_have_names():
+    named = {"layer": None, "position": ["name", "last"]}
+    found = mijax.sweep(MODEL, PROMPTS, PATCH, over=named, metric=METRIC)
+    assert found.axes[1].labels == ("name", "last")
+    spans = {name: PROMPTS.span(name) for name in ("name", "last")}
+    over = {"layer": None, "position": spans}
+    again = mijax.sweep(MODEL, PROMPTS.tokens, PATCH, over=over, metric=METRIC)
+    chex.assert_trees_all_equal(found.values, again.values)
+    every = {"layer": None, "position": PROMPTS.spans}
+    all_of_them = mijax.sweep(MODEL, PROMPTS, PATCH, over=every, metric=METRIC)
+    assert all_of_them.axes[1].labels == tuple(PROMPTS.spans)
+    chex.assert_trees_all_close(
+        all_of_them.values[..., 0], found.values[..., 0], atol=1e-5
+    )
+    for given, says in ((PROMPTS, "Did you mean 'name'"), (PROMPTS.tokens, "Prompts")):
+        over = {"position": ["nmae"]}
+        with pytest.raises(PositionError, match=says):
+            mijax.sweep(MODEL, given, PATCH, over=over, metric=METRIC)
+
+
+LAST = mijax.logit_difference(*ANSWERS)
+PADDING = {
+    "sweep": lambda: mijax.sweep(MODEL, PROMPTS, PATCH, over="layer", metric=LAST),
+    "gradients": lambda: mijax.gradients(MODEL, PROMPTS, LAST, Site("z")),
+    "given": lambda: mijax.gradients(
+        MODEL, PROMPTS, mijax.logit_difference(3, 4, position=6), Site("z")
+    ),
+    "reads": lambda: mijax.gradients(
+        *(MODEL, PROMPTS),
+        mijax.cross_entropy(
+            PROMPTS.tokens[:, 1:3], position=np.array([[5, 6], [4, 5], [6, 7]])
+        ),
+        Site("z"),
+    ),
+    "negative": lambda: mijax.gradients(
+        MODEL, PROMPTS, mijax.negative(LAST), Site("z")
+    ),
+    "task": lambda: circuits.Task(PROMPTS, PROMPTS, metric=LAST),
+    "edit": lambda: mijax.run(
+        MODEL, PROMPTS, mijax.Zero().at("z", position=np.array([1, 5, 2]))
+    ),
+    "site": lambda: mijax.capture(MODEL, PROMPTS, Site("z", position=6)),
+}
+
+
+@pytest.mark.parametrize("case", PADDING)
+def test_padding_is_not_read(case):
+    with pytest.raises(PositionError, match="padding"):
+        PADDING[case]()
+
+
+def test_of_one_length_the_last_column_is_the_last_token():
+    prompts = Prompts.from_ids([ids[:5] for ids in IDS])
+    mijax.gradients(MODEL, prompts, LAST, Site("z"))
+
+
+class Loaded:
+    model = MODEL
+
+
+# Without the types that tests check.
+bare = inspect.unwrap
+NO = {
+    "loaded": (lambda: bare(mijax.run)(Loaded(), [1, 2]), "give its `.model`"),
+    "text": (
+        lambda: bare(mijax.capture)("gpt2", [1, 2], Site("z")),
+        "mijax.models.load",
+    ),
+    "function": (
+        lambda: bare(mijax.sweep)(
+            MODEL, PROMPTS, PATCH, over="layer", metric=lambda logits: logits[0]
+        ),
+        "got function",
+    ),
+    "vocabulary": (
+        lambda: mijax.gradients(MODEL, [1, 2], mijax.probability(64), Site("z")),
+        "vocabulary of 64",
+    ),
+    "negative": (
+        lambda: mijax.negative(mijax.logit_difference(3, 99))(jnp.ones((4, 64))),
+        "vocabulary of 64",
+    ),
+    "circuit": (
+        lambda: circuits.discover(
+            MODEL,
+            circuits.Task([[1, 2]], [[3, 4]], metric=mijax.probability(64)),
+            circuits.EAP(),
+        ),
+        "vocabulary of 64",
+    ),
+    "mask": (
+        lambda: mijax.Mean(ACTS, mask=PROMPTS.mask[:2]).at("resid_pre"),
+        "mask of shape",
+    ),
+    "key": (
+        lambda: bare(mijax.generate)(MODEL, PROMPTS, steps=2, temperature=1.0, key=0),
+        "key=0",
+    ),
+    "stop": (
+        lambda: bare(mijax.generate)(MODEL, PROMPTS, steps=2, stop=[1, 2]),
+        "stop",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO)
+def test_what_is_something_else_is_refused(case):
+    call, says = NO[case]
+    with pytest.raises(ShapeError, match=says):
+        call()
+
+
+def test_an_edit_at_several_layers_and_heads_is_an_edit_at_each():
+    each = [
+        mijax.Scale(0.5).at("z", layer=layer, head=head)
+        for layer in (0, 2)
+        for head in (1, 3)
+    ]
+    for layers in ([0, 2], range(0, 3, 2), np.array([0, 2])):
+        several = mijax.Scale(0.5).at("z", layer=layers, head=[1, 3])
+        chex.assert_trees_all_close(
+            mijax.run(MODEL, PROMPTS, several), mijax.run(MODEL, PROMPTS, each)
+        )
+    mean = mijax.Mean(ACTS).at("resid_pre", layer=[1, 2])
+    one_by_one = [mijax.Mean(ACTS).at("resid_pre", layer=i) for i in (1, 2)]
+    chex.assert_trees_all_close(
+        mijax.run(MODEL, PROMPTS, mean), mijax.run(MODEL, PROMPTS, one_by_one)
+    )
+
+
+def test_a_share_of_many_prompts():
+    found = mijax.sweep(
+        MODEL, PROMPTS, PATCH, over={"position": ["name", "last"]}, metric=METRIC
+    )
+    clean = METRIC(mijax.run(MODEL, PROMPTS.tokens + 1))
+    by_prompt = mijax.recovered(found.values, clean, found.base)
+    expected = (found.values - found.base[:, None]) / (clean - found.base)[:, None]
+    chex.assert_trees_all_close(by_prompt, expected)
+    share = found.recovered(clean, resamples=500, key=jax.random.key(4))
+    above, below = np.asarray(found.values).T - found.base, np.asarray(clean)
+    below = below - found.base
+    chex.assert_trees_all_close(share.mean, above.mean(1) / below.mean(), rtol=1e-5)
+    drawn = np.asarray(jax.random.randint(jax.random.key(4), (500, 3), 0, 3))
+    again = np.stack([above[:, i].mean(1) / below[i].mean() for i in drawn])
+    low, high = np.quantile(again, [0.025, 0.975], axis=0)
+    chex.assert_trees_all_close((share.low, share.high), (low, high), rtol=1e-3)
+    with pytest.raises(ShapeError, match="several"):
+        found.recovered(clean[:2])
