@@ -1,6 +1,7 @@
 """The graph of a transformer: who writes to the residual stream and who reads it."""
 
 import dataclasses
+import difflib
 import functools
 import re
 from typing import Any
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mijax._errors import SiteError, nearest
+from mijax._errors import SiteError
 from mijax.core import AbstractModel, AbstractStream, Place
 from mijax.core._check import site_shapes
 from mijax.core._rows import Sequence
@@ -19,6 +20,7 @@ from mijax.core._sites import empty
 
 LETTERS = ("q", "k", "v")
 EDGE = re.compile(r"\s*(\S+)\s*<-\s*(\S+)\s*")
+NUMBER = re.compile(r"\d+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,11 +181,25 @@ def node(receiver: str) -> str:
     return receiver.split("<", maxsplit=1)[0]
 
 
-def find(name: str, names: tuple[str, ...], kind: str) -> int:
+def find(name: Any, names: tuple[str, ...], kind: str) -> int:
     """Returns the index of a name, or refuses it."""
-    if name not in names:
-        raise SiteError(f"There is no {kind} {name!r}.{nearest(name, names)}")
-    return names.index(name)
+    if isinstance(name, str) and name in names:
+        return names.index(name)
+    numbers = NUMBER.findall(str(name))
+    close = [other for other in names if numbers and NUMBER.findall(other) == numbers]
+    close = close or difflib.get_close_matches(str(name), names)
+    # The last name of each form.
+    forms = {NUMBER.sub("", other): repr(other) for other in names}
+    raise SiteError(
+        f"There is no {kind} {name!r}; names are of the form "
+        f"{', '.join(forms.values())}.{hint(close)}"
+    )
+
+
+def hint(names: list[str]) -> str:
+    """Asks whether one of the first few names was meant, if there are any."""
+    meant = " or ".join(map(repr, names[:3]))
+    return f" Did you mean {meant}?" if meant else ""
 
 
 class Recorder(AbstractStream):

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mijax._errors import OutputError
+from mijax._errors import ConfigError, OutputError
 from mijax.circuits._graph import Graph
 from mijax.circuits._scores import Level, Scores, merged, standard_error
-from mijax.circuits._task import Task, rows
+from mijax.circuits._task import Task, check_task, rows
 from mijax.core import AbstractModel
-from mijax.core._check import check_prompts, site_shapes
+from mijax.core._check import site_shapes
 from mijax.core._journal import Journal
 
 ZERO = (
@@ -138,7 +138,9 @@ def discover(
 
     Raises:
         SiteError: the model's blocks do not say how they read and write.
+        ShapeError: tokens that the model does not have.
         OutputError: a file to resume from that is of another discovery.
+        ConfigError: a method that is a name or a class.
 
     Examples:
         >>> import jax, mijax
@@ -150,8 +152,14 @@ def discover(
         >>> scores.values.shape  # sender, receiver
         (16, 40)
     """
+    if not isinstance(method, AbstractMethod):
+        raise ConfigError(
+            f"method is {method!r:.80}, expected the value of a method of "
+            "mijax.circuits: write circuits.EAPIG(steps=5), circuits.EAP() or "
+            "circuits.Exact(), for instance."
+        )
+    check_task(model, task)
     graph = Graph.of(model) if graph is None else graph
-    check_prompts(model, task.clean)
     options = Options(progress, resume, memory, keep_prompts)
     return method.discover(model, graph, task, options)
 

@@ -7,12 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import ConfigError, ShapeError
-from mijax.circuits._graph import LETTERS, Graph
+from mijax.circuits._graph import LETTERS, Graph, find
 from mijax.circuits._method import Progress
-from mijax.circuits._task import Task
+from mijax.circuits._task import Task, check_task
 from mijax.core import AbstractEdit, AbstractModel, Interval, Patch, Place
 from mijax.core import interval as mean_interval
 
@@ -22,14 +22,16 @@ class Paths(eqx.Module):
 
     Attributes:
         values: how much the metric falls when the corrupt run's head is heard by the
-            receivers, `[prompt, layer, head]`.
+            receivers, `[prompt, layer, head]`; of chosen senders `[prompt, sender]`.
         base: metric of the clean run, `[prompt]`.
         receivers: who hears it.
+        senders: the heads, in the order of `values`.
     """
 
-    values: Float[Array, "prompt layer head"]
+    values: Float[Array, "prompt *head"]
     base: Float[Array, " prompt"]
     receivers: tuple[str, ...] = eqx.field(static=True)
+    senders: tuple[str, ...] = eqx.field(static=True)
 
     def interval(self, **options: Any) -> Interval:
         """Returns the mean over prompts with its confidence interval."""
@@ -41,30 +43,39 @@ def path_patch(
     task: Task,
     receivers: str | Sequence[str],
     *,
+    senders: str | Sequence[str] | None = None,
     through_mlps: bool = True,
     progress: Progress = None,
 ) -> Paths:
-    """Patches every head's path to the receivers, exactly (Wang et al. 2022).
+    """Patches heads' paths to the receivers, exactly (Wang et al. 2022).
 
-    Two runs per head. In the first the head writes what it writes in the corrupt run
+    Two runs per sender. In the first the head writes what it writes in the corrupt run
     and all other heads what they write in the clean one; what the receivers read then
     is kept. The second is the clean run in which the receivers have it
     (arXiv:2211.00593, appendix B; Goldowsky-Dill et al. 2023, arXiv:2304.05969).
+
+    The cost is two runs of the model per prompt and sender, one if the receiver is the
+    logits, and two more per prompt for every `n_heads` senders. Receivers of one call
+    hear together, so they cost no more than one; to tell them apart, call once per
+    receiver. A head of the receiver's layer or a later one has no effect on it.
 
     Args:
         model: a model with a site `z`.
         task: clean and corrupt prompts, and the metric.
         receivers: `"logits"`, or queries, keys and values of heads like `"a9.h9<q>"`.
+            Keys and values are those of one query head, also where heads share them:
+            the others of its group keep theirs.
+        senders: heads like `"a7.h3"`, which alone are run; all by default.
         through_mlps: whether MLPs between the head and the receivers answer, as
             published; else paths go through the residual stream alone.
-        progress: called with layers done and their number.
+        progress: called with senders done and their number.
 
     Returns:
         The effect of each head.
 
     Raises:
-        SiteError: there is no such receiver.
-        ConfigError: logits together with heads, or an MLP as receiver.
+        SiteError: there is no such receiver or sender.
+        ConfigError: logits together with heads, an MLP as receiver, or none at all.
         ShapeError: the task has no corrupt prompts.
 
     Examples:
@@ -72,25 +83,36 @@ def path_patch(
         >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
         >>> metric = mijax.logit_difference(3, 4)
         >>> task = Task([[5, 6, 7]], [[5, 9, 7]], metric=metric)
-        >>> path_patch(model, task, "a2.h1<q>").values.shape
+        >>> path_patch(model, task, "a2.h1<q>").values.shape  # prompt, layer, head
         (1, 3, 4)
+        >>> paths = path_patch(model, task, "a2.h1<k>", senders=["a0.h3", "a1.h0"])
+        >>> paths.values.shape, paths.senders
+        ((1, 2), ('a0.h3', 'a1.h0'))
     """
-    names = (receivers,) if isinstance(receivers, str) else tuple(receivers)
+    check_task(model, task)
     graph = Graph.of(model)
-    hears = _hears(graph, names)
+    ears = [name for name in graph.receivers if "<" in name or name == "logits"]
+    hears = _hears(graph, names := _named(receivers, ears, graph.receivers, "receiver"))
+    heads = tuple(name for name in graph.senders if name.startswith("a"))
+    chosen = heads if senders is None else _named(senders, heads, heads, "sender")
     if task.corrupt is None:
         raise ShapeError("Path patching needs corrupt prompts: give them to the task.")
+    fixed = graph.mlp and not through_mlps
+    at = np.array([heads.index(name) for name in chosen], np.int32)
+    # Batches of one size, so that there is one program; the last sender fills up.
+    size = -(-len(at) // -(-len(at) // graph.n_heads))
     found, base = [], jnp.zeros(0)
-    for layer in range(graph.n_layers):
-        fixed = graph.mlp and not through_mlps
-        values, base = _layer(
-            model, task, hears, jnp.int32(layer), graph.n_heads, fixed
-        )
+    for start in range(0, len(at), size):
+        rows = np.minimum(np.arange(start, start + size), len(at) - 1)
+        values, base = _patched(model, task, hears, jnp.asarray(at[rows]), fixed)
         found.append(values)
         if progress is not None:
             values.block_until_ready()
-            progress(layer + 1, graph.n_layers)
-    return Paths(jnp.stack(found, 1), base, names)
+            progress(min(start + size, len(at)), len(at))
+    values = jnp.concatenate(found, 1)[:, : len(at)]
+    if senders is None:
+        values = values.reshape(-1, graph.n_layers, graph.n_heads)
+    return Paths(values, base, names, chosen)
 
 
 class Hear(AbstractEdit):
@@ -105,11 +127,26 @@ class Hear(AbstractEdit):
         return jnp.where(self.heads[place.layer][:, None], new, x)
 
 
+def _named(
+    given: Any, names: Sequence[str], known: Sequence[str], kind: str
+) -> tuple[str, ...]:
+    """Returns the names that were given, and refuses those that nobody has."""
+    chosen = (given,) if isinstance(given, str) else given
+    if not isinstance(chosen, Sequence) or not all(isinstance(n, str) for n in chosen):
+        # Shown whole: a tuple is rather a layer and a head than two names.
+        chosen, known = (given,), ()
+    for name in chosen:
+        if name not in known:
+            find(name, tuple(names), kind)
+    if not chosen:
+        raise ConfigError(f"Path patching needs at least one {kind}.")
+    return tuple(chosen)
+
+
 def _hears(graph: Graph, names: Sequence[str]) -> dict[str, Array]:
     """Returns which heads hear, by letter; nothing for the logits."""
     found = {}
     for name in names:
-        graph.receiver(name)
         node, _, letter = name.partition("<")
         if name == "logits" and len(names) == 1:
             return {}
@@ -123,21 +160,18 @@ def _hears(graph: Graph, names: Sequence[str]) -> dict[str, Array]:
             letter[0], np.zeros((graph.n_layers, graph.n_heads), bool)
         )
         mask[layer, head] = True
-    if not found:
-        raise ConfigError("Path patching needs at least one receiver.")
     return {letter: jnp.asarray(found[letter]) for letter in LETTERS if letter in found}
 
 
 @eqx.filter_jit
-def _layer(
+def _patched(
     model: AbstractModel,
     task: Task,
     hears: dict[str, Array],
-    layer: Array,
-    n_heads: int,
+    senders: Int[Array, " sender"],
     fixed: bool,
-) -> tuple[Float[Array, "prompt head"], Float[Array, " prompt"]]:
-    """Patches the paths of every head of a layer."""
+) -> tuple[Float[Array, "prompt sender"], Float[Array, " prompt"]]:
+    """Patches the paths of some heads, counted over all layers."""
     assert task.corrupt is not None
     corrupt = task.corrupt
 
@@ -146,10 +180,12 @@ def _layer(
         logits, clean = model(tokens, prompt=prompt)
         other = model(corrupt[prompt])[1].blocks.z
         full = task.metric.of(logits, prompt)
-        here = (jnp.arange(clean.blocks.z.shape[0]) == layer)[:, None, None, None]
+        n_layers, _, n_heads, _ = other.shape
 
-        def of_head(head: Array) -> Array:
-            sends = here & (jnp.arange(n_heads) == head)[:, None]
+        def of_head(sender: Array) -> Array:
+            sends = (jnp.arange(n_layers * n_heads) == sender).reshape(
+                n_layers, 1, n_heads, 1
+            )
             edits = [Patch(jnp.where(sends, other, clean.blocks.z)).at("z")]
             if fixed:
                 edits.append(Patch(clean.blocks.mlp_out).at("mlp_out"))
@@ -162,6 +198,6 @@ def _layer(
                 logits, _ = model(tokens, heard, prompt=prompt)
             return full - task.metric.of(logits, prompt)
 
-        return jax.vmap(of_head)(jnp.arange(n_heads)), full
+        return jax.vmap(of_head)(senders), full
 
     return jax.lax.map(one, jnp.arange(len(task), dtype=jnp.int32))

@@ -40,7 +40,8 @@ def top(
         The circuit.
 
     Raises:
-        ConfigError: there are fewer than `n`, or scores that are not numbers.
+        ConfigError: there are fewer than `n`, an `n` that is not an integer, or scores
+            that are not numbers.
 
     Examples:
         >>> import jax, mijax
@@ -108,8 +109,8 @@ def greedy(
         The circuit.
 
     Raises:
-        ConfigError: scores of something else than edges, fewer than `n` edges, or
-            scores that are not numbers.
+        ConfigError: scores of something else than edges, fewer than `n` edges, an `n`
+            that is not an integer, or scores that are not numbers.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -199,6 +200,11 @@ def ranking(scores: Scores, absolute: bool) -> Float[np.ndarray, "..."]:
 def check_size(scores: Scores, n: int) -> None:
     """Refuses a size that there is not."""
     most = int(scores.real.sum())
+    if not isinstance(n, int | np.integer):
+        raise ConfigError(
+            f"n is a whole number of {scores.level}s, got {n!r}: for a share of them "
+            f"write n=round(share * {most})."
+        )
     if not 0 <= n <= most:
         raise ConfigError(
             f"There are {most} {scores.level}s to choose from, got n={n}."

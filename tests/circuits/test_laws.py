@@ -307,3 +307,19 @@ def test_bfloat16_says_what_float32_says(name):
         np.asarray(full, np.float32)[0], np.asarray(clean, np.float32), atol=0.1
     )
     assert np.isfinite(np.asarray(found.exact.mean, np.float32)).all()
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("eap-ig", "'eap-ig'"),
+        (circuits.EAPIG, "EAPIG"),
+        (mijax.attribution.AtP(), "AtP"),
+        (None, "None"),
+    ],
+)
+def test_a_method_is_a_value(unchecked, method, said):
+    with pytest.raises(mijax.MijaxError, match=rf"{said}.*EAPIG\(steps=5\)") as caught:
+        circuits.discover(model("gpt2"), task(), method)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 260

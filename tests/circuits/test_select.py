@@ -148,12 +148,16 @@ def test_circuits_of_neurons():
     assert "neurons" in repr(some)
 
 
-def test_what_is_refused():
+def test_what_is_refused(unchecked):
     scores = random_scores(4)
+    for choose in (circuits.top, circuits.greedy):
+        with pytest.raises(ConfigError, match=r"edges, got 0\.01.*\(share \* 262\)"):
+            choose(scores, 0.01)
     with pytest.raises(ConfigError, match="262 edges to choose from, got n=263"):
         circuits.top(scores, 263)
     with pytest.raises(ConfigError, match="got level 'node'"):
         circuits.greedy(random_scores(4, "node"), 3)
+    assert circuits.top(scores, np.int64(3), prune=False).n_edges == 3
     with pytest.raises(ConfigError, match="2 scores are not numbers"):
         circuits.top(scores_of(scores.values.at[0, :2].set(jnp.nan)), 3)
     with pytest.raises(SiteError, match=r"no node 'a1\.h9' to remove"):

@@ -103,13 +103,56 @@ def test_direct_paths_are_edges():
         chex.assert_trees_all_close(direct.values.mean(0)[layer, head], edge, atol=1e-4)
 
 
+@pytest.mark.parametrize("receivers", ["logits", ("a2.h1<k>", "a1.h0<q>")])
+def test_chosen_senders_are_columns_of_all(receivers):
+    every = circuits.path_patch(model("llama"), task(), receivers)
+    columns = dict(zip(every.senders, every.values.reshape(3, -1).T, strict=True))
+    assert list(columns) == [f"a{i}.h{j}" for i in range(3) for j in range(4)]
+    # Five are two batches, of which the second is filled up.
+    names = ("a1.h2", "a0.h0", "a2.h3", "a0.h3", "a1.h0")
+    for chosen in (names, "a1.h2"):
+        done = []
+        found = circuits.path_patch(
+            *(model("llama"), task(), receivers),
+            senders=chosen,
+            progress=lambda *now, done=done: done.append(now),
+        )
+        assert found.senders == ((chosen,) if isinstance(chosen, str) else chosen)
+        expected = jnp.stack([columns[name] for name in found.senders], 1)
+        chex.assert_trees_all_close(found.values, expected, atol=1e-5)
+        assert done[-1] == (len(found.senders),) * 2
+    assert float(jnp.abs(expected).max()) > 1e-3
+
+
+def test_other_heads_of_a_group_keep_their_key():
+    """A query head's view of a key that two query heads share."""
+    m, sender = model("llama"), (0, 2)
+    found = circuits.path_patch(m, task(), "a2.h0<k>", senders="a0.h2")
+    expected = by_hand("llama", sender, "k", (2, 0), fixed=False)
+    chex.assert_trees_all_close(found.values[0, 0], expected, atol=1e-4)
+    both = circuits.path_patch(m, task(), ("a2.h0<k>", "a2.h1<k>"), senders="a0.h2")
+    assert float(jnp.abs(both.values - found.values).max()) > 1e-4
+
+
 @pytest.mark.parametrize(
-    ("receivers", "said"),
-    [("m1", "queries"), (("logits", "a1.h0<q>"), "alone"), ("a7.h0<q>", "receiver")],
+    ("receivers", "senders", "said"),
+    [
+        ("m1", None, "queries"),
+        (("logits", "a1.h0<q>"), None, "alone"),
+        ((), None, "one receiver"),
+        ("a7.h0<q>", None, r"'a7\.h0<q>'.*form 'a2\.h3<q>'.*Did you mean 'a2\.h0<q>'"),
+        ("L2H1", None, "'L2H1'.*Did you mean .*'a2.h1<k>'"),
+        ((2, 1), None, r"\(2, 1\).*'logits'\. Did you mean .*'a2.h1<k>'"),
+        (2, None, "receiver 2;"),
+        ("logits", (), "one sender"),
+        ("logits", "L1H3", r"sender 'L1H3'.*Did you mean 'a1\.h3'"),
+        ("logits", "m1", "sender 'm1'"),
+    ],
 )
-def test_receivers_that_cannot_be(receivers, said):
-    with pytest.raises(mijax.MijaxError, match=said):
-        circuits.path_patch(model("gpt2"), task(), receivers)
+def test_paths_that_cannot_be(unchecked, receivers, senders, said):
+    with pytest.raises(mijax.MijaxError, match=said) as caught:
+        circuits.path_patch(model("gpt2"), task(), receivers, senders=senders)
+    assert len(str(caught.value)) < 250
 
 
 def test_neurons_are_not_verified():
