@@ -157,7 +157,7 @@ def learned(
         decay=config.steps // 5,
         unit_norm=True,
         dead_after=config.steps // 10 * config.batch,
-        centre=geometric_median(x[:4096]) * scale,
+        centre=geometric_median(x[:4096]),
         scale=scale,
         seed=config.seed,
     )

@@ -97,7 +97,7 @@ class Sizes(NamedTuple):
 
     Attributes:
         scale: what makes the mean square norm of rows their size.
-        centre: the geometric median of rows, scaled, `[embed]`.
+        centre: the geometric median of rows, `[embed]`.
         longest: the norm above which a row is an outlier.
     """
 
@@ -157,7 +157,7 @@ def sizes(source: AbstractSource, outlier: float, file: Path) -> Sizes:
         longest = outlier * jnp.median(jnp.linalg.norm(rows, axis=1))
         rows = replaced(rows, longest)
         scale = statistics(Examples(rows, batch=len(rows)), len(rows)).scale
-        found = Sizes(scale, geometric_median(rows) * scale, longest)
+        found = Sizes(scale, geometric_median(rows), longest)
         replace_file(file, lambda path: np.savez(path, **found._asdict()))
     with np.load(file) as kept:
         return Sizes(**{name: jnp.asarray(kept[name]) for name in Sizes._fields})

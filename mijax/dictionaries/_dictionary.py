@@ -131,8 +131,9 @@ def untrained(
         key: random.
         norm: length of each row of the decoder.
         tied: start the encoder as the decoder.
-        centre: start of the decoder's bias, `[*writes]`, in the units of the scaled
-            activations; for instance their geometric median. 0 by default.
+        centre: start of the decoder's bias, `[*writes]`, in the units of the
+            activations, before `scale`; for instance their geometric median. 0 by
+            default.
         scale: by which activations are multiplied.
 
     Returns:
@@ -153,6 +154,8 @@ def untrained(
     if latents < 1:
         raise ConfigError(f"A dictionary has at least one latent, got {latents}.")
     architecture.check(latents)
+    if centre is not None:
+        centre = jnp.asarray(centre, jnp.float32) * scale
     weights = wiring.start(key, latents, norm=norm, tied=tied, centre=centre)
     return Dictionary(
         architecture,

@@ -138,6 +138,7 @@ def logit_weights(
 
     Raises:
         ShapeError: a dictionary of another width than the residual stream.
+        SiteError: a latent that the dictionary does not have.
 
     Examples:
         >>> from mijax import dictionaries as d

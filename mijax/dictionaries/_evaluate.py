@@ -15,6 +15,7 @@ from mijax.core import Interval, interval
 from mijax.data import AbstractSource
 from mijax.dictionaries._baselines import WIDEST, principal, random_like
 from mijax.dictionaries._dictionary import Dictionary
+from mijax.dictionaries._wiring import check_batch
 
 
 class Evaluation(eqx.Module):
@@ -124,7 +125,7 @@ def evaluate(
     n = checked(dictionary, data, examples, batch)
     moments, square = Moments(), False
     main, rivals = Measured(dictionary), {}
-    for x, y, mask in chunks(data, n, batch):
+    for x, y, mask in chunks(dictionary, data, n, batch):
         square = baselines and x is y and y[0].size <= WIDEST
         moments.add(*_moments(y, mask, square))
         main.add(x, y, mask)
@@ -138,7 +139,7 @@ def evaluate(
                 principal(moments.mean, moments.products, l0, shape)
             )
     centre, spreads = jnp.float32(moments.mean), []
-    for x, y, mask in chunks(data, n, batch):
+    for x, y, mask in chunks(dictionary, data, n, batch):
         keep = np.asarray(mask)
         spreads.append(np.asarray(_spread(y, centre), np.float64)[keep])
         for rival in rivals.values():
@@ -156,28 +157,43 @@ def checked(dictionary: Dictionary, data: Any, examples: int | None, batch: int)
             raise ConfigError("A source may be endless: give a number of examples.")
         n = examples
     else:
-        wiring = dictionary.wiring
-        if wiring.reads != wiring.writes or data.shape[1:] != wiring.reads:
-            raise ShapeError(
-                f"Activations of shape {data.shape} do not suit a dictionary that "
-                f"reads {wiring.reads} and writes {wiring.writes}; where outputs are "
-                "others than inputs, give a source: Examples(x, y, batch=...)."
-            )
-        n = data.shape[0] if examples is None else examples
-        if n > data.shape[0]:
-            raise ConfigError(f"There are {data.shape[0]} examples, not {n}.")
+        check_array(dictionary, np.shape(data))
+        n = len(data) if examples is None else examples
+        if n > len(data):
+            raise ConfigError(f"There are {len(data)} examples, not {n}.")
     if n < 1 or batch < 1:
         raise ConfigError(f"{n} examples in batches of {batch} cannot be evaluated.")
     return n
 
 
-def chunks(data: Any, n: int, batch: int) -> Iterator[tuple[Array, Array, Array]]:
+def check_array(dictionary: Dictionary, shape: tuple[int, ...]) -> None:
+    """Refuses activations that are not rows of what a dictionary reads and writes."""
+    reads, writes = dictionary.wiring.reads, dictionary.wiring.writes
+    if reads != writes:
+        raise ShapeError(
+            f"The dictionary reads {list(reads)} and writes {list(writes)}: outputs "
+            "are others than inputs, so give a source: Examples(x, y, batch=...)."
+        )
+    if shape[1:] != reads:
+        sizes = ", ".join(map(str, reads))
+        same = shape[-len(reads) :] == reads
+        do = f"give x.reshape(-1, {sizes})." if same else "check site and layer."
+        raise ShapeError(
+            f"The dictionary reads examples of shape [example, {sizes}], got "
+            f"{list(shape)}: {do}"
+        )
+
+
+def chunks(
+    dictionary: Dictionary, data: Any, n: int, batch: int
+) -> Iterator[tuple[Array, Array, Array]]:
     """Yields inputs, outputs and which of them count, always of one shape."""
     done = 0
     if isinstance(data, AbstractSource):
         state = data.start()
         while done < n:
             state, given = data.batch(state)
+            check_batch(dictionary.wiring, given)
             size = given.x.shape[0]
             yield given.x, given.y, jnp.arange(size) < n - done
             done += size
@@ -271,8 +287,6 @@ def _measure(dictionary: Any, x: Array, y: Array, mask: Array) -> _Rows:
     x, y = x.astype(jnp.float32), y.astype(jnp.float32)
     latents = dictionary.encode(x)
     out = dictionary.decode(latents, x)
-    if out.shape != y.shape:
-        raise ShapeError(f"The dictionary writes {out.shape}, outputs have {y.shape}.")
     out, y = out.reshape(len(y), -1), y.reshape(len(y), -1)
     active = latents != 0
     norms = jnp.sqrt((out**2).sum(1) * (y**2).sum(1))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mijax._errors import ConfigError, ShapeError, nearest
+from mijax._errors import ConfigError, ShapeError, TokenError, nearest
 from mijax.core import AbstractModel, Site
 from mijax.data import Tokens
 from mijax.data._activations import reader_of
@@ -154,7 +154,7 @@ def features(
         ShapeError: a latent that there is not, twice the same, or activations that the
             dictionary does not read.
         SiteError: a site that the model does not have, or not one layer of it.
-        TokenError: a token that the model does not have.
+        TokenError: tokens that are no stream, or that the model does not have.
 
     Examples:
         >>> from mijax import dictionaries as d
@@ -169,6 +169,12 @@ def features(
         >>> round(float(found.density.sum()), 3)  # as many as are active at a token
         4.0
     """
+    if not isinstance(tokens, Tokens):
+        raise TokenError(
+            f"Features are gathered from a stream of tokens, got "
+            f"{type(tokens).__name__}: give mijax.data.Tokens(corpus, seq=..., "
+            "batch=...) of mijax.data.tokenize(...) or Corpus.from_ids(...)."
+        )
     keep = Keep() if keep is None else keep
     rows = _rows(tokens, rows)
     which = _which(dictionary, latents)

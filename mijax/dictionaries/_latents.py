@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mijax._errors import ShapeError, SiteError
 from mijax.core import AbstractModel, Site, capture
 from mijax.core._check import TokensLike, as_tokens
-from mijax.core._sites import HEAD_SITES
+from mijax.core._sites import HEAD_SITES, known
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._wiring import product
 
@@ -180,6 +180,9 @@ def direction(
         The direction, `[*latent, *writes]`, in the units of the activations:
         `mijax.Add(direction(sae, 5), 8.0)` steers as if latent 5 were 8 larger.
 
+    Raises:
+        SiteError: a latent that the dictionary does not have.
+
     Examples:
         >>> from mijax import dictionaries as d
         >>> sae = d.untrained(d.TopK(4), d.SAE(32), latents=64, key=jax.random.key(1))
@@ -187,8 +190,21 @@ def direction(
         >>> direction(sae, 5).shape
         (32,)
     """
+    check_latents(latent, dictionary.latents)
     chosen = rows(dictionary)[jnp.asarray(latent)]
     return chosen.reshape(*chosen.shape[:-1], *dictionary.wiring.writes)
+
+
+def check_latents(which: Any, latents: int) -> None:
+    """Refuses indices, where they are known, beyond the latents that there are."""
+    index = known(which)
+    if index is None:
+        return
+    beyond = index[(index < 0) | (index >= latents)]
+    if beyond.size:
+        raise SiteError(
+            f"Latent {beyond[0]} is out of range: there are 0 to {latents - 1}."
+        )
 
 
 def inputs(

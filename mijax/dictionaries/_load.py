@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from mijax._errors import ConfigError, LoadError, nearest
+from mijax._errors import ConfigError, LoadError, NetworkError, nearest
 from mijax.core import Site
 from mijax.dictionaries._circuit_tracer import (
     read_circuit_tracer,
@@ -91,13 +91,17 @@ def load(
         LoadError: no such file, one that is broken or unsafe, or one of a dictionary
             that cannot be represented.
         ConfigError: a format that does not exist.
-        NetworkError: the hub cannot be reached.
+        NetworkError: no such file, and the hub cannot be reached.
     """
     path, name = Path(name_or_path), os.fspath(name_or_path)
     if not path.exists():
         if PLACE.fullmatch(name) is None:
             raise LoadError(f"There is no folder or file '{name}', nor is it a hub id.")
-        path = download_dictionary(name)
+        try:
+            path = download_dictionary(name)
+        except (LoadError, NetworkError) as error:
+            here = f"There is no folder or file '{name}' here; taken as a hub id: "
+            raise type(error)(here + str(error)) from error
     kind = detect(path) if format is None else known_format(format)
     if scale is not None and kind != "saelens":
         raise LoadError(f"The format '{kind}' does not multiply activations: no scale.")

@@ -10,9 +10,8 @@ from jaxtyping import Array, Float, Int
 from mijax._errors import ShapeError, SiteError
 from mijax.core import AbstractEdit, Place, Scale, Set, Site
 from mijax.core._operands import check_per_prompt, per_row
-from mijax.core._sites import known
 from mijax.dictionaries._dictionary import Dictionary
-from mijax.dictionaries._latents import fitting, written
+from mijax.dictionaries._latents import check_latents, fitting, written
 from mijax.dictionaries._wiring import SAE
 
 # What latents are to their edits: one row per token, no layers.
@@ -38,10 +37,13 @@ class Splice(AbstractEdit):
             them joined, or each on its own, as its size says.
         change: an edit of latents, `[rows, latent]`; `None` changes nothing.
         error: keep what the dictionary misses.
+        every_layer: the dictionary is meant for all layers, so that `at` may leave the
+            layer out: every layer, or the one that a sweep over layers is at.
 
     Raises:
         ShapeError: a dictionary that does not write what it reads.
-        SiteError: an edit of a latent that the dictionary does not have.
+        SiteError: an edit of a latent that the dictionary does not have; in `at`, a
+            site of a block without its layer, unless `every_layer`.
 
     Examples:
         >>> from mijax import dictionaries as d
@@ -59,6 +61,7 @@ class Splice(AbstractEdit):
     dictionary: Dictionary
     change: AbstractEdit | None = None
     error: bool = eqx.field(static=True, default=True)
+    every_layer: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
         """Refuses dictionaries and latents that cannot be spliced in."""
@@ -74,18 +77,23 @@ class Splice(AbstractEdit):
 
     def bind(self, site: Site) -> AbstractEdit:
         """Binds the edit of latents, and says at which layer there is work to do."""
+        if site.layered and site.layer is None and not self.every_layer:
+            raise SiteError(
+                f"A dictionary is of one layer: give at({site.name!r}, layer=...), or "
+                "Splice(..., every_layer=True) for all layers, or a sweep over them."
+            )
         change = None if self.change is None else self.change.bind(LIKE_EMBED)
-        bound = Splice(self.dictionary, change, self.error)
+        bound = Splice(self.dictionary, change, self.error, self.every_layer)
         if site.layer is None or jnp.ndim(site.layer):
             return bound
         return AtLayer(bound, jnp.asarray(site.layer, jnp.int32))
 
-    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
+    def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
         """Refuses an edit of latents that does not fit what is run."""
         if self.change is not None:
-            size = (reach, self.dictionary.latents)
+            size = (rows.start, self.dictionary.latents)
             latents = jax.ShapeDtypeStruct(size, jnp.float32)
-            self.change.check_operand(latents, reach, batch)
+            self.change.check_operand(latents, rows, batch)
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Returns what the dictionary makes of the rows."""
@@ -124,21 +132,17 @@ class OnLatents(AbstractEdit):
                     f"A mask of latents has shape ({latents},), got {self.which.shape}."
                 )
             return
-        index = known(self.which)
-        if index is not None and ((index < 0) | (index >= latents)).any():
-            raise SiteError(
-                f"Latent {index.max()} is out of range: there are 0 to {latents - 1}."
-            )
+        check_latents(self.which, latents)
 
     def bind(self, site: Site) -> "OnLatents":
         """Binds the edit."""
         return OnLatents(self.edit.bind(site), self.which)
 
-    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
+    def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
         """Refuses latents and an operand of other prompts."""
         if self.which.dtype != bool:
             check_per_prompt(self.which, "latent", batch)
-        self.edit.check_operand(spec, reach, batch)
+        self.edit.check_operand(spec, rows, batch)
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Returns edited latents where they are meant, the others as they are."""
@@ -189,9 +193,9 @@ class AtLayer(AbstractEdit):
     edit: AbstractEdit
     layer: Int[Array, ""]
 
-    def check_operand(self, spec: Any, reach: int, batch: tuple[int, ...]) -> None:
+    def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
         """Refuses what the edit refuses."""
-        self.edit.check_operand(spec, reach, batch)
+        self.edit.check_operand(spec, rows, batch)
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Branches on the layer."""

@@ -7,16 +7,18 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from mijax._errors import ConfigError
 from mijax.data import AbstractSource
 from mijax.dictionaries._architecture import AbstractArchitecture, Given
 from mijax.dictionaries._dead import resampled
 from mijax.dictionaries._dictionary import Dictionary, untrained
-from mijax.dictionaries._wiring import AbstractWiring, Weights
+from mijax.dictionaries._wiring import AbstractWiring, Weights, check_batch
 from mijax.train import AbstractObjective, AbstractSink, Step, fit, warmed
 
 
@@ -64,8 +66,12 @@ class Training(AbstractObjective):
         resample: updates between replacements of dead latents by what is restored worst
             (Bricken et al. 2023); `None` is never (static). The last ones have as many
             updates to learn, and those of `decay`.
-        centre: start of the decoder's bias.
-        scale: by which activations are multiplied.
+        centre: start of the decoder's bias, `[*writes]`, in the units of the
+            activations, before `scale`: the `mean` of `mijax.data.statistics`, or
+            `mijax.data.geometric_median`; 0 by default. Of a transcoder, that of the
+            outputs (`targets=True`).
+        scale: one number by which activations are multiplied: the `scale` of
+            `mijax.data.statistics`.
         dtype: of products; sums and parameters are float32 (static).
         seed: of weights and updates.
     """
@@ -91,7 +97,15 @@ class Training(AbstractObjective):
     seed: Any = 0
 
     def __check_init__(self):
-        """Refuses sizes that cannot be, before any work."""
+        """Refuses numbers and sizes that cannot be, before any work."""
+        for name in ("learning_rate", "scale", "seed"):
+            given = getattr(self, name)
+            if not eqx.is_array_like(given) or jnp.ndim(given):
+                what = f"shape {np.shape(given)}" if np.ndim(given) else repr(given)
+                usual = self.__dataclass_fields__[name].default
+                raise ConfigError(
+                    f"{name} takes one number, such as {usual}, got {what}."
+                )
         self.architecture.check(self.latents)
         self.wiring.widths(self.latents)
         warmed(1.0, steps=self.steps, warmup=self.warmup, decay=self.decay)
@@ -134,7 +148,12 @@ class Training(AbstractObjective):
         return found.error + found.penalty, (numbers, Carried(since, running))
 
     def scaled(self, batch: Any) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """Returns inputs and outputs times the scale, in float32."""
+        """Returns inputs and outputs times the scale, in float32.
+
+        Raises:
+            ShapeError: a batch that the wiring does not read or write.
+        """
+        check_batch(self.wiring, batch)
         x, y = (a.astype(jnp.float32) * self.scale for a in (batch.x, batch.y))
         return x, y
 
@@ -199,6 +218,7 @@ class Training(AbstractObjective):
             norm=self.norm,
             tied=self.tied,
             centre=self.centre,
+            scale=self.scale,
         )
 
 
@@ -229,9 +249,10 @@ def train(
         The dictionary, or a list of them.
 
     Raises:
-        ConfigError: trainings that cannot share a program, or a mesh that does not
-            divide the latents.
+        ConfigError: activations that are no source, trainings that cannot share a
+            program, or a mesh that does not divide the latents.
         OutputError: a folder of another run.
+        ShapeError: activations of another size than the wiring reads or writes.
         TrainingError: a loss that is not finite.
 
     Examples:
@@ -244,6 +265,11 @@ def train(
         >>> sae(data).shape
         (256, 16)
     """
+    if not isinstance(source, AbstractSource):
+        raise ConfigError(
+            f"Training takes a source of batches, got {type(source).__name__}: give "
+            "mijax.data.Examples(x, batch=...), or mijax.data.Activations."
+        )
     several = isinstance(training, Sequence)
     state = fit(
         training,

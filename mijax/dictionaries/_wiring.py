@@ -98,7 +98,8 @@ class AbstractWiring(eqx.Module):
             norm: length of each row of the decoder.
             tied: start the encoder as the decoder, each row divided by its length
                 squared; otherwise with rows of its own.
-            centre: start of the decoder's bias, `[*writes]`, 0 by default.
+            centre: start of the decoder's bias, `[*writes]`, in the units of the
+                scaled activations; 0 by default.
 
         Raises:
             ShapeError: rows that cannot be tied, or a centre of another shape.
@@ -269,6 +270,27 @@ class CrossLayer(AbstractWiring):
         latents = weights.decoder.shape[0]
         later = jnp.arange(self.layers) >= (jnp.arange(latents) % self.layers)[:, None]
         return weights.decoder * jnp.repeat(later, self.embed, axis=1)
+
+
+def check_batch(wiring: AbstractWiring, batch: Any) -> None:
+    """Refuses a batch that is not of what a wiring reads and writes.
+
+    Raises:
+        ShapeError: activations of another shape, or no activations.
+    """
+    if not hasattr(batch, "x"):
+        raise ShapeError(
+            f"Dictionaries take batches of activations, the source gives "
+            f"{type(batch).__name__}: give mijax.data.Activations(model, tokens, site)."
+        )
+    sides = {"reads": (wiring.reads, batch.x), "writes": (wiring.writes, batch.y)}
+    for verb, (shape, given) in sides.items():
+        if given.shape[1:] != shape:
+            raise ShapeError(
+                f"{wiring} {verb} activations {list(shape)}, the source gives "
+                f"{list(given.shape[1:])} per example: change the sizes of the wiring, "
+                "or the source."
+            )
 
 
 def product(

@@ -414,7 +414,21 @@ BAD = {
     "shape": (
         lambda: d.evaluate(dictionary(planted()[1]), jnp.ones((4, 3))),
         ShapeError,
-        "do not suit",
+        r"\[example, 12\], got \[4, 3\]: check site",
+    ),
+    "rank": (
+        lambda: d.evaluate(dictionary(planted()[1]), jnp.ones((2, 4, 12))),
+        ShapeError,
+        r"got \[2, 4, 12\]: give x.reshape\(-1, 12\)",
+    ),
+    "rank_of_source": (
+        lambda: d.evaluate(
+            dictionary(planted()[1]),
+            Examples(jnp.ones((2, 4, 12)), batch=2),
+            examples=2,
+        ),
+        ShapeError,
+        r"reads activations \[12\], the source gives \[4, 12\]",
     ),
     "none_counts": (
         lambda: d.recovered(

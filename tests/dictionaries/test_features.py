@@ -10,7 +10,7 @@ import pytest
 import mijax
 from mijax import Site
 from mijax import dictionaries as d
-from mijax._errors import ConfigError, ShapeError, SiteError
+from mijax._errors import ConfigError, ShapeError, SiteError, TokenError
 from mijax.data import Corpus, Tokens
 from mijax.dictionaries._gather import Carried, Text, _binned, _merged, begin
 
@@ -241,6 +241,11 @@ def test_what_cannot_be_is_refused(model, sae, error, options):
     given = {"site": SITE, "keep": KEEP, "latents": LATENTS} | options
     with pytest.raises(error):
         d.features(model, sae, stream(4), **given)
+
+
+def test_texts_are_no_stream_of_tokens(model, sae, unchecked):
+    with pytest.raises(TokenError, match=r"got list: give mijax\.data\.Tokens\("):
+        d.features(model, sae, ["a text", "another"], SITE)
 
 
 def test_sizes_that_cannot_be_are_refused(gathered):

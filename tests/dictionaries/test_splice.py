@@ -147,7 +147,7 @@ def test_a_sweep_over_latents_is_one_program():
 
 def test_sweep_runs_it():
     model = cases.model("gpt2")
-    edit = d.Splice(sae(), mijax.Zero())
+    edit = d.Splice(sae(), mijax.Zero(), every_layer=True)
     found = mijax.sweep(
         *(model, TOKENS, edit.at("resid_post")), over=("layer",), metric=cases.METRIC
     )
@@ -156,6 +156,13 @@ def test_sweep_runs_it():
         chex.assert_trees_all_close(
             found.values[:, layer], cases.METRIC(alone), atol=1e-4
         )
+    # Without a sweep it is spliced in everywhere, as was said.
+    each = [edit.at("resid_post", layer=layer) for layer in range(3)]
+    chex.assert_trees_all_close(
+        mijax.run(model, TOKENS, edit.at("resid_post")),
+        mijax.run(model, TOKENS, each),
+        atol=1e-4,
+    )
 
 
 def test_bfloat16():
@@ -283,6 +290,16 @@ BAD = {
     ),
     "transcoder": (lambda: d.Splice(coders([0])[0]), ShapeError, "replace_mlps"),
     "latent": (lambda: d.Splice(sae(), d.hold(48, 0.0)), SiteError, "0 to 47"),
+    "some latent": (
+        lambda: d.Splice(sae(), d.hold(jnp.array([-1, 3]), 0.0)),
+        SiteError,
+        "Latent -1 .* 0 to 47",
+    ),
+    "every layer": (
+        lambda: d.Splice(sae()).at("resid_post"),
+        SiteError,
+        r"at\('resid_post', layer=\.\.\.\), or .*every_layer=True",
+    ),
     "mask": (
         lambda: d.Splice(sae(), d.hold(jnp.ones(3, bool), 0.0)),
         ShapeError,

@@ -13,11 +13,12 @@ import mijax
 from mijax import Site, train
 from mijax import dictionaries as d
 from mijax._errors import ConfigError, OutputError, ShapeError, TrainingError
-from mijax.data import Activations, Batch, Corpus, Examples, Tokens
+from mijax.data import Activations, Batch, Corpus, Examples, Tokens, statistics
 from mijax.dictionaries._dead import resampled
 from mijax.dictionaries._wiring import Weights
 
 EMBED, LATENTS = 8, 16
+CORPUS = Corpus.from_ids([range(1, 20)])
 ARCHITECTURES = {
     "relu": d.ReLU(0.05),
     "tanh": d.ReLU(0.05, penalty="tanh"),
@@ -231,6 +232,31 @@ def test_the_decoder_keeps_its_length():
     chex.assert_trees_all_close(norms, jnp.ones(LATENTS), atol=1e-5)
 
 
+@pytest.mark.parametrize("wiring", ["sae", "crosscoder"])
+def test_the_centre_is_in_the_units_of_the_activations(wiring):
+    """What statistics give is what training takes, whatever the scale."""
+    x = source(wiring).x + 5
+    known = statistics(Examples(x, batch=32), len(x))
+    scale = float(known.scale.mean())
+    given = training(wiring=wiring, centre=known.mean, scale=scale)
+    weights = given.start(given.key())[0].weights
+    np.testing.assert_array_equal(weights.centre, (known.mean * scale).reshape(-1))
+    old = training(wiring=wiring, centre=known.mean * scale)
+    chex.assert_trees_all_equal(weights, old.start(old.key())[0].weights)
+    # The mean is what is written where no latent is active.
+    new = given.dictionary(*given.start(given.key()))
+    none = new.decode(jnp.zeros(LATENTS))
+    chex.assert_trees_all_close(none, known.mean, rtol=1e-5)
+    drawn = d.untrained(
+        *(given.architecture, given.wiring),
+        latents=LATENTS,
+        key=given.key(),
+        centre=known.mean,
+        scale=scale,
+    )
+    chex.assert_trees_all_equal(drawn.weights, weights)
+
+
 def test_a_loss_that_is_no_number_stops_and_says_where(tmp_path):
     x = source().x.at[70].set(jnp.nan)
     with pytest.raises(TrainingError, match=r"step \d.*not finite.*checkpoint is step"):
@@ -267,6 +293,46 @@ BAD = {
         "more than numbers",
     ),
     "examples": (lambda: Examples(jnp.ones((3, 2)), batch=4), ConfigError, "drawn"),
+    "array": (
+        lambda: d.train(training(), source().x),
+        ConfigError,
+        r"source of batches, got ArrayImpl: .*Examples\(x, batch=",
+    ),
+    "tokens": (
+        lambda: d.train(training(), Tokens(CORPUS, seq=4, batch=2)),
+        ShapeError,
+        r"gives TokenBatch: .*Activations\(",
+    ),
+    "reads": (
+        lambda: d.train(training_of(d.TopK(3), d.SAE(5)), source()),
+        ShapeError,
+        r"SAE\(embed=5\) reads activations \[5\], the source gives \[8\]",
+    ),
+    "reads_in_lanes": (
+        lambda: d.train([training_of(d.TopK(3), d.SAE(5))] * 2, source()),
+        ShapeError,
+        r"reads activations \[5\], the source gives \[8\]",
+    ),
+    "writes": (
+        lambda: d.train(training(wiring="transcoder"), source()),
+        ShapeError,
+        r"writes activations \[6\], the source gives \[8\]",
+    ),
+    "rank": (
+        lambda: d.train(training(), source("crosscoder")),
+        ShapeError,
+        r"reads activations \[8\], the source gives \[2, 8\]",
+    ),
+    "rate": (
+        lambda: training(learning_rate="1e-3"),
+        ConfigError,
+        "learning_rate takes one number, such as 0.0003, got '1e-3'",
+    ),
+    "scale": (
+        lambda: training(wiring="crosscoder", scale=jnp.ones(2)),
+        ConfigError,
+        r"scale takes one number.*got shape \(2,\)",
+    ),
     "input": (
         lambda: d.train(training(), source())(jnp.ones((2, 5))),
         ShapeError,
@@ -280,7 +346,7 @@ def training_of(architecture, wiring=WIRINGS["sae"]):
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_refused(case):
+def test_what_is_refused(case, unchecked):
     make, error, said = BAD[case]
     with pytest.raises(error, match=said):
         make()

@@ -195,6 +195,13 @@ BAD = {
         "beside the site",
     ),
     "one_prompt": (lambda: direct(tokens=TOKENS[0]), ShapeError, "batch"),
+    "beyond": (lambda: d.direction(sae(), LATENTS), SiteError, "0 to 39"),
+    "negative": (lambda: d.direction(sae(), -1), SiteError, "Latent -1"),
+    "one_beyond": (
+        lambda: d.logit_weights(cases.model("gpt2"), sae(), jnp.array([3, 5000])),
+        SiteError,
+        "Latent 5000",
+    ),
     "vocabulary": (
         lambda: d.logit_weights(cases.model("gpt2"), sae(16), 0),
         ShapeError,
