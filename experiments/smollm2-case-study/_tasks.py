@@ -9,7 +9,15 @@ from jaxtyping import Array, Float, Int
 
 import mijax
 from mijax._errors import ConfigError, nearest
-from mijax.data import Pairs, Prompts, Tokenizer, capitals, fill, induction, ioi
+from mijax.data import (
+    Pairs,
+    Prompts,
+    Tokenizer,
+    capitals,
+    greater_than_digits,
+    induction,
+    ioi,
+)
 
 # Where a prompt and its counterpart differ; of induction, if all of the first run does,
 # this is the answer.
@@ -32,7 +40,6 @@ GIVING = (
     "When {a} and {b} went to the {place}, {subject2} gave a {object} to",
     "After {a} and {b} arrived at the {place}, {subject2} handed a {object} to",
 )
-YEARS = "The {noun} lasted from the year {century}{year} to the year {century2}"
 NOUNS = ("war", "siege", "reign", "journey", "conflict", "plague", "project", "trial")
 # Draws per prompt that is needed, so that enough are left.
 SPARE = 4
@@ -111,41 +118,7 @@ def draw(tokenizer: Tokenizer, name: str, n: int, seed: int, repeated: str) -> P
     if name == "induction":
         options = {"length": RUN, "seed": seed, "counterfactual": repeated}
         return induction(tokenizer.vocab_size, n, **options)
-    return years(tokenizer, n, seed=seed)
-
-
-def years(tokenizer: Tokenizer, n: int, *, seed: int) -> Pairs:
-    """Greater-than for tokenizers that keep every digit apart.
-
-    After "from the year 1742 to the year 17" a digit above 4 is right and one below it
-    is wrong; of 4 itself the next digit would decide, so it counts as neither. The
-    counterpart begins in 1701.
-    """
-    digits = [tokenizer.encode(str(digit)) for digit in range(10)]
-    ids = [row[0] for row in digits]
-    plain = tokenizer.encode(" 1732")
-    if [len(row) for row in digits] != [1] * 10 or plain[-4:] != [
-        ids[digit] for digit in (1, 7, 3, 2)
-    ]:
-        raise ConfigError(
-            "Greater-than is asked digit by digit here, and this tokenizer makes "
-            f"{', '.join(map(repr, tokenizer.pieces(plain)))} of ' 1732': leave "
-            "greater_than out of --tasks."
-        )
-    random = np.random.default_rng(seed)
-    rows, others, answer, wrong = [], [], [], []
-    for _ in range(n):
-        century = str(random.integers(11, 18))
-        tens, unit = int(random.integers(2, 8)), int(random.integers(10))
-        noun = NOUNS[random.integers(len(NOUNS))]
-        row = {"noun": noun, "century": century, "century2": century}
-        rows.append({**row, "year": f"{tens}{unit}"})
-        others.append({**row, "year": "01"})
-        answer.append([*ids[tens + 1 :], *[-1] * 9][:9])
-        wrong.append([*ids[:tens], *[-1] * 9][:9])
-    clean, corrupt = (fill(tokenizer, YEARS, each) for each in (rows, others))
-    group = jnp.zeros(n, jnp.int32)
-    return Pairs(clean, corrupt, jnp.array(answer), jnp.array(wrong), group)
+    return greater_than_digits(tokenizer, n, seed=seed, nouns=NOUNS)
 
 
 def widened(ids: Int[np.ndarray, "prompt k"], k: int) -> Int[np.ndarray, "prompt wide"]:

@@ -10,6 +10,7 @@ from mijax.data._corpus import tokenize as tokenize
 from mijax.data._docstring import docstring as docstring
 from mijax.data._examples import Examples as Examples
 from mijax.data._greater_than import greater_than as greater_than
+from mijax.data._greater_than import greater_than_digits as greater_than_digits
 from mijax.data._induction import induction as induction
 from mijax.data._ioi import ioi as ioi
 from mijax.data._othello import Othello as Othello

@@ -41,7 +41,7 @@ def greater_than(
     counterpart starts in the year `01` of the same century, so nearly every answer is
     right. Measure with `pairs.probability_difference()`. Centuries run from 11 to 17,
     years from 02 to 98; those that the tokenizer does not split into century and year
-    are left out.
+    are left out. For tokenizers that keep digits apart see `greater_than_digits`.
 
     Args:
         tokenizer: the model's tokenizer; two digits are one token in it.
@@ -92,6 +92,84 @@ def greater_than(
     return collect(tokenizer, draw, n, prepend=prepend)
 
 
+def greater_than_digits(
+    tokenizer: Tokenizer,
+    n: int,
+    *,
+    seed: int = 0,
+    nouns: Sequence[str] = NOUNS,
+    prepend: Sequence[int] = (),
+) -> Pairs:
+    """Draws the prompts of `greater_than` for tokenizers that keep every digit apart.
+
+    The next token is the first of two digits. After "from the year 1742 to the year
+    17" a digit above 4 is right and one below it is wrong; of 4 itself the next digit
+    would decide, so it counts as neither. The counterpart starts in the year `01`, so
+    nearly every digit is right. Measure with `pairs.probability_difference()`, as
+    published, or with `pairs.logit_difference()`, the best right digit minus the best
+    wrong one. Centuries run from 11 to 17, years from 20 to 79: two digits at least
+    are on either side.
+
+    Args:
+        tokenizer: the model's tokenizer; every digit is one token in it.
+        n: number of prompts.
+        seed: equal seeds give equal prompts.
+        nouns: what lasts; those that are one token are used.
+        prepend: token ids to put before each text.
+
+    Returns:
+        Pairs with the spans `noun`, `century`, `year`, `century2` and `last`.
+
+    Raises:
+        TokenError: the tokenizer does not keep the digits of a year apart, or no noun
+            is one token.
+
+    Examples:
+        >>> tokenizer = Tokenizer.from_pieces([" war"])
+        >>> pairs = greater_than_digits(tokenizer, 1)
+        >>> pairs.clean.texts[0]
+        'The war lasted from the year 1655 to the year 16'
+        >>> tokenizer.pieces([i for i in pairs.answer[0].tolist() if i >= 0])
+        ['6', '7', '8', '9']
+    """
+    random = np.random.default_rng(seed)
+    known = single(tokenizer, nouns)
+    ids = digits(tokenizer)
+
+    def draw(_: int) -> Draw:
+        century = str(random.integers(11, 18))
+        tens, unit = int(random.integers(2, 8)), int(random.integers(10))
+        return Draw(
+            template=TEMPLATE,
+            clean={
+                "noun": known[random.integers(len(known))],
+                "century": century,
+                "year": f"{tens}{unit}",
+                "century2": century,
+            },
+            corrupt={"year": FIRST},
+            answer=ids[tens + 1 :],
+            wrong=ids[:tens],
+        )
+
+    return collect(tokenizer, draw, n, prepend=prepend)
+
+
+def digits(tokenizer: Tokenizer) -> list[int]:
+    """Returns the ids of the digits of a tokenizer that keeps them apart in years."""
+    rows = [tokenizer.encode(str(digit)) for digit in range(10)]
+    ids = [row[-1] for row in rows]
+    year = tokenizer.encode(" 1732")
+    apart = year[-4:] == [ids[digit] for digit in (1, 7, 3, 2)]
+    if not apart or any(len(row) != 1 for row in rows):
+        raise TokenError(
+            f"' 1732' is {', '.join(map(repr, tokenizer.pieces(year)))} in this "
+            "tokenizer, expected '1', '7', '3' and '2', each a token. Where two digits "
+            "are kept together use greater_than."
+        )
+    return ids
+
+
 def split_dates(tokenizer: Tokenizer) -> list[tuple[str, list[str]]]:
     """Finds the centuries and the years of each that are tokens of their own."""
     dates = []
@@ -111,7 +189,7 @@ def split_dates(tokenizer: Tokenizer) -> list[tuple[str, list[str]]]:
         pieces = tokenizer.pieces(tokenizer.encode(" 1732"))
         raise TokenError(
             f"' 1732' is {', '.join(map(repr, pieces))} in this tokenizer, expected "
-            "' 17' and '32'. Use a model whose tokenizer keeps two digits together, "
-            "such as GPT-2, or another task, such as addition."
+            "' 17' and '32'. Use greater_than_digits where every digit is a token, or "
+            "a model whose tokenizer keeps two digits together, such as GPT-2."
         )
     return dates

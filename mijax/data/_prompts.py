@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from mijax._errors import PositionError, nearest
+from mijax._errors import PositionError, TokenError, nearest
 from mijax.data._tokenizer import Tokenizer
 
 Span = tuple[Int[Array, " batch"], Int[Array, " batch"]]
@@ -59,7 +59,19 @@ class Prompts(eqx.Module):
 
         Raises:
             PositionError: there are no texts, or one of them has no tokens.
+            TokenError: one text instead of a list of texts.
+
+        Examples:
+            >>> from mijax.data import Tokenizer
+            >>> tokenizer = Tokenizer.from_pieces([" Mary", " went"])
+            >>> Prompts.from_texts(tokenizer, [" Mary went", " Mary"]).tokens.tolist()
+            [[256, 257], [256, 0]]
         """
+        if isinstance(texts, str):
+            raise TokenError(
+                f"texts is the text {texts!r:.60}, expected a list of texts: write "
+                "[text]."
+            )
         ids = [[*prepend, *tokenizer.encode(text)] for text in texts]
         return cls.from_ids(ids, texts=texts, pad=pad)
 

@@ -35,7 +35,8 @@ def fill(
 
     Raises:
         TokenError: a slot of a row is missing or unknown, a slot occurs twice in the
-            template, or a slot's text does not begin and end between tokens.
+            template, its text brings a second space, or does not begin and end
+            between tokens; or rows that are not a list of mappings.
 
     Examples:
         >>> from tokenizers import Tokenizer as Backend, models, pre_tokenizers
@@ -45,6 +46,11 @@ def fill(
         >>> prompts.position("name").tolist()
         [1]
     """
+    if isinstance(rows, Mapping) or not all(isinstance(row, Mapping) for row in rows):
+        raise TokenError(
+            f"rows is {rows!r:.60}, expected a list with a dict of slots for each "
+            "prompt: write [{'name': 'Mary'}]."
+        )
     templates = [template] * len(rows) if isinstance(template, str) else list(template)
     if len(templates) != len(rows):
         raise TokenError(
@@ -84,6 +90,11 @@ def fill_one(template: str, row: Mapping[str, str]) -> tuple[str, Slots]:
         if name not in row:
             raise TokenError(
                 f"The template needs a slot {name!r}, which the row {dict(row)} lacks."
+            )
+        if text.endswith(" ") and row[name].startswith(" "):
+            raise TokenError(
+                f"The slot {name!r} of {template!r} comes after a space and its text "
+                f"{row[name]!r} begins with one: drop one of the two."
             )
         slots[name] = (len(text), len(text) + len(row[name]))
         text += row[name]

@@ -100,7 +100,11 @@ class Tokenizer:
 
         Returns:
             Token ids.
+
+        Raises:
+            TokenError: what was given is not one text.
         """
+        check_text(text)
         return self.backend.encode(text, add_special_tokens=add_special).ids
 
     def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -112,12 +116,42 @@ class Tokenizer:
         Returns:
             Token ids, and the (start, stop) characters of each. Whether a leading
             space is counted depends on the tokenizer.
+
+        Raises:
+            TokenError: what was given is not one text.
         """
+        check_text(text)
         encoding = self.backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Joins token ids to a text; special tokens are spelled out."""
+    def decode(self, ids: Any) -> Any:
+        """Joins token ids to a text; special tokens are spelled out.
+
+        Args:
+            ids: token ids `[seq]`, or of several texts `[batch, seq]`; padding is
+                spelled out too.
+
+        Returns:
+            The text; a list of texts for a batch.
+
+        Raises:
+            TokenError: ids of another rank.
+
+        Examples:
+            >>> tokenizer = Tokenizer.from_pieces([" Mary", " went"])
+            >>> tokenizer.decode([256, 257])
+            ' Mary went'
+            >>> tokenizer.decode([[256, 257], [257]])
+            [' Mary went', ' went']
+        """
+        rank = rank_of(ids)
+        if rank not in (1, 2):
+            raise TokenError(
+                f"Token ids of rank {rank} cannot be decoded: give [seq], or "
+                "[batch, seq] for a list of texts."
+            )
+        if rank == 2:
+            return [self.decode(row) for row in ids]
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def token(self, text: str) -> int:
@@ -130,7 +164,7 @@ class Tokenizer:
             The id.
 
         Raises:
-            TokenError: the text is no token or several.
+            TokenError: the text is no token or several, or not one text.
         """
         ids = self.encode(text)
         if len(ids) != 1:
@@ -168,6 +202,24 @@ class Tokenizer:
         for character, visible in VISIBLE.items():
             text = text.replace(character, visible)
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def check_text(text: Any) -> None:
+    """Refuses what is not one text."""
+    if not isinstance(text, str):
+        raise TokenError(
+            f"Expected one text, got {text!r:.60} ({type(text).__name__}): call this "
+            "for each text, or make a batch with Prompts.from_texts(tokenizer, texts)."
+        )
+
+
+def rank_of(ids: Any) -> int:
+    """Returns the rank of an array or of nested lists, whose rows may be unequal."""
+    if hasattr(ids, "ndim"):
+        return ids.ndim
+    if not isinstance(ids, Sequence) or isinstance(ids, str):
+        return 0
+    return 1 + (rank_of(ids[0]) if ids else 0)
 
 
 def spell(piece: str) -> str:

@@ -1,5 +1,6 @@
 """Where experiments and their configs lie."""
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,8 +87,8 @@ def find(source: str | Path) -> Found:
     """Finds an experiment by name, by the path of a config, or by its own folder.
 
     Args:
-        source: `induction`, `induction/train`, `my/config.yaml`, or a folder with an
-            `experiment.py`.
+        source: `induction`, `induction/train`, `my/config.yaml`, the same without
+            `.yaml`, or a folder with an `experiment.py`.
 
     Returns:
         The config and the experiment that it is for.
@@ -103,10 +104,23 @@ def find(source: str | Path) -> Found:
         return _from_file(path.absolute())
     if (path / SCRIPT).is_file():
         return _from_folder(path.resolve())
+    config = Path(f"{source}.yaml")
+    if config.is_file():
+        return _from_file(config.absolute())
+    close = difflib.get_close_matches(str(source), [*names, *_here()])
     raise ConfigError(
         f"no experiment {str(source)!r}; expected a name from `mijax list`, a YAML "
-        f"file or a folder with {SCRIPT}." + nearest(str(source), names)
+        f"file or a folder with {SCRIPT}." + nearest(str(source), close)
     )
+
+
+def _here() -> list[str]:
+    """What can be run in the current folder."""
+    found = []
+    for script in Path().glob(f"*/{SCRIPT}"):
+        folder = script.parent
+        found += [folder.name, *(_name(folder, file) for file in folder.glob("*.yaml"))]
+    return list(dict.fromkeys(found))
 
 
 def _from_folder(folder: Path) -> Found:

@@ -10,6 +10,7 @@ from mijax._errors import LoadError, nearest
 from mijax.models._attention_only import ATTENTION_ONLY
 from mijax.models._family import Family, Preset
 from mijax.models._gpt2 import GPT2
+from mijax.models._init import check_dtype
 from mijax.models._llama import LLAMA
 from mijax.nn import Transformer
 
@@ -81,13 +82,14 @@ def init(
     Args:
         spec: a spec, or the name of a preset.
         key: seed of the weights.
-        dtype: precision of the weights.
+        dtype: precision of the weights, such as `"bfloat16"`.
 
     Returns:
         The model.
 
     Raises:
         LoadError: there is no such preset or spec.
+        ConfigError: a dtype that is not of floating-point numbers.
 
     Examples:
         >>> import jax, mijax.models
@@ -95,5 +97,6 @@ def init(
         >>> mijax.models.init(spec, jax.random.key(0)).n_layers
         1
     """
+    check_dtype(dtype)
     spec = preset(spec) if isinstance(spec, str) else spec
     return family_of(spec).init(spec, key, dtype)

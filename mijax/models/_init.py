@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from mijax._errors import ConfigError
 from mijax.nn import LayerNorm, RMSNorm
 
 
@@ -23,6 +24,19 @@ class Normal:
     def __call__(self, *shape: int, scale: float = 0.02) -> Float[Array, "..."]:
         """Draws one array of a standard deviation."""
         return scale * jax.random.normal(next(self.keys), shape, self.dtype)
+
+
+def check_dtype(dtype: DTypeLike) -> None:
+    """Refuses what is no dtype of floating-point numbers."""
+    try:
+        known = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:
+        known = False
+    if not known:
+        raise ConfigError(
+            f"dtype={dtype!r} is no precision of weights: give 'float32', 'bfloat16' "
+            "or 'float16'."
+        )
 
 
 def layer_norm(

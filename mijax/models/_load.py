@@ -28,6 +28,7 @@ from mijax.models._families import FAMILIES, family_named, presets
 from mijax.models._family import assemble
 from mijax.models._gguf_tokenizer import gguf_tokenizer
 from mijax.models._hub import download_model
+from mijax.models._init import check_dtype
 from mijax.models._native import read_checkpoint, read_native
 from mijax.nn import Transformer
 
@@ -93,7 +94,8 @@ def load(
             - a hub id, `"org/name"`.
 
             A name wins over a folder that is called the same; write `./name` for that.
-        dtype: precision of the weights; rotary frequencies stay in float32.
+        dtype: precision of the weights, such as `"bfloat16"`; rotary frequencies stay
+            in float32.
 
     Returns:
         The model, its tokenizer, spec, source and digest.
@@ -101,8 +103,10 @@ def load(
     Raises:
         LoadError: no such model, a file that is broken or unsafe, or a model that is
             not supported.
+        ConfigError: a dtype that is not of floating-point numbers.
         NetworkError: the hub cannot be reached.
     """
+    check_dtype(dtype)
     name, path = os.fspath(name_or_path), Path(name_or_path)
     if name in EMBEDDED_NAMES:
         return load_folder(EMBEDDED / name, name, dtype)

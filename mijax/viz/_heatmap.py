@@ -45,7 +45,7 @@ def heatmap(
         The figure.
 
     Raises:
-        ShapeError: when a label list does not fit the grid.
+        ShapeError: when the grid is not of rank 2, or a label list does not fit it.
 
     Examples:
         >>> import numpy as np
@@ -92,8 +92,8 @@ def heatmaps(
         The figure.
 
     Raises:
-        ShapeError: when there is no panel, panels differ in shape, or labels do not
-            fit.
+        ShapeError: when there is no panel, panels differ in shape or are not of rank
+            2, or labels do not fit.
 
     Examples:
         >>> import numpy as np
@@ -152,7 +152,8 @@ def attention_grid(
         The figure, with one scale from 0 to 1.
 
     Raises:
-        ShapeError: when there are not as many tokens as positions.
+        ShapeError: when there are not as many tokens as positions, or patterns are
+            not of rank 3.
 
     Examples:
         >>> import numpy as np
@@ -161,6 +162,11 @@ def attention_grid(
         'head 0'
     """
     grid = finite(patterns)
+    if grid.ndim != 3:
+        raise ShapeError(
+            f"patterns are [heads, seq, key_seq], got shape {grid.shape}: give those "
+            "of one prompt and layer."
+        )
     heads, queries, keys = grid.shape
     for count in (queries, keys):
         if tokens is not None and len(tokens) != count:
@@ -234,6 +240,11 @@ def _shape(
         raise ShapeError(
             f"grids of shapes {sorted(g.shape for g in grids.values())}; expected at "
             "least one, all of one shape that is not empty."
+        )
+    if len(shape) != 2:
+        raise ShapeError(
+            f"a grid is [row, column], got shape {shape}: average over the other axes, "
+            "choose one of their entries, or give heatmaps one grid for each."
         )
     for labels, count, where in (
         (x_labels, shape[1], "columns"),

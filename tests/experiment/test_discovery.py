@@ -46,6 +46,33 @@ def test_own_experiments(shipped, tmp_path):
     assert load(file.parent).config.prompts == 3
 
 
+def test_own_experiments_by_name(shipped, tmp_path, monkeypatch):
+    file = make_toy(tmp_path / "own")
+    folder = file.parent.rename(tmp_path / "own" / "my-exp")
+    text = CONFIG.replace("experiment: toy", "experiment: my-exp")
+    (folder / "other.yaml").write_text(text)
+    (folder / "toy.yaml").rename(folder / "my-exp.yaml")
+    (folder / "my-exp.yaml").write_text(text)
+    monkeypatch.chdir(folder.parent)
+    for source, name in (
+        ("my-exp", "my-exp"),
+        ("my-exp/other", "my-exp/other"),
+        ("my-exp/other.yaml", "my-exp/other"),
+        (str(folder / "other"), "my-exp/other"),
+    ):
+        found = load(source)
+        assert (found.name, found.reference) == (name, str(folder))
+    for wrong, meant in (("my_exp", "'my-exp'"), ("my-exp/othr", "'my-exp/other'")):
+        with pytest.raises(ConfigError, match=f"Did you mean {meant}"):
+            load(wrong)
+
+
+def test_an_unknown_name_does_not_list_everything(shipped):
+    with pytest.raises(ConfigError, match="no experiment 'zzz'") as caught:
+        load("zzz")
+    assert "toy" not in str(caught.value)
+
+
 def test_folder_with_several_configs_and_no_default(shipped, tmp_path):
     file = make_toy(tmp_path / "own")
     shutil.copy(file, file.with_name("a.yaml"))

@@ -139,9 +139,9 @@ def test_refuses():
         execute("smollm2-case-study/tiny", {"methods": ["GIM"]})
     with pytest.raises(mijax.MijaxError, match=r"'GMI'.*'GIM'"):
         execute("smollm2-case-study/tiny", {"methods": ["GMI"]})
-    few = Tokenizer.from_pieces(["17", "32"])
+    few = Tokenizer.from_pieces([" war", "17", "32"])
     tasks = part("_tasks")
-    with pytest.raises(mijax.MijaxError, match="digit by digit"):
+    with pytest.raises(mijax.MijaxError, match="each a token"):
         tasks.problems(few, ("greater_than",), (2, 2), 0, repeated="answer")
     with pytest.raises(mijax.MijaxError, match="one token"):
         part("_steering").words(few, ("good",))

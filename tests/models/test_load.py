@@ -13,7 +13,7 @@ from flax import serialization, traverse_util
 from safetensors.numpy import load_file, save_file
 
 from mijax import models
-from mijax._errors import LoadError, NetworkError
+from mijax._errors import ConfigError, LoadError, NetworkError
 from mijax.io._hub import HUB_ID
 from mijax.models._families import FAMILIES, family_of
 from mijax.models._family import leaf_shapes
@@ -258,6 +258,22 @@ def test_tensors_that_are_not_weights(copy):
         folder / "model.safetensors", lambda t: t.update({name: np.ones((1, 1, 4, 4))})
     )
     check_golden(models.load(folder).model, "gpt2")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "nothing", None])
+def test_dtypes_that_weights_cannot_have(unchecked, dtype):
+    for make in (
+        lambda: models.load("induction-2l", dtype=dtype),
+        lambda: models.init("attn-only-2l", jax.random.key(0), dtype=dtype),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            make()
+        one_line(caught, repr(dtype), "'bfloat16'")
+
+
+def test_dtypes_by_name(copy):
+    model = models.load(copy("gpt2"), dtype="bfloat16").model
+    assert model.embedding.weight.dtype == jnp.bfloat16
 
 
 def test_broken_folders(copy, tmp_path):

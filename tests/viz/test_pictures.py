@@ -52,11 +52,20 @@ def test_labels():
         lambda: viz.terminal_heatmap(np.ones((2, 2)), row_labels=["a"]),
         lambda: viz.terminal_heatmap(np.ones((0, 2))),
         lambda: viz.attention_page(np.ones((1, 2, 2)), tokens=["a"]),
+        lambda: viz.heatmap(np.ones((2, 3, 4))),
+        lambda: viz.heatmap(np.ones(3)),
+        lambda: viz.heatmaps({"a": np.ones((2, 3, 1)), "b": np.ones((2, 3, 1))}),
+        lambda: viz.attention_grid(np.ones((2, 2))),
     ],
 )
 def test_what_does_not_fit_is_refused(draw):
     with pytest.raises(ShapeError):
         draw()
+
+
+def test_a_stack_of_grids_is_refused_by_its_shape():
+    with pytest.raises(ShapeError, match=r"\[row, column\], got shape \(2, 3, 4\)"):
+        viz.heatmap(np.ones((2, 3, 4)))
 
 
 def test_saved_bytes_depend_on_the_figure_alone(tmp_path):
