@@ -8,7 +8,8 @@ from mijax._errors import PositionError, SiteError
 from mijax.attribution._atp import AtP
 from mijax.attribution._method import AbstractMethod, is_site
 from mijax.core import AbstractMetric, AbstractModel
-from mijax.core._check import TokensLike, as_tokens, check_sites
+from mijax.core._check import check_metric, check_sites
+from mijax.core._tokens import TokensLike, as_tokens, lengths_of
 
 
 def attribute(
@@ -51,13 +52,14 @@ def attribute(
         >>> attribute(model, [5, 6, 7], [5, 9, 7], metric, mijax.Site("z")).shape
         (3, 3, 4)
     """
-    clean, corrupt = as_tokens(clean), as_tokens(corrupt)
+    lengths, clean, corrupt = lengths_of(clean), as_tokens(clean), as_tokens(corrupt)
     if clean.shape != corrupt.shape:
         raise PositionError(
             f"Clean prompts have shape {clean.shape} and corrupt ones "
             f"{corrupt.shape}: give one counterpart of equal length for each."
         )
-    check_sites(model, clean, sites)
+    shapes = check_sites(model, clean, sites, lengths=lengths)
+    check_metric(metric, clean, lengths=lengths, vocab=shapes.logits.shape[-1])
     for site in jax.tree.leaves(sites, is_leaf=is_site):
         if site.feature is not None:
             raise SiteError(

@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Array, Int, PRNGKeyArray
 
 from mijax._errors import PositionError, ShapeError
-from mijax.core._check import TokensLike, as_tokens, check_edits, lengths_of
+from mijax.core._check import check_edits
 from mijax.core._edits import edit
 from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._rows import Packed, Place, Sequence
 from mijax.core._sites import Sites
+from mijax.core._tokens import TokensLike, as_tokens, lengths_of
 
 
 def generate(

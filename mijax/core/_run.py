@@ -9,19 +9,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mijax._errors import PositionError
-from mijax.core._check import (
-    TokensLike,
-    as_tokens,
-    check_edits,
-    check_metric,
-    check_sites,
-    lengths_of,
-)
+from mijax.core._check import check_edits, check_metric, check_sites
 from mijax.core._edits import AbstractEdit, compose, edit
 from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel, Layered, scan_blocks
 from mijax.core._rows import Place, Sequence
 from mijax.core._sites import BlockSites, Site, Sites, get, known, span_ends
+from mijax.core._tokens import TokensLike, as_tokens, lengths_of
 
 
 def run(

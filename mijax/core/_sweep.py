@@ -19,15 +19,7 @@ from jaxtyping import Array, Float
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core._axes import END, Axis, Cells, cells
-from mijax.core._check import (
-    PromptsLike,
-    TokensLike,
-    as_tokens,
-    check_edits,
-    check_metric,
-    lengths_of,
-    site_shapes,
-)
+from mijax.core._check import check_edits, check_metric, site_shapes
 from mijax.core._chunk import (
     Base,
     Tile,
@@ -43,6 +35,7 @@ from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel
 from mijax.core._plan import Chunks, Cost, Lanes, Plan, layer_overhead, pack
 from mijax.core._sites import BLOCK_SITES, SITES, Sites, get
+from mijax.core._tokens import PromptsLike, TokensLike, as_tokens, lengths_of
 
 # The first layer of an empty tile.
 NEVER = 2**30

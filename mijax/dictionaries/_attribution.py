@@ -16,8 +16,9 @@ from mijax.core import (
     Site,
     capture,
 )
-from mijax.core._check import TokensLike, as_tokens
+from mijax.core._check import check_metric, site_shapes
 from mijax.core._run import over_prompts
+from mijax.core._tokens import TokensLike, as_tokens, lengths_of
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._latents import (
     fitting,
@@ -119,6 +120,8 @@ def attribute_latents(
             "Scores are of whole activations: give name and layer only."
         )
     of_one_layer(site)
+    vocab = site_shapes(model, tokens.shape[-1]).logits.shape[-1]
+    check_metric(metric, tokens, lengths=lengths_of(clean), vocab=vocab)
     x = capture(model, tokens, site)
     y = None if other is None else capture(model, other, site)
     layer = None if site.layer is None else jnp.asarray(site.layer, jnp.int32)

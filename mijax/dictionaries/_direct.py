@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import PositionError, ShapeError, SiteError
 from mijax.core import Site, capture
-from mijax.core._check import TokensLike, as_tokens
+from mijax.core._tokens import TokensLike, as_tokens
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._latents import (
     direction,
@@ -91,7 +91,7 @@ def direct_latent_attribution(
         >>> found.latents.shape, int((found.latents != 0).sum())
         ((1, 64), 4)
     """
-    tokens = as_tokens(tokens)
+    given, tokens = tokens, as_tokens(tokens)
     if tokens.ndim != 2:
         raise ShapeError(f"Tokens are [batch, seq] here, got {tokens.shape}.")
     if site.name not in SITES:
@@ -111,7 +111,7 @@ def direct_latent_attribution(
         "last": Site("resid_post", layer=model.n_layers - 1, position=position),
         "here": Site(site.name, site.layer, position=position),
     }
-    acts = capture(model, tokens, sites)
+    acts = capture(model, given, sites)
     answer = jnp.broadcast_to(answer, tokens.shape[:1])
     wrong = None if wrong is None else jnp.broadcast_to(wrong, tokens.shape[:1])
     layer = 0 if site.layer is None else site.layer

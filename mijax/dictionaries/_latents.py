@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core import AbstractModel, Site, capture
-from mijax.core._check import TokensLike, as_tokens
 from mijax.core._sites import HEAD_SITES, known
+from mijax.core._tokens import PromptsLike, TokensLike, as_tokens
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._wiring import product
 
@@ -136,9 +136,9 @@ def pooled(
     Args:
         model: any `AbstractModel`.
         dictionary: which reads that site.
-        tokens: token ids of a batch.
+        tokens: token ids of a batch, or `mijax.data.Prompts`.
         site: where, with its layer; a list of sites where the dictionary reads several.
-        mask: which tokens count (`prompts.mask`); all by default.
+        mask: which tokens count; all but the padding of `Prompts` by default.
 
     Returns:
         Mean activations and mean latents.
@@ -157,6 +157,8 @@ def pooled(
         >>> texts.x.shape, texts.latents.shape
         ((2, 32), (2, 64))
     """
+    if mask is None and isinstance(tokens, PromptsLike):
+        mask = jnp.arange(jnp.shape(tokens.tokens)[-1]) < tokens.lengths[:, None]
     tokens = as_tokens(tokens)
     mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask)
     if tokens.ndim != 2 or mask.shape != tokens.shape:

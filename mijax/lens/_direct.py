@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError
 from mijax.core import Site, capture
+from mijax.core._tokens import TokensLike, as_tokens
 from mijax.lens._logit_lens import known_ids
 from mijax.nn import Transformer, Unembedding, scaled_like
 
@@ -38,7 +39,7 @@ class Direct(eqx.Module):
 
 def direct_logit_attribution(
     model: Transformer,
-    tokens: Int[Array, "batch seq"],
+    tokens: TokensLike,
     answer: Int[Array, "*batch"],
     wrong: Int[Array, "*batch"],
     *,
@@ -55,7 +56,7 @@ def direct_logit_attribution(
 
     Args:
         model: a transformer whose blocks add to the residual stream.
-        tokens: token ids of a batch.
+        tokens: token ids of a batch, or `mijax.data.Prompts`.
         answer: id of the answer of each prompt.
         wrong: id of the wrong answer of each prompt.
         position: position that is read in each prompt (`prompts.last`).
@@ -76,12 +77,13 @@ def direct_logit_attribution(
         >>> direct.heads.shape
         (1, 3, 4)
     """
-    if jnp.ndim(tokens) != 2:
-        raise ShapeError(f"Tokens are [batch, seq] here, got {jnp.shape(tokens)}.")
+    given, tokens = tokens, as_tokens(tokens)
+    if tokens.ndim != 2:
+        raise ShapeError(f"Tokens are [batch, seq] here, got {tokens.shape}.")
     names = ("z", "resid_post") if _mlp_free(model) else ("z", "resid_post", "mlp_out")
     sites: dict[str, Site] = {name: Site(name, position=position) for name in names}
     sites["embed"] = Site("embed", position=position)
-    acts = capture(model, tokens, sites)
+    acts = capture(model, given, sites)
     batch = (tokens.shape[0],)
     vocab = _head(model).weight.shape[0]
     answer, wrong = (_one_each(ids, batch, vocab) for ids in (answer, wrong))

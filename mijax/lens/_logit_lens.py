@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError, SiteError, nearest
 from mijax.core import AbstractModel, Site, capture
+from mijax.core._tokens import as_tokens
 
 # Where a whole residual stream stands, as the final norm expects it.
 STREAM = ("resid_pre", "resid_mid", "resid_post")
@@ -54,7 +55,8 @@ def logit_lens(
 
     Args:
         model: any `AbstractModel`.
-        tokens: token ids of one prompt, or of a batch (padded on the right).
+        tokens: token ids of one prompt, or of a batch (padded on the right), or
+            `mijax.data.Prompts`.
         position: what to read: a position, or one per prompt (`prompts.last`); every
             position by default.
         ids: tokens to read, `[k]`, or `[batch, k]` for each prompt its own.
@@ -89,15 +91,15 @@ def logit_lens(
     if ids is not None and top is not None:
         raise ShapeError("Give the tokens to read as `ids`, or how many as `top`.")
     stream = capture(model, tokens, Site(site, position=position))
-    batched = jnp.ndim(tokens) == 2
+    batch = as_tokens(tokens).shape[:-1]
     logits = eqx.filter_eval_shape(
         lambda m, x: m.unembed(m.normalise(x)), model, stream
     )
     vocab = logits.shape[-1]
     if top is not None and not 1 <= top <= vocab:
         raise ShapeError(f"top is between 1 and {vocab} tokens, got {top}.")
-    wanted = None if ids is None else known_ids(ids, jnp.shape(tokens)[:-1], vocab)
-    return _read(model, stream, wanted, top, batched)
+    wanted = None if ids is None else known_ids(ids, batch, vocab)
+    return _read(model, stream, wanted, top, bool(batch))
 
 
 def known_ids(ids: Any, batch: tuple[int, ...], vocab: int) -> Int[Array, "*batch k"]:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import mijax
-from mijax import Site, circuits
+from mijax import Site, circuits, dictionaries
 from mijax._errors import PositionError, ShapeError
+from mijax.attribution import attribute
 from mijax.data import Prompts
+from mijax.lens import direct_logit_attribution, logit_lens
 
 MODEL = mijax.testing.tiny_gpt2(jax.random.key(0))
 RANDOM = np.random.default_rng(0)
@@ -23,6 +25,9 @@ ANSWERS = np.array([3, 4, 5]), np.array([6, 7, 8])
 METRIC = mijax.logit_difference(*ANSWERS, position=PROMPTS.last)
 ACTS = mijax.capture(MODEL, PROMPTS.tokens + 1, Site("resid_pre"))
 PATCH = mijax.Patch(ACTS).at("resid_pre")
+SAE = dictionaries.untrained(
+    dictionaries.TopK(4), dictionaries.SAE(32), latents=48, key=jax.random.key(1)
+)
 
 
 def test_prompts_are_taken_for_their_tokens():
@@ -43,6 +48,13 @@ def test_prompts_go_on_where_they_end():
     for row, ids in zip(found, IDS, strict=True):
         alone = mijax.generate(MODEL, jnp.array(ids), steps=4)
         chex.assert_trees_all_equal(row, alone)
+
+
+def test_means_of_latents_leave_padding_out():
+    site = Site("resid_post", layer=1)
+    found = dictionaries.pooled(MODEL, SAE, PROMPTS, site)
+    expected = dictionaries.pooled(MODEL, SAE, PROMPTS.tokens, site, mask=PROMPTS.mask)
+    chex.assert_trees_all_equal(found, expected)
 
 
 def test_places_have_names():
@@ -82,6 +94,14 @@ PADDING = {
     "negative": lambda: mijax.gradients(
         MODEL, PROMPTS, mijax.negative(LAST), Site("z")
     ),
+    "attribution": lambda: attribute(MODEL, PROMPTS, PROMPTS, LAST, Site("z")),
+    "latents": lambda: dictionaries.attribute_latents(
+        *(MODEL, SAE, PROMPTS, PROMPTS, LAST), Site("resid_post", layer=1)
+    ),
+    "direct": lambda: direct_logit_attribution(
+        *(MODEL, PROMPTS, *ANSWERS), position=np.array([6, 5, 7])
+    ),
+    "lens": lambda: logit_lens(MODEL, PROMPTS, position=7, top=1),
     "task": lambda: circuits.Task(PROMPTS, PROMPTS, metric=LAST),
     "edit": lambda: mijax.run(
         MODEL, PROMPTS, mijax.Zero().at("z", position=np.array([1, 5, 2]))

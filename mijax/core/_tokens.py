@@ -1,0 +1,63 @@
+"""Token ids, or prompts that hold some, as every verb takes them."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+from mijax._errors import ShapeError
+from mijax.core._sites import known
+
+
+@runtime_checkable
+class PromptsLike(Protocol):
+    """Prompts padded on the right, such as `mijax.data.Prompts`."""
+
+    tokens: Any
+    lengths: Any
+    spans: Any
+
+
+TokensLike = (
+    Int[Array, "*batch seq"]
+    | Int[np.ndarray, "*batch seq"]
+    | Sequence[int]
+    | Sequence[Sequence[int]]
+    | PromptsLike
+)
+
+
+def as_tokens(tokens: Any) -> Int[Array, "..."]:
+    """Returns tokens, or those of prompts, as an int32 array `[seq]` or `[batch, seq]`.
+
+    Raises:
+        ShapeError: for another rank, an empty prompt, or values that are not integers.
+    """
+    if isinstance(tokens, PromptsLike):
+        tokens = tokens.tokens
+    try:
+        array = jnp.asarray(tokens)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ShapeError(
+            "Tokens are integers [seq] or [batch, seq], all prompts of one length: for "
+            f"prompts of several lengths give mijax.data.Prompts, got "
+            f"{type(tokens).__name__}."
+        ) from error
+    if array.ndim not in (1, 2) or array.size == 0:
+        raise ShapeError(
+            f"Tokens are [seq] or [batch, seq] and not empty, got shape {array.shape}."
+        )
+    if array.dtype.kind not in "iu":
+        raise ShapeError(f"Tokens are integers, got {array.dtype}.")
+    # NumPy's may have more bits than JAX's.
+    ids = known(tokens if isinstance(tokens, np.ndarray) else array)
+    if ids is not None and (ids.min() < 0 or ids.max() > np.iinfo(np.int32).max):
+        raise ShapeError(f"Token ids count from 0, got {ids.min()} to {ids.max()}.")
+    return array.astype(jnp.int32)
+
+
+def lengths_of(given: Any) -> np.ndarray | None:
+    """Returns the lengths of prompts, `None` of tokens and where they are traced."""
+    return known(given.lengths) if isinstance(given, PromptsLike) else None
