@@ -1,6 +1,7 @@
 """From scores to circuits: the best, the best connected, those above a threshold."""
 
 import heapq
+import operator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -200,11 +201,13 @@ def ranking(scores: Scores, absolute: bool) -> Float[np.ndarray, "..."]:
 def check_size(scores: Scores, n: int) -> None:
     """Refuses a size that there is not."""
     most = int(scores.real.sum())
-    if not isinstance(n, int | np.integer):
+    try:
+        n = operator.index(n)
+    except TypeError:
         raise ConfigError(
             f"n is a whole number of {scores.level}s, got {n!r}: for a share of them "
             f"write n=round(share * {most})."
-        )
+        ) from None
     if not 0 <= n <= most:
         raise ConfigError(
             f"There are {most} {scores.level}s to choose from, got n={n}."

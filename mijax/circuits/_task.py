@@ -208,5 +208,5 @@ def check_task(model: Any, task: Task) -> None:
     check_model(model)
     check_prompts(model, task.clean)
     seq = task.clean.shape[1]
-    vocab = site_shapes(model, seq).logits.shape[-1]
-    task.metric.check(len(task), seq=seq, vocab=vocab)
+    task.metric.check(len(task), seq=seq)
+    task.metric.check_tokens(site_shapes(model, seq).logits.shape[-1])

@@ -147,6 +147,8 @@ def _positions(
     """Returns labels, and starts and stops `[value, prompt]`."""
     if values is None:
         values = range(batch[1])
+    if isinstance(values, str):
+        values = (values,)
     pairs = values.items() if isinstance(values, Mapping) else [(v, v) for v in values]
     labels = tuple(str(label) for label, _ in pairs)
     starts, stops = [], []

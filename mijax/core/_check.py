@@ -53,8 +53,10 @@ def check_metric(
             f"{type(metric).__name__}: one's own is a subclass of "
             "mijax.core.AbstractMetric."
         )
-    metric.check(*tokens.shape[:-1], seq=tokens.shape[-1], vocab=vocab)
-    if lengths is None:
+    metric.check(*tokens.shape[:-1], seq=tokens.shape[-1])
+    if vocab is not None:
+        metric.check_tokens(vocab)
+    if lengths is None or type(metric).reads is not AbstractMetric.reads:
         return
     read = tokens.shape[-1] - 1 if metric.position is None else known(metric.position)
     if read is None:
@@ -133,6 +135,7 @@ def check_edits(
     *,
     ahead: int = 0,
     lengths: np.ndarray | None = None,
+    operands: bool = True,
 ) -> Sites[Any]:
     """Joins edits and refuses places that the model or the prompts do not have.
 
@@ -142,6 +145,7 @@ def check_edits(
         edits: placed edits, a list of them, or `None`.
         ahead: tokens that are yet to come, at which edits may be placed.
         lengths: number of tokens of each prompt, if it is known.
+        operands: whether operands are checked too, which needs their final places.
 
     Returns:
         One record of edits.
@@ -168,9 +172,11 @@ def check_edits(
             for index in ("layer", "start", "stop", "head", "feature"):
                 what = "position" if index in ("start", "stop") else index
                 check_per_prompt(getattr(placed, index), what, tokens.shape[:-1])
-            check_padding(placed.start, lengths)
-            rows = _rows(placed, tokens.shape[-1], longer.shape[-1])
-            placed.edit.check_operand(get(shapes, name), rows, tokens.shape[:-1])
+            if placed.stop is None:
+                check_padding(placed.start, lengths)
+            if operands:
+                rows = rows_of(placed, tokens.shape[-1], longer.shape[-1])
+                placed.edit.check_operand(get(shapes, name), rows, tokens.shape[:-1])
     return record
 
 
@@ -186,7 +192,7 @@ def check_padding(position: Any, lengths: np.ndarray | None) -> None:
     )
 
 
-def _rows(placed: Placed, seq: int, most: int) -> range:
+def rows_of(placed: Placed, seq: int, most: int) -> range:
     """Returns how many tokens activations may have that are put at an edit's place.
 
     As many as the prompt, or any number that reaches to the last one that is edited.

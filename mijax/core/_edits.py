@@ -334,10 +334,12 @@ class Patch(AbstractEdit):
         at = len(found) - len(spec.shape) + self.layered
         fits = found[:at] == (*own, *spec.shape[: self.layered])
         if not fits or found[at] not in rows:
+            axis = self.layered
+            needs = (*own, *spec.shape[:axis], rows.start, *spec.shape[axis + 1 :])
             raise ShapeError(
-                f"The source has shape {found}, but the run needs "
-                f"{(*own, *spec.shape)}: capture the whole site in the same number of "
-                "prompts of that length, or give the positions that both have."
+                f"The source has shape {found}, but the run needs {needs}: capture the "
+                "whole site in the same number of prompts of that length, or give the "
+                "positions that both have."
             )
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:

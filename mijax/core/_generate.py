@@ -13,8 +13,8 @@ from mijax.core._check import check_edits
 from mijax.core._edits import edit
 from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._rows import Packed, Place, Sequence
-from mijax.core._sites import Sites
-from mijax.core._tokens import TokensLike, as_tokens, lengths_of
+from mijax.core._sites import Sites, known
+from mijax.core._tokens import PromptsLike, TokensLike, as_tokens
 
 
 def generate(
@@ -62,7 +62,8 @@ def generate(
         >>> mijax.generate(model, tokens, steps=4, lengths=lengths).shape
         (2, 4)
     """
-    lengths = lengths_of(tokens) if lengths is None else lengths
+    if lengths is None and isinstance(tokens, PromptsLike):
+        lengths = jnp.atleast_1d(tokens.lengths)
     tokens = as_tokens(tokens)
     batch = jnp.atleast_2d(tokens)
     # Edits may be placed at tokens that are yet to come.
@@ -101,13 +102,15 @@ def _lengths(lengths: Any, shape: tuple[int, int]) -> Int[Array, " batch"]:
     """Returns the number of tokens of each prompt, checked."""
     if lengths is None:
         return jnp.full(shape[:1], shape[1], jnp.int32)
-    counts = np.asarray(lengths)
-    if counts.shape != shape[:1] or np.any(counts < 1) or np.any(counts > shape[1]):
+    counts = jnp.asarray(lengths)
+    told = counts if counts.dtype.kind not in "iu" else known(counts)
+    wrong = told is not None and (np.any(told < 1) or np.any(told > shape[1]))
+    if counts.shape != shape[:1] or wrong:
         raise PositionError(
             f"lengths are one integer from 1 to {shape[1]} for each of {shape[0]} "
             f"prompts, got {lengths}."
         )
-    return jnp.asarray(counts, jnp.int32)
+    return counts.astype(jnp.int32)
 
 
 @eqx.filter_jit

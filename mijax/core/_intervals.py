@@ -101,7 +101,12 @@ def interval_of_ratio(
 
     Returns:
         The interval of every cell.
+
+    Raises:
+        ShapeError: a level that is not between 0 and 1.
     """
+    if not 0 < level < 1:
+        raise ShapeError(f"An interval has 0 < level < 1, got {level}.")
     above, below = (jnp.asarray(a, jnp.float32) for a in (above, below))
     mean = above.mean(0) / below.mean()
     low, high = _percentiles(above, below, level, resamples, key)

@@ -27,10 +27,13 @@ class AbstractMetric(eqx.Module):
             `[prompt, reads]`; `None` is the last position.
         per_prompt: names of the other operands that may hold one value per prompt;
             those are checked against the prompts that are run.
+        token_ids: names of the operands that are token ids; those are checked against
+            the logits.
     """
 
     position: eqx.AbstractVar[Array | None]
     per_prompt: ClassVar[tuple[str, ...]] = ()
+    token_ids: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def score(
@@ -64,7 +67,8 @@ class AbstractMetric(eqx.Module):
                 f"{logits.shape}."
             )
         seq, vocab = logits.shape[-2:]
-        self.check(*logits.shape[:-2], seq=seq, vocab=vocab)
+        self.check(*logits.shape[:-2], seq=seq)
+        self.check_tokens(vocab)
         if logits.ndim == 2:
             return self.of(logits, None)
         return jax.vmap(self.of)(logits, jnp.arange(logits.shape[0]))
@@ -74,17 +78,15 @@ class AbstractMetric(eqx.Module):
         named = {name: getattr(self, name) for name in (*self.per_prompt, "position")}
         return {name: array for name, array in named.items() if array is not None}
 
-    def check(self, batch: int = 1, *, seq: int, vocab: int | None = None) -> None:
+    def check(self, batch: int = 1, *, seq: int) -> None:
         """Refuses operands of other prompts and positions beyond these.
 
         Args:
             batch: number of prompts.
             seq: number of tokens.
-            vocab: number of logits, if it is known.
 
         Raises:
-            ShapeError: an operand for another number of prompts, or a token that the
-                model does not have.
+            ShapeError: an operand for another number of prompts.
             PositionError: a position beyond the prompts.
         """
         for name, operand in self.operands().items():
@@ -93,20 +95,29 @@ class AbstractMetric(eqx.Module):
                     f"The metric has {name} for {operand.shape[0]} prompts, but the "
                     f"run has {batch}: give one for all, or one per prompt."
                 )
-            if name == "position" or operand.dtype.kind not in "iu":
-                continue
-            ids = known(operand)
-            if vocab is not None and ids is not None and ids.max(initial=0) >= vocab:
-                raise ShapeError(
-                    f"The metric's {name} {ids.max()} is not in the model's "
-                    f"vocabulary of {vocab} (0 to {vocab - 1})."
-                )
         index = known(self.position)
         if index is not None and np.any(index >= seq):
             raise PositionError(
                 f"The metric reads position {index.max()}, but prompts have {seq} "
                 f"tokens (0 to {seq - 1})."
             )
+
+    def check_tokens(self, vocab: int) -> None:
+        """Refuses tokens that the model does not have.
+
+        Args:
+            vocab: number of logits.
+
+        Raises:
+            ShapeError: a token beyond them.
+        """
+        for name in self.token_ids:
+            ids = known(getattr(self, name))
+            if ids is not None and ids.max(initial=0) >= vocab:
+                raise ShapeError(
+                    f"The metric's {name} {ids.max()} is not in the model's "
+                    f"vocabulary of {vocab} (0 to {vocab - 1})."
+                )
 
 
 def wide(logits: Array) -> Array:
@@ -174,7 +185,7 @@ class LogitDifference(AbstractMetric):
     answer: Int[Array, "..."]
     wrong: Int[Array, "..."]
     position: Int[Array, "..."] | None
-    per_prompt = ("answer", "wrong")
+    per_prompt = token_ids = ("answer", "wrong")
 
     def ids(self, prompt: Int[Array, ""] | None) -> Int[Array, " k"]:
         """Reads the answers, then the wrong ones."""
@@ -232,7 +243,7 @@ class Probability(AbstractMetric):
 
     answer: Int[Array, "*prompt"]
     position: Int[Array, "..."] | None
-    per_prompt = ("answer",)
+    per_prompt = token_ids = ("answer",)
 
     def score(
         self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
@@ -264,7 +275,7 @@ class ProbabilityDifference(AbstractMetric):
     answers: Int[Array, "..."]
     wrong: Int[Array, "..."]
     position: Int[Array, "..."] | None
-    per_prompt = ("answers", "wrong")
+    per_prompt = token_ids = ("answers", "wrong")
 
     def score(
         self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
@@ -311,7 +322,7 @@ class CrossEntropy(AbstractMetric):
 
     labels: Int[Array, "..."]
     position: Int[Array, "..."] | None
-    per_prompt = ("labels",)
+    per_prompt = token_ids = ("labels",)
 
     def score(
         self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
@@ -352,7 +363,7 @@ class Accuracy(AbstractMetric):
 
     answer: Int[Array, "*prompt"]
     position: Int[Array, "..."] | None
-    per_prompt = ("answer",)
+    per_prompt = token_ids = ("answer",)
 
     def score(
         self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
@@ -391,17 +402,31 @@ def recovered(value: Any, clean: Any, corrupt: Any) -> Array:
         corrupt: metric of the corrupt run.
 
     Returns:
-        The normalised metric, in the broadcast shape.
+        The normalised metric, in the broadcast shape; ends `[prompt]` belong to values
+        `[prompt, *cells]`.
+
+    Raises:
+        ShapeError: ends that fit the values in no way, or in two.
 
     Examples:
         >>> float(recovered(1.0, clean=3.0, corrupt=-1.0))
         0.5
     """
     value, clean, corrupt = map(jnp.asarray, (value, clean, corrupt))
-    # Of many prompts, these come with no cells.
-    at = lambda end: end.reshape(end.shape + (1,) * (value.ndim - end.ndim))  # noqa: E731
-    if 0 < clean.ndim < value.ndim and clean.shape == value.shape[: clean.ndim]:
-        clean = at(clean)
-    if 0 < corrupt.ndim < value.ndim and corrupt.shape == value.shape[: corrupt.ndim]:
-        corrupt = at(corrupt)
+    clean, corrupt = (_beside(value, end) for end in (clean, corrupt))
     return (value - corrupt) / (clean - corrupt)
+
+
+def _beside(value: Array, end: Array) -> Array:
+    """Returns what one end of the scale is to each value, by prompt if it has some."""
+    if not 0 < end.ndim < value.ndim:
+        return end
+    first = end.shape == value.shape[: end.ndim]
+    last = all(a in (1, b) for a, b in zip(end.shape[::-1], value.shape[::-1]))  # noqa: B905
+    if first == last:
+        fit = "both ways along" if first else "not along"
+        raise ShapeError(
+            f"An end of shape {end.shape} fits {fit} values of {value.shape}: index it "
+            "with None where it has no axis, or use the sweep's own recovered(clean)."
+        )
+    return end.reshape(end.shape + (1,) * (value.ndim - end.ndim)) if first else end

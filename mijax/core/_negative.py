@@ -19,6 +19,10 @@ class Negative(AbstractMetric):
         """Returns those of the metric."""
         return self.metric.operands()
 
+    def check_tokens(self, vocab: int) -> None:
+        """Refuses what the metric refuses."""
+        self.metric.check_tokens(vocab)
+
     def score(
         self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
     ) -> Float[Array, ""]:

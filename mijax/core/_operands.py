@@ -42,7 +42,7 @@ def check_per_prompt(value: Array | None, name: str, batch: tuple[int, ...]) -> 
     raise error(
         f"An edit's {name} of shape {value.shape} does not fit "
         f"{f'{batch[0]} prompts' if batch else 'a single prompt'}: give one, or one "
-        "per prompt (for several heads or layers give an edit for each)."
+        "per prompt, or an edit for each."
     )
 
 

@@ -81,7 +81,11 @@ def empty() -> Sites[Any]:
 
 def as_index(index: Any) -> Any:
     """Returns a list of indices as an array, and anything else as it is."""
-    return jnp.asarray(index) if isinstance(index, list | tuple | range) else index
+    if not isinstance(index, list | tuple | range):
+        return index
+    # Of what is known NumPy's: under jit, JAX would trace it.
+    plain = all(isinstance(one, int | np.integer) for one in index)
+    return np.asarray(index, int) if plain else jnp.asarray(index)
 
 
 class Site(eqx.Module):

@@ -7,7 +7,7 @@ Lanes that change nothing are known without running. The rows of many lanes are 
 into one flat list (`Packed`), so shapes are static whatever the cells are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core._axes import END, Axis, Cells, cells
-from mijax.core._check import check_edits, check_metric, site_shapes
+from mijax.core._check import NO_END, check_edits, check_metric, rows_of, site_shapes
 from mijax.core._chunk import (
     Base,
     Tile,
@@ -107,7 +107,7 @@ class Sweep(eqx.Module):
             ShapeError: for a single prompt, or another number of prompts.
         """
         clean = jnp.asarray(clean)
-        if not self.base.ndim or clean.shape != self.base.shape:
+        if self.base.size < 2 or clean.shape != self.base.shape:
             raise ShapeError(
                 f"A share of {self.base.size} prompts needs the clean metric of as "
                 f"many, and of several; got shape {clean.shape}."
@@ -176,9 +176,13 @@ def sweep(
     lengths, tokens = lengths_of(tokens), as_tokens(tokens)
     batch = jnp.atleast_2d(tokens)
     chunks = Chunks() if chunks is None else chunks
-    placed = _only(check_edits(model, tokens, edit, lengths=lengths))
+    placed = _only(check_edits(model, tokens, edit, lengths=lengths, operands=False))
     shapes = site_shapes(model, batch.shape[1])
     grid = cells(placed, over, shapes, (batch.shape[0], batch.shape[1]), spans)
+    rows = rows_of(placed, batch.shape[1], batch.shape[1])
+    if isinstance(over, Mapping) and over.get("position") is not None:
+        rows = range(int(grid.places["stop"].max()), NO_END)
+    placed.edit.check_operand(get(shapes, placed.site), rows, tokens.shape[:-1])
     check_metric(metric, tokens, lengths=lengths, vocab=shapes.logits.shape[-1])
     base = run_base(model, batch, placed.site, metric)
     lanes = _lanes(placed, grid, base, model.causal)

@@ -60,4 +60,5 @@ def as_tokens(tokens: Any) -> Int[Array, "..."]:
 
 def lengths_of(given: Any) -> np.ndarray | None:
     """Returns the lengths of prompts, `None` of tokens and where they are traced."""
-    return known(given.lengths) if isinstance(given, PromptsLike) else None
+    lengths = known(given.lengths) if isinstance(given, PromptsLike) else None
+    return None if lengths is None else np.atleast_1d(lengths)

@@ -153,6 +153,8 @@ def test_what_is_refused(unchecked):
     for choose in (circuits.top, circuits.greedy):
         with pytest.raises(ConfigError, match=r"edges, got 0\.01.*\(share \* 262\)"):
             choose(scores, 0.01)
+        for five in (jnp.int32(5), np.int64(5), np.array(5)):
+            assert choose(scores, five).n_edges == choose(scores, 5).n_edges
     with pytest.raises(ConfigError, match="262 edges to choose from, got n=263"):
         circuits.top(scores, 263)
     with pytest.raises(ConfigError, match="got level 'node'"):

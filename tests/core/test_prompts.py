@@ -1,8 +1,10 @@
 """Prompts of several lengths in place of tokens: what is padding is never read."""
 
 import inspect
+from typing import Any
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 import mijax
 from mijax import Site, circuits, dictionaries
-from mijax._errors import PositionError, ShapeError
+from mijax._errors import PositionError, ShapeError, SiteError
 from mijax.attribution import attribute
 from mijax.data import Prompts
 from mijax.lens import direct_logit_attribution, logit_lens
@@ -57,6 +59,93 @@ def test_means_of_latents_leave_padding_out():
     chex.assert_trees_all_equal(found, expected)
 
 
+def test_prompts_may_be_traced_or_one_of_many():
+    expected = mijax.generate(MODEL, PROMPTS, steps=4)
+    traced = eqx.filter_jit(lambda prompts: mijax.generate(MODEL, prompts, steps=4))
+    chex.assert_trees_all_equal(traced(PROMPTS), expected)
+    with pytest.raises(PositionError, match="lengths"):
+        mijax.generate(MODEL, PROMPTS.tokens, steps=4, lengths=[7, 5, 9])
+    one = jax.tree.map(lambda a: a[0], PROMPTS)
+    chex.assert_trees_all_equal(mijax.generate(MODEL, one, steps=4), expected[0])
+    metric = mijax.logit_difference(3, 6, position=PROMPTS.last[0])
+    found = mijax.gradients(MODEL, one, metric, Site("z"))
+    alone = mijax.gradients(MODEL, jnp.array(IDS[0]), metric, Site("z"))
+    chex.assert_trees_all_close(found[:, : LENGTHS[0]], alone, atol=1e-5)
+
+
+def test_lists_of_layers_are_known_under_jit():
+    with pytest.raises(SiteError, match="layer 7"):
+        jax.jit(lambda x: mijax.capture(MODEL, x, Site("z", layer=[0, 7])))(
+            PROMPTS.tokens
+        )
+    none = mijax.Zero().at("z", layer=1, head=[])
+    chex.assert_trees_all_equal(
+        mijax.run(MODEL, PROMPTS, none), mijax.run(MODEL, PROMPTS)
+    )
+
+
+class First(type(METRIC)):
+    """A metric that somebody wrote: other reads, other operands, its own check."""
+
+    years: Any = eqx.field(default=None, converter=jnp.asarray)
+    per_prompt = ("years",)
+    token_ids = ()
+
+    def reads(self, prompt, seq):
+        return jnp.zeros(1, int)
+
+    def check(self, batch=1, *, seq):
+        assert (batch, seq) == (3, 8)
+
+
+def test_metrics_of_ones_own():
+    metric = First(*(jnp.int32(3), jnp.int32(4)), None, years=[1732, 1805, 1900])
+    found = mijax.gradients(MODEL, PROMPTS, metric, Site("embed"))
+    assert found[:, 0].any()
+    assert not found[:, 1:].any()
+    metric(mijax.run(MODEL, PROMPTS))
+    circuits.discover(
+        MODEL, circuits.Task(PROMPTS, PROMPTS.tokens + 1, metric=metric), circuits.EAP()
+    )
+
+
+def test_given_positions_may_be_fewer_than_those_of_a_source():
+    over = {"layer": None, "position": [0, 1]}
+    metric = mijax.logit_difference(3, 4)
+    found = mijax.sweep(MODEL, PROMPTS.tokens[:, :4], PATCH, over=over, metric=metric)
+    cut = mijax.Patch(ACTS[:, :, :4]).at("resid_pre")
+    again = mijax.sweep(MODEL, PROMPTS.tokens[:, :4], cut, over=over, metric=metric)
+    chex.assert_trees_all_equal(found.values, again.values)
+    for axes in ("position", {"position": None}):
+        with pytest.raises(ShapeError, match=r"needs \(3, 3, 4, 32\)"):
+            mijax.sweep(MODEL, PROMPTS.tokens[:, :4], PATCH, over=axes, metric=metric)
+    short = mijax.Patch(ACTS[:, :, :4]).at("resid_pre")
+    with pytest.raises(ShapeError, match=r"needs \(3, 3, 6, 32\)"):
+        mijax.sweep(
+            MODEL, PROMPTS.tokens, short, over={"position": [2, 5]}, metric=METRIC
+        )
+
+
+def test_spans_may_reach_into_padding():
+    from_3 = mijax.Scale(2.0).at("z", position=slice(3, None))
+    found = mijax.run(MODEL, PROMPTS, from_3)
+    for row, ids in zip(found, IDS, strict=True):
+        alone = mijax.run(MODEL, jnp.array(ids), from_3)
+        chex.assert_trees_all_close(row[: len(ids)], alone, atol=1e-5)
+
+
+def test_ends_that_fit_both_ways_are_refused():
+    values, end = jnp.arange(9.0).reshape(3, 3), jnp.arange(3.0)
+    with pytest.raises(ShapeError, match="both ways"):
+        mijax.recovered(values, end + 1, end)
+    with pytest.raises(ShapeError, match="not along"):
+        mijax.recovered(values[:, :2], jnp.ones(4), 0.0)
+    by_cell = mijax.recovered(values[:2], end + 1, end)
+    chex.assert_trees_all_close(by_cell, values[:2] - end)
+    by_prompt = mijax.recovered(values[:, :2], end + 1, end)
+    chex.assert_trees_all_close(by_prompt, values[:, :2] - end[:, None])
+
+
 def test_places_have_names():
     named = {"layer": None, "position": ["name", "last"]}
     found = mijax.sweep(MODEL, PROMPTS, PATCH, over=named, metric=METRIC)
@@ -65,6 +154,8 @@ def test_places_have_names():
     over = {"layer": None, "position": spans}
     again = mijax.sweep(MODEL, PROMPTS.tokens, PATCH, over=over, metric=METRIC)
     chex.assert_trees_all_equal(found.values, again.values)
+    alone = mijax.sweep(MODEL, PROMPTS, PATCH, over={"position": "last"}, metric=METRIC)
+    assert alone.axes[0].labels == ("last",)
     every = {"layer": None, "position": PROMPTS.spans}
     all_of_them = mijax.sweep(MODEL, PROMPTS, PATCH, over=every, metric=METRIC)
     assert all_of_them.axes[1].labels == tuple(PROMPTS.spans)
@@ -200,7 +291,7 @@ def test_a_share_of_many_prompts():
         MODEL, PROMPTS, PATCH, over={"position": ["name", "last"]}, metric=METRIC
     )
     clean = METRIC(mijax.run(MODEL, PROMPTS.tokens + 1))
-    by_prompt = mijax.recovered(found.values, clean, found.base)
+    by_prompt = mijax.recovered(found.values, clean, found.base)  # [3, 2] and [3]
     expected = (found.values - found.base[:, None]) / (clean - found.base)[:, None]
     chex.assert_trees_all_close(by_prompt, expected)
     share = found.recovered(clean, resamples=500, key=jax.random.key(4))
@@ -213,3 +304,5 @@ def test_a_share_of_many_prompts():
     chex.assert_trees_all_close((share.low, share.high), (low, high), rtol=1e-3)
     with pytest.raises(ShapeError, match="several"):
         found.recovered(clean[:2])
+    with pytest.raises(ShapeError, match="level"):
+        found.recovered(clean, level=95.0)

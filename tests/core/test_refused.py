@@ -134,7 +134,7 @@ def test_a_reference_of_other_prompts_is_refused():
     ],
 )
 def test_lists_that_are_not_one_per_prompt_are_refused(edit):
-    with pytest.raises(SiteError, match="edit for each"):
+    with pytest.raises(SiteError, match="one per prompt"):
         mijax.run(MODEL, CLEAN, edit)
 
 

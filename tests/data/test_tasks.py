@@ -72,6 +72,20 @@ def apart():
     return Tokenizer.from_pieces([f" {word}" for word in _greater_than.NOUNS])
 
 
+@functools.cache
+def sentences():
+    """The same where a text begins with a mark, as SentencePiece has it."""
+    words = ["The", "the", "war", "reign", "lasted", "from", "year", "to"]
+    known = ["▁", *map(str, range(10)), *(f"▁{word}" for word in words)]
+    ids = {piece: index for index, piece in enumerate(dict.fromkeys(known))}
+    backend = Backend(models.WordLevel(ids, "▁"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    backend.decoder = decoders.Metaspace()
+    return Tokenizer(backend)
+
+
 def toy_for(name):
     return apart() if name == "greater_than_digits" else toy()
 
@@ -252,6 +266,7 @@ def test_greater_than(tokenizer):
     "tokenizer",
     [
         apart,
+        sentences,
         pytest.param(
             real,
             marks=pytest.mark.skipif(
