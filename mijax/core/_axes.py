@@ -12,7 +12,6 @@ from mijax.core._edits import Placed
 from mijax.core._sites import Site, Sites, get, span_ends
 
 AXES = ("layer", "position", "head", "feature", "coefficient")
-END = int(np.iinfo(np.int32).max)
 
 
 class Axis(NamedTuple):
@@ -173,7 +172,7 @@ def _positions(
     start, stop = np.stack(starts), np.stack(stops)
     if start.dtype.kind not in "iu" or stop.dtype.kind not in "iu":
         raise ShapeError("Positions are integers, slices, or arrays of integers.")
-    if np.any(start < 0) or np.any(start >= batch[1]) or np.any(stop > batch[1]):
+    if np.any(start >= batch[1]) or np.any(stop > batch[1]):
         raise PositionError(
             f"Positions {start.min()} to {stop.max() - 1} are not all within the "
             f"prompts, which have {batch[1]} tokens (0 to {batch[1] - 1})."

@@ -7,16 +7,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from mijax._errors import PositionError, ShapeError, SiteError, nearest
 from mijax.core._edits import Compose, Placed, compose
 from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel
 from mijax.core._operands import check_per_prompt
-from mijax.core._sites import SITES, Site, Sites, get, known, span_ends
-
-NO_END = 2**31
+from mijax.core._sites import END, SITES, Site, Sites, get, known, span_ends
 
 
 def check_model(model: Any) -> None:
@@ -160,7 +158,8 @@ def check_edits(
     check_prompts(model, tokens)
     if all(get(record, name) is None for name in SITES):
         return record
-    longer = jnp.zeros((*tokens.shape[:-1], tokens.shape[-1] + ahead), int)
+    most = tokens.shape[-1] + ahead
+    longer = jnp.zeros((*tokens.shape[:-1], most), int) if ahead else tokens
     shapes = site_shapes(model, tokens.shape[-1])
     for name in SITES:
         for placed in _placed(get(record, name)):
@@ -175,7 +174,7 @@ def check_edits(
             if placed.stop is None:
                 check_padding(placed.start, lengths)
             if operands:
-                rows = rows_of(placed, tokens.shape[-1], longer.shape[-1])
+                rows = rows_of(placed, tokens.shape[-1], most)
                 placed.edit.check_operand(get(shapes, name), rows, tokens.shape[:-1])
     return record
 
@@ -203,8 +202,8 @@ def rows_of(placed: Placed, seq: int, most: int) -> range:
     if placed.start is None:
         return range(seq, most + 1)
     if stop is None or stop.max() > most:
-        return range(seq, NO_END)
-    return range(int(stop.max()), NO_END)
+        return range(seq, END)
+    return range(int(stop.max()), END)
 
 
 def check_prompts(model: AbstractModel, tokens: Array) -> None:
@@ -230,6 +229,25 @@ def check_prompts(model: AbstractModel, tokens: Array) -> None:
             f"Token {ids.max()} is not in the model's vocabulary of {vocab} (0 to "
             f"{vocab - 1}): is it another model's tokenizer?"
         )
+
+
+def one_each(ids: Any, batch: tuple[int, ...], vocab: int) -> Int[Array, "*batch"]:
+    """Returns the token of each prompt, given one for all or one for each.
+
+    Raises:
+        ShapeError: no ids, ids of other prompts, or ids that the model does not have.
+    """
+    each = jnp.asarray(ids)
+    if each.dtype.kind not in "iu" or each.shape not in ((), batch):
+        raise ShapeError(
+            f"Give a token id, or one for each of {batch[0]} prompts; got {each.dtype} "
+            f"of shape {each.shape}."
+        )
+    told = known(each)
+    if told is not None and not 0 <= told.min() <= told.max() < vocab:
+        worst = told.min() if told.min() < 0 else told.max()
+        raise ShapeError(f"Token ids are from 0 to {vocab - 1}, got {worst}.")
+    return jnp.broadcast_to(each.astype(jnp.int32), batch)
 
 
 def _placed(edits: Any) -> list[Placed]:

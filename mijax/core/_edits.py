@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from mijax._errors import ShapeError, SiteError
 from mijax.core._operands import check_per_prompt, fits, per_row, pick
 from mijax.core._rows import Place
-from mijax.core._sites import SITES, Site, Sites, empty, get, put
+from mijax.core._sites import END, SITES, Site, Sites, empty, get, put
 
 Edits = Sites[Any] | Sequence[Sites[Any]] | None
 
@@ -74,7 +74,7 @@ class AbstractEdit(eqx.Module):
         if isinstance(start, slice):
             start, stop = start.start, start.stop
             start = 0 if start is None else start
-            stop = jnp.iinfo(jnp.int32).max if stop is None else stop
+            stop = END if stop is None else stop
         as_index = lambda i: None if i is None else jnp.asarray(i, jnp.int32)  # noqa: E731
         placed = Placed(
             self.bind(site),
@@ -327,10 +327,7 @@ class Patch(AbstractEdit):
         """Refuses activations of other prompts, or of a part of the site."""
         found, own = self.source.shape, batch if self.prompts else ()
         if self.prompts and not batch:
-            raise ShapeError(
-                f"The source holds {found[0]} prompts, but a single one is run: index "
-                "the source, or run the whole batch."
-            )
+            raise _of_many(self.source)
         at = len(found) - len(spec.shape) + self.layered
         fits = found[:at] == (*own, *spec.shape[: self.layered])
         if not fits or found[at] not in rows:
@@ -348,10 +345,7 @@ class Patch(AbstractEdit):
         index: tuple[Any, ...] = (place.layer,) if self.layered else ()
         if self.prompts:
             if rows.prompt is None:
-                raise ShapeError(
-                    f"The source holds {self.source.shape[0]} prompts, but a single "
-                    "one is run: index the source, or run the whole batch."
-                )
+                raise _of_many(self.source)
             index = (rows.prompt, *index)
         seq = self.source.shape[len(index)]
         new = self.source[(*index, jnp.minimum(rows.position, seq - 1))]
@@ -362,6 +356,14 @@ class Patch(AbstractEdit):
             )
         inside = (rows.position < seq).reshape((-1,) + (1,) * (x.ndim - 1))
         return jnp.where(inside, new.astype(x.dtype), x)
+
+
+def _of_many(source: Array) -> ShapeError:
+    """Returns the error of a source of several prompts in a run of one."""
+    return ShapeError(
+        f"The source holds {source.shape[0]} prompts, but a single one is run: index "
+        "the source, or run the whole batch."
+    )
 
 
 class Mean(AbstractEdit):

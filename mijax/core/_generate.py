@@ -74,8 +74,8 @@ def generate(
             "generate needs at least one step, a temperature of at least 0, and a key "
             f"to sample; got steps={steps}, temperature={temperature}, key={key}."
         )
-    one = stop is None or np.ndim(stop) == 0
-    if not one or not (key is None or isinstance(key, jax.Array)):
+    stops = stop is not None and np.ndim(stop) > 0
+    if stops or not (key is None or isinstance(key, jax.Array)):
         raise ShapeError(
             "generate takes one token id to stop at, and a jax.random.key; got "
             f"stop={stop}, key={key}."

@@ -11,6 +11,8 @@ from jaxtyping import Array, Int
 from mijax._errors import PositionError, ShapeError, SiteError, nearest
 
 T = TypeVar("T")
+# The stop of a span that goes to the end.
+END = int(np.iinfo(np.int32).max)
 Index = int | np.integer | Int[Array, "..."] | np.ndarray
 Position = Index | slice
 

@@ -18,8 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from mijax._errors import ShapeError, SiteError
-from mijax.core._axes import END, Axis, Cells, cells
-from mijax.core._check import NO_END, check_edits, check_metric, rows_of, site_shapes
+from mijax.core._axes import Axis, Cells, cells
+from mijax.core._check import check_edits, check_metric, rows_of, site_shapes
 from mijax.core._chunk import (
     Base,
     Tile,
@@ -34,7 +34,7 @@ from mijax.core._journal import Journal
 from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel
 from mijax.core._plan import Chunks, Cost, Lanes, Plan, layer_overhead, pack
-from mijax.core._sites import BLOCK_SITES, SITES, Sites, get
+from mijax.core._sites import BLOCK_SITES, END, SITES, Sites, get
 from mijax.core._tokens import PromptsLike, TokensLike, as_tokens, lengths_of
 
 # The first layer of an empty tile.
@@ -181,7 +181,7 @@ def sweep(
     grid = cells(placed, over, shapes, (batch.shape[0], batch.shape[1]), spans)
     rows = rows_of(placed, batch.shape[1], batch.shape[1])
     if isinstance(over, Mapping) and over.get("position") is not None:
-        rows = range(int(grid.places["stop"].max()), NO_END)
+        rows = range(int(grid.places["stop"].max()), END)
     placed.edit.check_operand(get(shapes, placed.site), rows, tokens.shape[:-1])
     check_metric(metric, tokens, lengths=lengths, vocab=shapes.logits.shape[-1])
     base = run_base(model, batch, placed.site, metric)

@@ -76,18 +76,9 @@ def greater_than(
     def draw(_: int) -> Draw:
         century, years = dates[random.integers(len(dates))]
         year = years[random.integers(len(years))]
-        return Draw(
-            template=TEMPLATE,
-            clean={
-                "noun": known[random.integers(len(known))],
-                "century": century,
-                "year": year,
-                "century2": century,
-            },
-            corrupt={"year": FIRST},
-            answer=ids[int(year) + 1 :],
-            wrong=ids[: int(year) + 1],
-        )
+        noun = known[random.integers(len(known))]
+        right, wrong = ids[int(year) + 1 :], ids[: int(year) + 1]
+        return dated(noun, century, year, right, wrong)
 
     return collect(tokenizer, draw, n, prepend=prepend)
 
@@ -139,20 +130,18 @@ def greater_than_digits(
     def draw(_: int) -> Draw:
         century = str(random.integers(11, 18))
         tens, unit = int(random.integers(2, 8)), int(random.integers(10))
-        return Draw(
-            template=TEMPLATE,
-            clean={
-                "noun": known[random.integers(len(known))],
-                "century": century,
-                "year": f"{tens}{unit}",
-                "century2": century,
-            },
-            corrupt={"year": FIRST},
-            answer=ids[tens + 1 :],
-            wrong=ids[:tens],
-        )
+        noun = known[random.integers(len(known))]
+        return dated(noun, century, f"{tens}{unit}", ids[tens + 1 :], ids[:tens])
 
     return collect(tokenizer, draw, n, prepend=prepend)
+
+
+def dated(
+    noun: str, century: str, year: str, answer: list[int], wrong: list[int]
+) -> Draw:
+    """Returns a prompt of a year, and its counterpart of the first one."""
+    clean = {"noun": noun, "century": century, "year": year, "century2": century}
+    return Draw(TEMPLATE, clean, {"year": FIRST}, answer, wrong)
 
 
 def digits(tokenizer: Tokenizer) -> list[int]:

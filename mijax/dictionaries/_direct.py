@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import PositionError, ShapeError, SiteError
 from mijax.core import Site, capture
+from mijax.core._check import one_each
 from mijax.core._tokens import TokensLike, as_tokens
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._latents import (
@@ -76,7 +77,8 @@ def direct_latent_attribution(
 
     Raises:
         SiteError: a site that adds nothing to the residual stream.
-        ShapeError: tokens that are not a batch, or a dictionary that is no SAE of it.
+        ShapeError: tokens that are not a batch, answers beyond the vocabulary, or a
+            dictionary that is no SAE of it.
         PositionError: a site with a position of its own.
 
     Examples:
@@ -112,8 +114,10 @@ def direct_latent_attribution(
         "here": Site(site.name, site.layer, position=position),
     }
     acts = capture(model, given, sites)
-    answer = jnp.broadcast_to(answer, tokens.shape[:1])
-    wrong = None if wrong is None else jnp.broadcast_to(wrong, tokens.shape[:1])
+    vocab = (model.unembedding or model.embedding).weight.shape[0]
+    batch = tokens.shape[:1]
+    answer = one_each(answer, batch, vocab)
+    wrong = None if wrong is None else one_each(wrong, batch, vocab)
     layer = 0 if site.layer is None else site.layer
     return _split(
         *(model, dictionary, acts, answer, wrong, jnp.asarray(layer), site.name)

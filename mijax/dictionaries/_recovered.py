@@ -106,7 +106,7 @@ def recovered(
         >>> found.tokens, sorted(found.ce)
         (20, ['clean', 'mean', 'spliced', 'zero'])
     """
-    tokens = as_tokens(prompts.tokens if isinstance(prompts, Prompts) else prompts)
+    tokens = as_tokens(prompts)
     if tokens.ndim != 2:
         raise ShapeError(f"Give a batch of prompts, got tokens {tokens.shape}.")
     if site.position is not None or site.head is not None or site.feature is not None:

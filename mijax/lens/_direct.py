@@ -4,13 +4,12 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError
 from mijax.core import Site, capture
+from mijax.core._check import one_each
 from mijax.core._tokens import TokensLike, as_tokens
-from mijax.lens._logit_lens import known_ids
 from mijax.nn import Transformer, Unembedding, scaled_like
 
 
@@ -86,20 +85,12 @@ def direct_logit_attribution(
     acts = capture(model, given, sites)
     batch = (tokens.shape[0],)
     vocab = _head(model).weight.shape[0]
-    answer, wrong = (_one_each(ids, batch, vocab) for ids in (answer, wrong))
+    answer, wrong = (one_each(ids, batch, vocab) for ids in (answer, wrong))
     return _split(model, acts, answer, wrong)
 
 
 def _mlp_free(model: Transformer) -> bool:
     return getattr(model.blocks, "mlp", None) is None
-
-
-def _one_each(ids: Any, batch: tuple[int], vocab: int) -> Int[Array, " batch"]:
-    """Returns the token of each prompt; refuses one that is not there, outside jit."""
-    each = jnp.broadcast_to(ids, batch)
-    if isinstance(each, Tracer):
-        return each
-    return known_ids(each[:, None], batch, vocab)[:, 0]
 
 
 def _head(model: Transformer) -> Unembedding:

@@ -209,7 +209,10 @@ def test_padding_is_not_read(case):
 
 def test_of_one_length_the_last_column_is_the_last_token():
     prompts = Prompts.from_ids([ids[:5] for ids in IDS])
-    mijax.gradients(MODEL, prompts, LAST, Site("z"))
+    found = mijax.gradients(MODEL, prompts, LAST, Site("z"))
+    at = mijax.logit_difference(*ANSWERS, position=prompts.last)
+    expected = mijax.gradients(MODEL, prompts.tokens, at, Site("z"))
+    chex.assert_trees_all_close(found, expected, atol=1e-6)
 
 
 class Loaded:
@@ -306,3 +309,17 @@ def test_a_share_of_many_prompts():
         found.recovered(clean[:2])
     with pytest.raises(ShapeError, match="level"):
         found.recovered(clean, level=95.0)
+
+
+@pytest.mark.parametrize("wrong", [64, -1, [3, 4], 0.5])
+def test_answers_that_are_not_there_are_refused(wrong):
+    with pytest.raises(ShapeError, match=r"[Tt]oken id"):
+        inspect.unwrap(direct_logit_attribution)(
+            MODEL, PROMPTS, ANSWERS[0], wrong, position=PROMPTS.last
+        )
+    with pytest.raises(ShapeError, match=r"[Tt]oken id"):
+        inspect.unwrap(dictionaries.direct_latent_attribution)(
+            *(MODEL, SAE, PROMPTS, ANSWERS[0], wrong),
+            site=Site("resid_post", layer=1),
+            position=PROMPTS.last,
+        )
