@@ -36,7 +36,7 @@ def test_main_example(monkeypatch, tmp_path):
         monkeypatch.setattr(mijax.models, "load", tiny)
     names = {}
     exec(compile(example, str(README), "exec"), names)
-    assert {p.name for p in tmp_path.iterdir()} == {"ioi.png", "ioi.svg"}
+    assert {p.name for p in tmp_path.iterdir()} == {"ioi.png"}
     assert names["grid"].values.shape == names["share"].shape
     # Only the layers and positions that the second name can reach are run.
     assert 0 < names["grid"].work.run < names["grid"].work.lanes / 2

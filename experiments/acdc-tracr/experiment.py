@@ -175,8 +175,8 @@ def draw(curves: list[Curve], run: mijax.experiment.Run) -> None:
                 series,
                 points=grid,
                 title=f"{first.program}, {first.ablation} ablation: {kind}",
-                x="share of false ones that are found",
-                y="share of true ones that are found",
+                x="False positive rate",
+                y="True positive rate",
             ),
             caption="Stairs through the circuits at all thresholds that no other is "
             "better than, and the area below.",

@@ -237,8 +237,8 @@ def scatter(
         effects.estimate.mean(0),
         labels=list(effects.names),
         title=f"{label}, {name.partition('-')[0]} scores of {config.model}",
-        x="exact: logit difference lost (nats)",
-        y="estimate (nats)",
+        x="Exact: logit difference lost (nats)",
+        y="Estimate (nats)",
     )
     run.figure(name, picture, caption="Each point is a mean over prompts.")
 

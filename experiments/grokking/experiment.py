@@ -202,8 +202,8 @@ def draw(
         {name: np.maximum(values[:, 0], 1e-9) for name, values in curves.items()},
         points=epochs,
         title=f"Addition modulo {config.p}: progress, seed 0",
-        x="epoch",
-        y="loss (nats)",
+        x="Epoch",
+        y="Loss (nats)",
         log=True,
     )
     run.figure("progress", picture, caption="Key waves alone, and all but these.")
@@ -211,8 +211,8 @@ def draw(
         {f"seed {i}": np.maximum(told.test[:, i], 1e-9) for i in range(len(found))},
         points=epochs,
         title="Test loss of every seed",
-        x="epoch",
-        y="loss (nats)",
+        x="Epoch",
+        y="Loss (nats)",
         log=True,
     )
     run.figure("seeds", picture)
@@ -225,15 +225,15 @@ def draw(
         },
         points=frequencies,
         title="Weights by frequency, seed 0",
-        x="frequency",
-        y="share of the square norm",
+        x="Frequency",
+        y="Fraction of the square norm",
     )
     run.figure("spectrum", picture)
     picture = viz.line(
         {"seed 0": np.sort(one.explained)},
         title="Neurons: variance that one frequency explains",
-        x="neuron, in order",
-        y="share",
+        x="Neuron, in order",
+        y="Fraction",
     )
     run.figure("neurons", picture)
     if one.keys:
@@ -241,7 +241,7 @@ def draw(
             one.without,
             labels=[*one.keys, "all"],
             title="Loss without the waves of a frequency, seed 0",
-            x="frequency",
-            y="nats",
+            x="Frequency",
+            y="Loss (nats)",
         )
         run.figure("without", picture, caption="On all pairs.")

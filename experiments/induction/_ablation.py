@@ -59,8 +59,8 @@ def ablate_heads(
     figure = viz.heatmaps(
         {f"{name} ablation": np.asarray(c.mean) for name, c in found.items()},
         title="Loss on the second copy when one head is ablated",
-        x="head",
-        y="layer",
-        label="change of the loss / nats",
+        x="Head",
+        y="Layer",
+        label="Change in loss (nats)",
     )
     run.figure("ablation", figure, caption="Mean change over prompts.")

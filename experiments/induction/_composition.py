@@ -47,9 +47,9 @@ def compose_heads(model: Transformer, *, roles: Roles, run: Run, seed: int) -> N
         x_labels=[str(Head(1, head)) for head in range(excess.shape[2])],
         y_labels=names,
         title="Composition of heads above random matrices",
-        x="reads",
-        y="writes",
-        label="score minus baseline",
+        x="Reads",
+        y="Writes",
+        label="Score minus baseline",
     )
     caption = (
         "Frobenius norm of the product of the circuits over the product of their norms,"

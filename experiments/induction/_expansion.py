@@ -54,9 +54,9 @@ def expand_paths(
         x_labels=labels(1),
         y_labels=labels(0),
         title="What each path adds to the token that is copied",
-        x="head of layer 1",
-        y="head of layer 0",
-        label="logit above the mean",
+        x="Head of layer 1",
+        y="Head of layer 0",
+        label="Logit above the mean",
     )
     caption = (
         "Top left is the direct path, the first row and column are single heads, the "

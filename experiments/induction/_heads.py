@@ -88,10 +88,10 @@ def score_heads(
     figure = viz.heatmaps(
         panels,
         title="Heads by what they attend to",
-        x="head",
-        y="layer",
+        x="Head",
+        y="Layer",
         centre=None,
-        label="mean attention",
+        label="Mean attention",
     )
     run.figure("scores", figure, caption="Mean attention of every head, over prompts.")
     return roles
@@ -134,8 +134,8 @@ def loss_by_position(
         points=steps,
         bands={n: (np.asarray(c.low), np.asarray(c.high)) for n, c in curves.items()},
         title="The second copy is predicted from its second token on",
-        x="token of the segment",
-        y="loss / nats",
+        x="Token of the segment",
+        y="Loss (nats)",
     )
     figure.axes[0].set_xticks(steps[:: max(1, len(steps) // 10)])
     run.figure("loss", figure, caption="Mean over prompts with 95 % intervals.")
@@ -171,10 +171,10 @@ def show_attention(
         x_labels=pieces,
         y_labels=pieces,
         title="Attention on a segment that comes twice",
-        x="key",
-        y="query",
+        x="Key",
+        y="Query",
         centre=None,
-        label="attention",
+        label="Attention",
     )
     caption = "Left of the diagonal: the token before. Right: what followed it before."
     run.figure("attention", figure, caption=caption)

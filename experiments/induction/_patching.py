@@ -145,8 +145,8 @@ def draw(stream: Interval, heads: Interval, *, names: list[str], run: Run) -> No
         x_labels=names,
         y_labels=LAYERS,
         title="Clean residual stream patched into the corrupt prompt",
-        x="position",
-        label="restored logit difference",
+        x="Position",
+        label="Fraction recovered",
     )
     caption = (
         "What is copied waits at B. The place is found by A, and layer 0 moves that "
@@ -156,8 +156,8 @@ def draw(stream: Interval, heads: Interval, *, names: list[str], run: Run) -> No
     figure = viz.heatmaps(
         panels(heads),
         title="One head's clean output patched into the corrupt prompt",
-        x="head",
-        y="layer",
-        label="restored logit difference",
+        x="Head",
+        y="Layer",
+        label="Fraction recovered",
     )
     run.figure("patching-heads", figure, caption="Every position of one head's z.")

@@ -121,8 +121,8 @@ def report(lost: Interval, senders: list[str], run: Run) -> None:
         x_labels=spelled,
         y_labels=senders,
         title="Heads of layer 0 ablated in one input of the induction heads",
-        y="ablated",
-        label="share lost",
+        y="Ablated",
+        label="Fraction lost",
     )
     caption = "The previous-token heads matter, and they do through the keys."
     run.figure("paths", figure, caption=caption)

@@ -116,8 +116,8 @@ def draw_losses(found: Mapping[int, History], run: Run) -> None:
         },
         points=found[2].step,
         title="Two layers learn to copy all at once, one layer never does",
-        x="training step",
-        y="loss / nats",
+        x="Training step",
+        y="Loss (nats)",
     )
     caption = "Held-out loss on tokens that can be copied from earlier, and on others."
     run.figure("losses", figure, caption=caption)
@@ -134,7 +134,7 @@ def draw_heads(found: Mapping[int, History], run: Run) -> None:
         },
         points=found[2].step,
         title="Induction heads form while the loss falls",
-        x="training step",
-        y="attention of the best head",
+        x="Training step",
+        y="Attention of the best head",
     )
     run.figure("heads", figure, caption="Scores of the best head at every step.")

@@ -255,9 +255,9 @@ def _draw(found: Found, config: Embedded, run: mijax.experiment.Run) -> None:
             y_labels=depths,
             title="Interchange-intervention accuracy, "
             + ("whole vector" if kind == "whole" else kind),
-            x="token",
+            x="Token",
             centre=None,
-            label="accuracy",
+            label="Accuracy",
         )
         caption = "Without any effect it is one half: then labels stay as they are."
         name = "whole-vector" if kind == "whole" else "subspace"
@@ -282,7 +282,7 @@ def _draw(found: Found, config: Embedded, run: mijax.experiment.Run) -> None:
         low=low,
         high=high,
         title="Swaps between the layers, at the token itself",
-        y="accuracy",
+        y="Accuracy",
     )
     caption = (
         f"Subspaces of {size} dimensions: mean and range of rotations; whole vector: "

@@ -265,9 +265,9 @@ def report_whole(
         x_labels=layers,
         y_labels=PLACES,
         title="Interchange-intervention accuracy, whole vector",
-        x="after layer",
+        x="After layer",
         centre=None,
-        label="accuracy",
+        label="Accuracy",
     )
     caption = (
         "Programs: 0.5 without any effect, 0 where the source's answer is copied. "
@@ -316,7 +316,7 @@ def report_subspaces(
         low=low,
         high=high,
         title="Subspaces at the last token",
-        y="accuracy",
+        y="Accuracy",
     )
     caption = "Held-out prompts, mean of rotations, 95 % intervals over prompts."
     run.figure("subspaces", figure, caption=caption)

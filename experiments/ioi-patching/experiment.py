@@ -146,9 +146,9 @@ def report_positions(
             {site: share[site] for site in RESIDUAL},
             x_labels=grids["resid_pre"].axes[1].labels,
             title="Logit difference recovered by patching the clean run",
-            x="position",
-            y="layer",
-            label="recovered (0 corrupt, 1 clean)",
+            x="Position",
+            y="Layer",
+            label="Fraction recovered (0 corrupt, 1 clean)",
         ),
         caption="Each cell is a run of the corrupt prompts with one activation of the "
         "clean prompts patched in, averaged over prompts.",
@@ -179,9 +179,9 @@ def report_heads(
         viz.heatmaps(
             {site: share[site] for site in HEADS},
             title="Logit difference recovered by patching a head of the clean run",
-            x="head",
-            y="layer",
-            label="recovered (0 corrupt, 1 clean)",
+            x="Head",
+            y="Layer",
+            label="Fraction recovered (0 corrupt, 1 clean)",
         ),
         caption="All positions of one head's z, q, k, v or pattern are patched.",
     )
@@ -191,9 +191,9 @@ def report_heads(
         viz.heatmap(
             np.asarray(parts.mean),
             title="Direct logit attribution of heads, clean prompts",
-            x="head",
-            y="layer",
-            label="logit difference (nats)",
+            x="Head",
+            y="Layer",
+            label="Logit difference (nats)",
         ),
         caption="What each head writes directly to the logit difference.",
     )
@@ -225,8 +225,8 @@ def report_heads(
             low=low[at],
             high=high[at],
             title="Heads with the largest effect (95% CI over prompts)",
-            x="head",
-            y="recovered",
+            x="Head",
+            y="Fraction recovered",
         ),
     )
     names = [f"{layer}.{head}" for layer, head in chosen]

@@ -221,7 +221,7 @@ def report_curves(rows: dict[str, Row], run: mijax.experiment.Run) -> None:
                 lines,
                 log=True,
                 title=f"Circuits of the best {ranking} scores",
-                x="share of edges (nodes) selected",
+                x="Fraction of edges (nodes) selected",
             ),
             caption="Everything outside the circuit is what it is on the "
             "counterfactual prompt. Bands are 95 % intervals over prompts.",

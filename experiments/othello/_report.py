@@ -61,8 +61,8 @@ def report_legality(
         points=found.updates,
         bands={n: (np.asarray(c.low), np.asarray(c.high)) for n, c in curves.items()},
         title="Illegal predictions on held-out games",
-        x="update",
-        y="share",
+        x="Update",
+        y="Fraction",
     )
     run.figure("training", picture, caption="Mean of all seeds, least and greatest.")
 
@@ -91,7 +91,7 @@ def report_probes(found: Probed, run: mijax.experiment.Run) -> None:
         layers=layers,
         lines={"most frequent class": prior},
         title="What linear probes read of the board",
-        x="residual stream after block",
+        x="Residual stream after block",
     )
     run.figure("probes", picture, caption="Mean of all seeds, least and greatest.")
     size = round(found.relative.shape[2] ** 0.5)
@@ -105,7 +105,7 @@ def report_probes(found: Probed, run: mijax.experiment.Run) -> None:
         y_labels=[*range(1, size + 1)],
         title="Accuracy of probes by square, best layer",
         centre=None,
-        label="held-out accuracy",
+        label="Held-out accuracy",
     )
     run.figure("squares", picture, caption="Mean over seeds.")
 
@@ -165,7 +165,7 @@ def draw_errors(found: dict[str, Intervened], run: mijax.experiment.Run) -> None
         low=np.array([float(one.low) for one in bars.values()]),
         high=np.array([float(one.high) for one in bars.values()]),
         title="Errors against the edited board",
-        y="wrong and missing moves",
+        y="Wrong and missing moves",
     )
     caption = (
         "Mean of all seeds, least and greatest. Without a change, with that of another "
@@ -184,8 +184,8 @@ def draw_errors(found: dict[str, Intervened], run: mijax.experiment.Run) -> None
         {name: part[even] for name, part in counts.items()},
         points=even,
         title="Cases by their errors, one square flipped",
-        x="wrong and missing moves",
-        y="share of cases of all seeds",
+        x="Wrong and missing moves",
+        y="Fraction of cases, all seeds",
     )
     picture.axes[0].set_xticks(even)
     run.figure("histogram", picture)
@@ -233,7 +233,7 @@ def draw_case(rules: Othello, one: Intervened, run: mijax.experiment.Run) -> Non
         },
         title="Moves before and after one square is changed in the residual stream",
         centre=None,
-        label="probability",
+        label="Probability",
         **axes,
     )
     caption = "Of the first seed, a case with the fewest errors; the centre is taken."

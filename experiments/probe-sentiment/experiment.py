@@ -243,8 +243,8 @@ def report_removal(
     picture = viz.line(
         curves,
         title=f"Probes after a direction is removed at layer {place[0]}",
-        x="layer (0: embedding)",
-        y="accuracy of the unchanged probe",
+        x="Layer (0: embedding)",
+        y="Accuracy of the unchanged probe",
     )
     caption = "The component along the direction is set to its mean at every token."
     run.figure("removal", picture, caption=caption)
@@ -287,7 +287,7 @@ def report_steering(
         points=sizes,
         bands={"random directions": (heights.min(0), heights.max(0))},
         title=f"Steering at layer {layer}: {' against'.join(config.words).strip()}",
-        x="distances between class means added",
-        y="logit difference",
+        x="Distances between class means added",
+        y="Logit difference",
     )
     run.figure("steering", picture, caption="Band: the range of random directions.")

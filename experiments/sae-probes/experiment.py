@@ -266,6 +266,6 @@ def report(areas: dict[str, Found], run: mijax.experiment.Run) -> None:
             np.array(values)[order],
             labels=np.array(list(areas))[order].tolist(),
             title=f"{title}: probes on latents against activations",
-            y="difference of areas",
+            y="Difference in AUROC",
         )
         run.figure(name, picture, caption="Above 0, the probe on latents is better.")

@@ -172,7 +172,7 @@ def report(found: dict[str, dict[str, Row]], run: mijax.experiment.Run) -> None:
                 low=np.array([of.min() for of in scores.values()]),
                 high=np.array([of.max() for of in scores.values()]),
                 title=f"Known features that dictionaries find: {name}",
-                y="mean max " + ("correlation" if name in PROGRAMS else "cosine"),
+                y="Mean max " + ("correlation" if name in PROGRAMS else "cosine"),
             ),
             caption="Bars: mean of the seeds; lines: their range.",
         )

@@ -170,7 +170,7 @@ def draw(found: dict[str, Found], run: mijax.experiment.Run) -> None:
         lines,
         log=True,
         title=f"Circuits of the largest scores of {method}",
-        x="share of edges kept",
+        x="Fraction of edges kept",
     )
     # Inside it would cover a band.
     legend = picture.axes[0].get_legend()

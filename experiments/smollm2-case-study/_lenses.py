@@ -80,8 +80,8 @@ def report(views: dict[str, View], top: int, run: mijax.experiment.Run) -> None:
             curves,
             bands=bands,
             title="Logit lens at the last token",
-            x="after layer",
-            y="logit difference (nats)",
+            x="After layer",
+            y="Logit difference (nats)",
         ),
         caption="Final norm and unembedding after every layer: best answer minus best "
         "wrong answer. Bands are 95 % intervals over prompts.",
@@ -91,8 +91,8 @@ def report(views: dict[str, View], top: int, run: mijax.experiment.Run) -> None:
         viz.line(
             {label: one.right.mean(0) for label, one in views.items()},
             title="Logit lens: is the most likely token an answer?",
-            x="after layer",
-            y="share of prompts",
+            x="After layer",
+            y="Fraction of prompts",
         ),
     )
     run.figure(
@@ -103,9 +103,9 @@ def report(views: dict[str, View], top: int, run: mijax.experiment.Run) -> None:
                 for label, one in views.items()
             },
             title="Direct logit attribution of heads",
-            x="head",
-            y="layer",
-            label="logit difference (nats)",
+            x="Head",
+            y="Layer",
+            label="Logit difference (nats)",
         ),
         caption="What each head writes directly to the logit difference.",
     )

@@ -68,9 +68,9 @@ def report(
             {label: grid.share for label, (grid, _) in found.items()},
             x_labels=one.labels,
             title="Residual stream patched: logit difference recovered",
-            x="position",
-            y="layer",
-            label="recovered (0 corrupt, 1 clean)",
+            x="Position",
+            y="Layer",
+            label="Fraction recovered (0 corrupt, 1 clean)",
         ),
         caption="One activation of `resid_pre` of the prompt in the run of its "
         "counterpart. `changed` is the first token in which they differ (in induction, "
@@ -82,9 +82,9 @@ def report(
         viz.heatmaps(
             {label: grid.share for label, (_, grid) in found.items()},
             title="Heads patched (z, all positions): logit difference recovered",
-            x="head",
-            y="layer",
-            label="recovered (0 corrupt, 1 clean)",
+            x="Head",
+            y="Layer",
+            label="Fraction recovered (0 corrupt, 1 clean)",
         ),
         caption="The output of one head of the prompt in the run of its counterpart.",
     )

@@ -112,8 +112,8 @@ def curves(
                 "random": (heights.min(0), heights.max(0)),
             },
             title="The next word, steered",
-            x="strength (differences of class means)",
-            y="log odds of good words (nats)",
+            x="Strength (differences of class means)",
+            y="Log odds of good words (nats)",
         ),
         caption="Bands: 95 % interval over prompts; the range of random directions of "
         "the same norm.",
@@ -132,8 +132,8 @@ def curves(
                 "random": (others.min(0), others.max(0)),
             },
             title="What the unedited model thinks of the steered text",
-            x="strength (differences of class means)",
-            y="nats per token",
+            x="Strength (differences of class means)",
+            y="Loss (nats per token)",
         ),
         caption="Mean surprise at greedy continuations; bands as above.",
     )

@@ -59,8 +59,8 @@ def report_phases(
             y_labels=[f"{value:.2g}" for value in axes(cells)[1][::-1]],
             title=f"The last of {features} features in {embed} "
             f"dimension{'s' if embed > 1 else ''}",
-            x="density",
-            y="importance relative to the others",
+            x="Density",
+            y="Importance relative to the others",
         ),
         caption="Theory: the least expected loss of a few models of length 1 decides.",
     )

@@ -34,7 +34,7 @@ def report_intro(found: Trained, run: mijax.experiment.Run) -> None:
             x_labels=[*range(1, features + 1), "", "b"],
             y_labels=range(1, features + 1),
             title="Five features in two dimensions, from dense to sparse",
-            label="overlap of features; bias",
+            label="Overlap of features; bias",
         ),
         caption="W^T W and, right of it, the bias; the first feature is the most "
         "important one.",
@@ -62,11 +62,11 @@ def report_many(found: Trained, run: mijax.experiment.Run) -> None:
             {"squared length of each feature": squared, "overlap with others": overlap},
             x_labels=range(1, squared.shape[1] + 1),
             y_labels=p,
-            x="feature, the most important one first",
-            y="density",
+            x="Feature, the most important one first",
+            y="Density",
             title="Which features are represented, and which share dimensions",
             centre=None,
-            label="squared length; sum of squared overlaps",
+            label="Squared length; sum of squared overlaps",
         ),
         caption="Features that are not represented (squared length below 1/2) have no "
         "overlap: grey.",

@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
         "patch",
         _call,
         summary="Patch clean activations into a corrupt run, one place at a time, and "
-        "show the logit difference of each run.",
+        "show the fraction of the logit difference that each run recovers.",
         example=_EXAMPLE,
     )
     parser.add_argument("model", metavar="MODEL", help="name or folder of a model")
@@ -69,8 +69,9 @@ def _call(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         {"name": a.name, "labels": names if a.name == "position" else list(a.labels)}
         for a in found.axes
     ]
+    shown, measure = _recovered(values, clean_value, corrupt_value)
     if png:
-        _draw(values, axes, arguments, png)
+        _draw(shown, axes, arguments, measure, png)
     if arguments.json:
         report = {
             "values": values.tolist(),
@@ -80,7 +81,7 @@ def _call(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         }
         print(json.dumps(report, ensure_ascii=False))
         return 0
-    _show(values, axes, arguments, (clean_value, corrupt_value))
+    _show(shown, axes, arguments, measure, (clean_value, corrupt_value))
     if png:
         output().print(f"Picture: {png}", soft_wrap=True)
     return 0
@@ -132,23 +133,34 @@ def _sweep(
     return found, clean_value
 
 
+def _recovered(
+    values: np.ndarray, clean: float, corrupt: float
+) -> tuple[np.ndarray, str]:
+    """Return what to show and its name: the fraction recovered if the ends differ."""
+    # Equal prompts give equal ends up to rounding, and a fraction of that is noise.
+    if np.isclose(clean, corrupt, rtol=1e-4, atol=1e-4):
+        return values, "Logit difference (nats)"
+    return (values - corrupt) / (clean - corrupt), "Fraction recovered"
+
+
 def _show(
     values: np.ndarray,
     axes: list[dict[str, Any]],
     arguments: argparse.Namespace,
+    measure: str,
     ends: tuple[float, float],
 ) -> None:
     from mijax import viz  # noqa: PLC0415
 
     console = output()
     console.print(
-        f"logit difference {arguments.answer!r} - {arguments.wrong!r}: clean "
-        f"{ends[0]:.3f}, corrupt {ends[1]:.3f}; clean {arguments.site} patched into "
+        f"Logit difference {arguments.answer!r} - {arguments.wrong!r}: clean "
+        f"{ends[0]:.3f}, corrupt {ends[1]:.3f}. Clean {arguments.site} patched into "
         "the corrupt run:",
         soft_wrap=True,
     )
     grid, rows, columns = _grid(values, axes)
-    title = " by ".join(axis["name"] for axis in axes)
+    title = f"{measure}, " + " by ".join(axis["name"] for axis in axes)
     console.print(
         viz.terminal_heatmap(grid, row_labels=rows, col_labels=columns, title=title)
     )
@@ -158,6 +170,7 @@ def _draw(
     values: np.ndarray,
     axes: list[dict[str, Any]],
     arguments: argparse.Namespace,
+    measure: str,
     png: Path,
 ) -> None:
     from mijax import viz  # noqa: PLC0415
@@ -167,10 +180,10 @@ def _draw(
         grid,
         x_labels=columns,
         y_labels=rows,
-        title=f"clean {arguments.site} patched into the corrupt run",
-        x=axes[-1]["name"],
-        y=axes[0]["name"] if len(axes) > 1 else "",
-        label="logit difference [nats]",
+        title=f"Clean {arguments.site} patched into the corrupt run",
+        x=axes[-1]["name"].capitalize(),
+        y=axes[0]["name"].capitalize() if len(axes) > 1 else "",
+        label=measure,
     )
     viz.save_png(figure, png)
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import types
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -19,6 +20,9 @@ from mijax.experiment._yaml import Document, Place
 
 Value = bool | int | float | str | tuple[str, ...]
 """What an experiment can report, and a config can expect."""
+
+SHOWN_DIGITS = 4
+"""Significant digits of the numbers in tables."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -78,7 +82,9 @@ class Expected(BaseModel):
         tolerance: how far ours may lie from `value`, in the same unit.
         at_least: ours passes when it is this or more.
         at_most: ours passes when it is this or less.
-        equals: ours passes when it is exactly this (a word, a list of words, a count).
+        equals: ours passes when it is this word, list of words or count. Numbers are
+            compared as the tables show them, to four significant digits, or to as many
+            as `equals` has: 23.299999 equals 23.3, and 23.31 does not.
         source: where the number was published.
 
     Examples:
@@ -112,7 +118,7 @@ class Expected(BaseModel):
         """Whether a reported number meets this one. NaN never does."""
         if self.equals is not None:
             same_kind = isinstance(ours, bool) == isinstance(self.equals, bool)
-            return same_kind and ours == self.equals
+            return same_kind and (ours == self.equals or _alike(ours, self.equals))
         if isinstance(ours, str | tuple):
             return False
         if self.at_least is not None:
@@ -137,6 +143,17 @@ class Expected(BaseModel):
         if isinstance(self.equals, tuple):
             return ", ".join(self.equals)
         return str(self.equals)
+
+
+def _alike(ours: Value, published: Value) -> bool:
+    """Return whether two numbers, one of them not whole, are shown as the same."""
+    if not (isinstance(ours, float) or isinstance(published, float)):
+        return False
+    if isinstance(ours, str | tuple) or isinstance(published, str | tuple):
+        return False
+    figures = re.sub(r"e.*|\D", "", repr(published)).strip("0")
+    digits = max(SHOWN_DIGITS, len(figures))
+    return f"{ours:.{digits}g}" == f"{published:.{digits}g}"
 
 
 class ConfigFile(BaseModel):

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from mijax.experiment._config import Value
+from mijax.experiment._config import SHOWN_DIGITS, Value
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) as a stage advances."""
@@ -103,5 +103,5 @@ def cell_text(value: Value | None) -> str:
     if isinstance(value, tuple):
         return ", ".join(value)
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:.{SHOWN_DIGITS}g}"
     return str(value)

@@ -9,22 +9,30 @@ from mijax.io import replace_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Entries that are left out, so that equal figures make equal files.
+_METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
 
-def save(figure: "Figure", stem: str | Path) -> tuple[Path, Path]:
-    """Writes a figure as PNG (150 dots per inch) and SVG, by atomic rename.
 
-    The bytes depend on the figure alone: no dates, identifiers from a fixed salt,
-    letters as outlines.
+def save(figure: "Figure", path: str | Path) -> tuple[Path, ...]:
+    """Write a figure as PNG and SVG, or in the format that the name gives.
+
+    Files appear by atomic rename, and PNG has 150 dots per inch. The bytes depend only
+    on the figure: no dates, identifiers from a fixed salt, letters as outlines.
 
     Args:
         figure: a matplotlib figure.
-        stem: path without a suffix; a dot in it is kept.
+        path: `"fig"` writes `fig.png` and `fig.svg`; `"fig.png"`, `"fig.svg"` or
+            `"fig.pdf"` write only that file. Other dots are part of the name.
 
     Returns:
-        The PNG and the SVG file.
+        The files that were written.
 
     Raises:
-        OutputError: when a file cannot be written.
+        OutputError: if a file cannot be written.
 
     Examples:
         >>> import numpy as np, pathlib, tempfile
@@ -32,13 +40,15 @@ def save(figure: "Figure", stem: str | Path) -> tuple[Path, Path]:
         >>> folder = pathlib.Path(tempfile.mkdtemp())
         >>> [file.name for file in save(heatmap(np.eye(2)), folder / "identity")]
         ['identity.png', 'identity.svg']
+        >>> [file.name for file in save(heatmap(np.eye(2)), folder / "one.png")]
+        ['one.png']
     """
-    stem = Path(stem)
-    png = stem.with_name(f"{stem.name}.png")
-    svg = stem.with_name(f"{stem.name}.svg")
-    save_png(figure, png)
-    _write(svg, _drawn(figure, "svg", {"Date": None, "Creator": None}))
-    return png, svg
+    path = Path(path)
+    kind = path.suffix.lower().removeprefix(".")
+    if kind in _METADATA:
+        return (_write(path, drawn(figure, kind)),)
+    names = {kind: path.with_name(f"{path.name}.{kind}") for kind in ("png", "svg")}
+    return tuple(_write(name, drawn(figure, kind)) for kind, name in names.items())
 
 
 def save_png(figure: "Figure", path: str | Path) -> Path:
@@ -60,7 +70,7 @@ def save_png(figure: "Figure", path: str | Path) -> Path:
         >>> save_png(heatmap(np.eye(2)), f"{tempfile.mkdtemp()}/a.png").name
         'a.png'
     """
-    return _write(Path(path), _drawn(figure, "png", {"Software": None}))
+    return _write(Path(path), drawn(figure, "png"))
 
 
 def save_page(page: str, path: str | Path) -> Path:
@@ -84,12 +94,13 @@ def save_page(page: str, path: str | Path) -> Path:
     return _write(Path(path), page.encode("utf-8"))
 
 
-def _drawn(figure: "Figure", kind: str, metadata: dict[str, None]) -> bytes:
+def drawn(figure: "Figure", kind: str) -> bytes:
+    """Return the bytes of a picture file."""
     import matplotlib  # noqa: PLC0415
 
     file = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "mijax", "svg.fonttype": "path"}):
-        figure.savefig(file, format=kind, dpi=150, metadata=metadata)
+        figure.savefig(file, format=kind, dpi=150, metadata=_METADATA[kind])
     return file.getvalue()
 
 

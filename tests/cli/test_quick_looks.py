@@ -93,9 +93,16 @@ def test_patch_grid_and_picture(capsys, loaded, tmp_path):
     assert main([*PATCH, "--png", "grid.png"]) == 0
     text = capsys.readouterr().out
     assert "·Mary" in text
-    assert "layer by position" in text
+    assert "Fraction recovered, layer by position" in text
+    # The whole clean residual stream at the one token that differs restores all.
+    assert "1.00" in text
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
     assert main([*PATCH, "--over", "layer"]) == 0
+
+
+def test_patch_without_a_difference_shows_the_logits(capsys, loaded):
+    assert main([*PATCH, "--corrupt", CLEAN, "--over", "layer"]) == 0
+    assert "Logit difference (nats), layer" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,13 @@ def test_reserved_names_are_refused(tmp_path, name):
         ({"equals": "a"}, "a", True),
         ({"equals": 1}, True, False),
         ({"equals": 3}, 3.0, True),
+        ({"equals": 23.3}, 23.299999237060547, True),  # 23.3 in float32
+        ({"equals": 23.3}, 23.31, False),
+        ({"equals": 0.123456}, 0.1234559, True),
+        ({"equals": 0.123456}, 0.12345, False),
+        ({"equals": 0.0}, 1e-9, False),
+        ({"equals": 12345}, 12346, False),
+        ({"equals": 0.5}, float("nan"), False),
         ({"equals": ("a", "b")}, ("a", "b"), True),
         ({"equals": ("a", "b")}, ("b", "a"), False),
     ],

@@ -84,6 +84,13 @@ def test_saved_bytes_depend_on_the_figure_alone(tmp_path):
     assert b"<text" not in first[1]
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.b.svg", "a.PNG", "a.pdf"])
+def test_a_name_with_a_format_makes_only_that_file(tmp_path, name):
+    (file,) = viz.save(viz.heatmap(np.eye(2)), tmp_path / name)
+    assert [file] == list(tmp_path.iterdir())
+    assert file.name == name
+
+
 def test_save_where_nothing_can_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
