@@ -32,7 +32,7 @@ from mijax.dictionaries._plain import Plain, dictionary_of
 from mijax.dictionaries._saelens import read_saelens, write_saelens
 from mijax.dictionaries._sparsify import read_sparsify, write_sparsify
 from mijax.dictionaries._stored import NORMALISATIONS, Found, Stored
-from mijax.io import digest, is_checkpoint, replace_folder
+from mijax.io import check_files, digest, is_checkpoint, replace_folder
 
 
 class Format(NamedTuple):
@@ -103,6 +103,10 @@ def load(
             here = f"There is no folder or file '{name}' here; taken as a hub id: "
             raise type(error)(here + str(error)) from error
     kind = detect(path) if format is None else known_format(format)
+    if path.is_dir():
+        check_files(path)
+    else:
+        check_files(path.parent, [path.name])
     if scale is not None and kind != "saelens":
         raise LoadError(f"The format '{kind}' does not multiply activations: no scale.")
     found = FORMATS[kind].read(path, scale)
@@ -147,7 +151,7 @@ def save(
 
     Args:
         dictionary: the dictionary.
-        path: the folder, replaced if it exists.
+        path: the folder; an older one is replaced if mijax wrote everything in it.
         format: as in `load`; `"cross_layer"` is `"circuit_tracer"`.
         site: what it reads.
         target: what it writes, where that is another site.
@@ -158,7 +162,7 @@ def save(
     Raises:
         ConfigError: a format or normalisation that does not exist.
         OutputError: the format cannot hold this dictionary, or the folder cannot be
-            written.
+            written or holds anything that mijax did not write.
 
     Examples:
         >>> import jax, tempfile

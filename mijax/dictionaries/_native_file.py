@@ -21,7 +21,8 @@ from mijax.dictionaries._relu import ReLU
 from mijax.dictionaries._stored import Found
 from mijax.dictionaries._topk import TopK
 from mijax.dictionaries._wiring import SAE, Crosscoder, CrossLayer, Transcoder, Weights
-from mijax.io import checkpoint_metadata, load_checkpoint, save_checkpoint
+from mijax.io import checkpoint_metadata, load_checkpoint
+from mijax.io._checkpoint import fill_checkpoint, flatten
 
 VERSION = 1
 KEYS = ("mijax_dictionary", "architecture", "wiring", "latents", "skip", "site")
@@ -69,7 +70,7 @@ def write_native(dictionary: Dictionary, path: Path, note: Any) -> None:
         "running": dictionary.running,
         "scale": dictionary.scale,
     }
-    save_checkpoint(arrays, path, metadata=metadata)
+    fill_checkpoint(path, flatten(arrays), metadata)
 
 
 def described(value: Any, known: dict[str, type]) -> dict[str, Any]:

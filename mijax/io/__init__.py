@@ -1,14 +1,17 @@
-"""Bytes to trees: weight files, checkpoints, atomic writes, digests."""
+"""Bytes to trees: weight files, checkpoints, durable writes, locks, digests."""
 
-from mijax.io._atomic import replace_file as replace_file
-from mijax.io._atomic import replace_folder as replace_folder
 from mijax.io._checkpoint import checkpoint_metadata as checkpoint_metadata
 from mijax.io._checkpoint import is_checkpoint as is_checkpoint
 from mijax.io._checkpoint import load_checkpoint as load_checkpoint
 from mijax.io._checkpoint import save_checkpoint as save_checkpoint
 from mijax.io._digest import digest as digest
+from mijax.io._durable import publish as publish
+from mijax.io._durable import replace_file as replace_file
+from mijax.io._durable import replace_folder as replace_folder
 from mijax.io._flax import FlaxTensors as FlaxTensors
 from mijax.io._gguf import Gguf as Gguf
+from mijax.io._lock import locked as locked
+from mijax.io._manifest import check_files as check_files
 from mijax.io._safetensors import SafeTensors as SafeTensors
 from mijax.io._safetensors import Shards as Shards
 from mijax.io._safetensors import read_json as read_json

@@ -10,7 +10,8 @@ import equinox as eqx
 import jax
 
 from mijax._errors import LoadError, OutputError
-from mijax.io._atomic import replace_folder
+from mijax.io._durable import replace_folder
+from mijax.io._manifest import check_files
 from mijax.io._safetensors import read_json
 
 T = TypeVar("T")
@@ -24,17 +25,20 @@ def save_checkpoint(
     *,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Saves the arrays of a tree; the folder appears whole or not at all.
+    """Save the arrays of a tree; the folder appears complete or not at all.
+
+    The folder lists its files with their SHA-256, which loading verifies.
 
     Args:
         tree: any pytree; leaves that are not arrays are not saved.
-        path: the folder, replaced if it exists.
-        metadata: JSON to keep beside the arrays, for example
+        path: the folder; an older one is replaced if mijax wrote everything in it.
+        metadata: JSON to keep with the arrays, for example
             `mijax.models.describe(model, spec)`, by which `mijax.models.load` knows
             what to build.
 
     Raises:
-        OutputError: the folder cannot be written, or two arrays have one name.
+        OutputError: the folder cannot be written, it holds anything that mijax did
+            not write, or two arrays have one name.
 
     Examples:
         >>> import jax.numpy as jnp, tempfile
@@ -43,21 +47,31 @@ def save_checkpoint(
         >>> load_checkpoint({"a": jnp.zeros(2)}, path)["a"].tolist()
         [1.0, 1.0]
     """
+    arrays = flatten(tree)
+    replace_folder(path, lambda folder: fill_checkpoint(folder, arrays, metadata))
+
+
+def fill_checkpoint(
+    folder: Path, arrays: Mapping[str, Any], metadata: Mapping[str, Any] | None
+) -> None:
+    """Write named arrays and their metadata into an empty folder."""
     import orbax.checkpoint as ocp  # noqa: PLC0415 - slow to import
 
-    arrays = flatten(tree)
-
-    def fill(folder: Path) -> None:
+    try:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((folder / TREE).resolve(), arrays)
-        note = {"metadata": dict(metadata or {}), "arrays": list(arrays)}
-        (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n")
-
-    replace_folder(path, fill)
+            checkpointer.save((folder / TREE).resolve(), dict(arrays))
+    except OSError:
+        raise
+    except Exception as error:  # orbax wraps errors of the disk in many kinds
+        raise OutputError(
+            f"Cannot write a checkpoint: {one_line(error)}. Check the free space."
+        ) from error
+    note = {"metadata": dict(metadata or {}), "arrays": list(arrays)}
+    (folder / NOTE).write_text(json.dumps(note, indent=1) + "\n")
 
 
 def load_checkpoint(like: T, path: str | os.PathLike[str]) -> T:
-    """Loads what `save_checkpoint` saved.
+    """Load a checkpoint of `save_checkpoint`, after verifying its checksums.
 
     Args:
         like: a tree of the same structure, holding arrays or
@@ -68,11 +82,13 @@ def load_checkpoint(like: T, path: str | os.PathLike[str]) -> T:
         The tree, with the arrays of the checkpoint in the precision of `like`.
 
     Raises:
-        LoadError: there is no checkpoint, or its arrays are not those of `like`.
+        LoadError: there is no checkpoint, a file of it is damaged, or its arrays are
+            not those of `like`.
     """
     import orbax.checkpoint as ocp  # noqa: PLC0415 - slow to import
 
     path = Path(path)
+    check_files(path)
     saved = set(read_json(path / NOTE).get("arrays", []))
     wanted = flatten(like)
     if different := sorted(saved ^ wanted.keys()):
@@ -88,16 +104,19 @@ def load_checkpoint(like: T, path: str | os.PathLike[str]) -> T:
             arrays = checkpointer.restore(
                 target, jax.tree.map(ocp.utils.to_shape_dtype_struct, wanted)
             )
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise LoadError(f"{path} is not a whole checkpoint: {reason}.") from error
+    except LoadError:
+        raise
+    except Exception as error:  # orbax raises many unrelated kinds
+        raise LoadError(
+            f"{path} is not a complete checkpoint: {one_line(error)}."
+        ) from error
     leaves, structure = jax.tree_util.tree_flatten_with_path(like)
     values = [arrays.get(name_of(where), leaf) for where, leaf in leaves]
     return jax.tree.unflatten(structure, values)
 
 
 def checkpoint_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads the JSON that was saved beside a checkpoint.
+    """Read the JSON that was saved with a checkpoint.
 
     Args:
         path: the folder.
@@ -106,14 +125,20 @@ def checkpoint_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         The metadata, `{}` if none was given.
 
     Raises:
-        LoadError: there is no checkpoint.
+        LoadError: there is no checkpoint, or the JSON is damaged.
     """
+    check_files(Path(path), [NOTE])
     return read_json(Path(path) / NOTE).get("metadata", {})
 
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a folder is one that `save_checkpoint` wrote."""
     return (path / NOTE).is_file()
+
+
+def one_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its type."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def flatten(tree: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from mijax._errors import LoadError
-from mijax.io._atomic import replace_file
+from mijax.io._durable import replace_file
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -113,7 +113,7 @@ class Shards:
 
 
 def save_safetensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Writes arrays to one file, which appears whole or not at all.
+    """Write arrays to one file, which appears complete or not at all.
 
     Args:
         arrays: name and value of each tensor.

@@ -18,6 +18,7 @@ from mijax.io import (
     SafeTensors,
     Shards,
     Tensors,
+    check_files,
     checkpoint_metadata,
     digest,
     is_checkpoint,
@@ -137,6 +138,7 @@ def load_folder(folder: Path, source: str, dtype: DTypeLike) -> Loaded:
         model, spec = read_checkpoint(folder, checkpoint_metadata(folder), dtype)
         files = [file for file in folder.rglob("*") if file.is_file()]
         return Loaded(model, tokenizer_in(folder, {}), spec, source, digest(files))
+    check_files(folder)
     path = folder / "config.json"
     config = read_json(path)
     tensors = open_weights(folder)

@@ -30,19 +30,22 @@ def save(
     *,
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """Saves a model as config.json, model.safetensors and tokenizer.json.
+    """Save a model as config.json, model.safetensors and tokenizer.json.
 
-    The folder appears whole or not at all, and `load` reads it.
+    The folder appears complete or not at all. It lists its files with their SHA-256,
+    which `load` verifies.
 
     Args:
         model: a model of one of the families, in any frame.
         spec: its spec.
-        folder: where to save, replaced if it exists.
+        folder: where to save; an older folder is replaced if mijax wrote everything in
+            it.
         tokenizer: its tokenizer, if it has one.
 
     Raises:
         LoadError: the model is not what the spec describes.
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or it holds anything that mijax did
+            not write.
 
     Examples:
         >>> import jax, mijax.models, tempfile

@@ -149,10 +149,10 @@ def test_failed_writes_leave_what_was_there(tmp_path):
         with pytest.raises(RuntimeError):
             replace(path, fail)
     assert file.read_text() == "old"
-    assert [p.name for p in folder.iterdir()] == ["a"]
+    assert sorted(p.name for p in folder.iterdir()) == ["a", "mijax_files.json"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
     replace_folder(folder, lambda path: (path / "b").write_text("new") and None)
-    assert [p.name for p in folder.iterdir()] == ["b"]
+    assert sorted(p.name for p in folder.iterdir()) == ["b", "mijax_files.json"]
 
 
 def test_output_errors(tmp_path):
