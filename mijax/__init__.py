@@ -25,6 +25,7 @@ from mijax.core import Sweep as Sweep
 from mijax.core import Zero as Zero
 from mijax.core import accuracy as accuracy
 from mijax.core import capture as capture
+from mijax.core import compilation_cache as compilation_cache
 from mijax.core import compose as compose
 from mijax.core import cross_entropy as cross_entropy
 from mijax.core import generate as generate

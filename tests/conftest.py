@@ -11,6 +11,8 @@ os.environ["XLA_FLAGS"] = (
     + os.environ.get("XLA_FLAGS", "")
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests of the command line leave the user's own cache alone.
+os.environ.setdefault("MIJAX_CACHE", "0")
 
 from jaxtyping import install_import_hook
 

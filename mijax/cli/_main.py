@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from rich.text import Text
@@ -83,7 +84,17 @@ def _dispatch(words: Sequence[str]) -> int:
         raise ConfigError("give a command. See them with `mijax --help`.")
     if not arguments.takes_overrides:
         refuse_unknown(arguments.parser, rest)
+    _keep_programs()
     return call(arguments, rest)
+
+
+def _keep_programs() -> None:
+    """Turn on the compilation cache; without one a command is only slower."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        mijax.compilation_cache()
+    for warning in caught:
+        errors().print(Text(f"mijax: {warning.message}"), soft_wrap=True)
 
 
 def _version() -> str:

@@ -1,6 +1,7 @@
 """Sites, activations, edits and the verbs on them."""
 
 from mijax.core._axes import Axis as Axis
+from mijax.core._compilation_cache import compilation_cache as compilation_cache
 from mijax.core._edits import AbstractEdit as AbstractEdit
 from mijax.core._edits import Add as Add
 from mijax.core._edits import Mean as Mean
