@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import platformdirs
@@ -51,13 +52,10 @@ def compilation_cache(
         >>> import mijax
         >>> folder = mijax.compilation_cache()
     """
-    if (
-        os.environ.get("MIJAX_CACHE") == "0"
-        or not jax.config.jax_enable_compilation_cache
-    ):
+    if os.environ.get("MIJAX_CACHE") == "0" or not _setting("enable_compilation_cache"):
         return None
     given = folder or os.environ.get("MIJAX_CACHE_DIR")
-    used = jax.config.jax_compilation_cache_dir
+    used = _setting("compilation_cache_dir")
     if not given and used:
         return Path(used)
     root = Path(given or platformdirs.user_cache_dir("mijax", appauthor=False))
@@ -145,13 +143,17 @@ def _date(path: Path) -> float:
 def _use(folder: Path, size: int) -> None:
     """Point JAX at the folder, and have it keep small programs too."""
     settings = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_compilation_cache_max_size": size,
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
+        "compilation_cache_dir": str(folder),
+        "compilation_cache_max_size": size,
+        "persistent_cache_min_compile_time_secs": 0.0,
+        "persistent_cache_min_entry_size_bytes": -1,
     }
-    if all(getattr(jax.config, name) == value for name, value in settings.items()):
+    if all(_setting(name) == value for name, value in settings.items()):
         return
     of_jax.reset_cache()
     for name, value in settings.items():
-        jax.config.update(name, value)
+        jax.config.update(f"jax_{name}", value)
+
+
+def _setting(name: str) -> Any:
+    return getattr(jax.config, f"jax_{name}")
