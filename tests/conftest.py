@@ -1,48 +1,62 @@
-"""Array shapes and types are checked at run time; eight devices for mesh tests.
+"""Settings of every test: programs kept on disk, eight devices, checks by request.
 
-Programs are compiled without optimisation of their machine code: most of the time of
-the tests is compilation, a third less of it so. `XLA_FLAGS` given from outside win.
+Programs are compiled without optimization of their machine code, and kept in
+`.cache/jax`, so that the processes of one run share them, and the next run finds them.
+`XLA_FLAGS` and `JAX_COMPILATION_CACHE_DIR` given from outside win.
+`MIJAX_TYPECHECK=1` checks array shapes and types at run time.
 """
 
 import os
+from pathlib import Path
 
-os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8 "
-    + os.environ.get("XLA_FLAGS", "")
+FLAGS = (
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_force_host_platform_device_count=8",
 )
+# Workers inherit the variable: set it once, since programs are kept by its value.
+GIVEN = os.environ.get("XLA_FLAGS", "").split()
+os.environ["XLA_FLAGS"] = " ".join([*(f for f in FLAGS if f not in GIVEN), *GIVEN])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests of the command line leave the user's own cache alone.
 os.environ.setdefault("MIJAX_CACHE", "0")
-
-from jaxtyping import install_import_hook
-
-with install_import_hook("mijax", "beartype.beartype"):
-    import mijax.attribution
-    import mijax.causal
-    import mijax.circuits
-    import mijax.core
-    import mijax.data
-    import mijax.dictionaries
-    import mijax.features
-    import mijax.io
-    import mijax.models
-    import mijax.nn
-    import mijax.probes
-    import mijax.testing
-    import mijax.train  # noqa: F401
+# Variables and not `jax.config`, so that programs that tests start share the cache.
+CACHE = Path(__file__).parent.parent / ".cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import jaxtyping
 import pytest
 
+# Packages whose annotations are checked with `MIJAX_TYPECHECK=1`.
+CHECKED = (
+    *("attribution", "causal", "circuits", "core", "data", "dictionaries", "features"),
+    *("io", "models", "nn", "probes", "testing", "train"),
+)
+if os.environ.get("MIJAX_TYPECHECK") == "1":
+    jaxtyping.install_import_hook([f"mijax.{p}" for p in CHECKED], "beartype.beartype")
+
+pytest_plugins = ["slowest"]
+
 jax.config.update("jax_default_matmul_precision", "highest")
+
+MAPS = Path("/proc/self/maps")
+
+
+def maps():
+    """Number of memory maps of this process: compiled programs take several each."""
+    return MAPS.read_bytes().count(b"\n") if MAPS.exists() else 0
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """Drops compiled programs: a process may map so many only (`max_map_count`)."""
+    """Drop compiled programs before a process has too many (`max_map_count`)."""
     yield
-    jax.clear_caches()
+    if maps() > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture
