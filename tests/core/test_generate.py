@@ -3,6 +3,7 @@
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from cases import CLEAN, LENGTHS, MODELS, acts_of, model
 
@@ -17,12 +18,16 @@ EDITS = {
 }
 
 
+LONGEST = CLEAN.shape[1] + 4
+
+
 def loop(name, tokens, steps, edits):
-    """Runs the whole text again for every token."""
+    """Runs the whole text again for every token, padded on the right to one length."""
     tokens = list(map(int, tokens))
     for _ in range(steps):
-        logits = mijax.run(model(name), [tokens], edits)[0, -1]
-        top = jnp.sort(logits)[-2:]
+        padded = jnp.array([tokens + [0] * (LONGEST - len(tokens))])
+        logits = np.asarray(mijax.run(model(name), padded, edits))[0, len(tokens) - 1]
+        top = np.sort(logits)[-2:]
         assert top[1] - top[0] > 1e-4, "no clear winner: choose another seed"
         tokens.append(int(logits.argmax()))
     return tokens[-steps:]
