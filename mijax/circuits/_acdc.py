@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from mijax._errors import ConfigError, nearest
+from mijax._progress import Progress, reports
 from mijax.circuits._graph import Graph
-from mijax.circuits._method import MEMORY, AbstractMethod, Options, Progress
+from mijax.circuits._method import MEMORY, AbstractMethod, Options
 from mijax.circuits._scores import Scores
 from mijax.circuits._search import COUNTS, Evaluate, Kept, Search, steps_of
 from mijax.circuits._suffix import fit_prompts, run_clean, run_masks
@@ -113,6 +114,7 @@ class ACDCSweep(eqx.Module):
         return Scores(values, None, None, self.graph, "edge", self.method)
 
 
+@reports("ACDC")
 def acdc_thresholds(
     model: AbstractModel,
     task: Task,
@@ -135,7 +137,8 @@ def acdc_thresholds(
         thresholds: the thresholds, in units of the metric.
         method: everything else about ACDC; `ACDC()` by default.
         graph: senders and receivers; `Graph.of(model)` by default.
-        progress: called with what is done and the total.
+        progress: called with what is done and the total; `None` draws a bar after three
+            seconds in a terminal or notebook, `False` none.
         resume: file in which partial results are kept, and from which an interrupted
             sweep goes on.
         memory: bytes of working memory to aim at.
@@ -184,7 +187,7 @@ def _sweep(
 
     def report() -> None:
         at, i = searches[-1].at, len(searches) - 1
-        if options.progress is not None:
+        if options.progress:
             options.progress(i * len(steps) + at, len(thresholds) * len(steps))
         if journal.due():
             log[i] = searches[i].state()

@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
 from mijax._errors import ConfigError, nearest
+from mijax._progress import Progress, reports
 from mijax.circuits._areas import bootstrap
 from mijax.circuits._circuit import Circuit
 from mijax.circuits._measure import measured
-from mijax.circuits._method import MEMORY, Progress
+from mijax.circuits._method import MEMORY
 from mijax.circuits._select import prune
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel, Interval
@@ -77,6 +78,7 @@ class Minimality(eqx.Module):
         return bootstrap(at.T, np.abs)
 
 
+@reports("Completeness")
 def completeness(
     model: AbstractModel,
     task: Task,
@@ -102,7 +104,8 @@ def completeness(
             probability a half. The largest gap over all subsets is out of reach; this
             is a lower bound of it.
         key: for the random subsets; `jax.random.key(0)` by default.
-        progress: called with the runs that are done and their total.
+        progress: called with the runs that are done and their total; `None` draws a bar
+            after three seconds in a terminal or notebook, `False` none.
         memory: bytes of working memory to aim at.
 
     Returns:
@@ -130,6 +133,7 @@ def completeness(
     return Completeness(chosen, found[: len(chosen)], found[len(chosen) :])
 
 
+@reports("Minimality")
 def minimality(
     model: AbstractModel,
     task: Task,

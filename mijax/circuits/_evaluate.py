@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from mijax._progress import Progress, reports
 from mijax.circuits._areas import (
     MIB_FRACTIONS,
     Evaluation,
@@ -13,13 +14,14 @@ from mijax.circuits._areas import (
 )
 from mijax.circuits._circuit import Circuit
 from mijax.circuits._measure import measured, several, warn_of_dead_ends
-from mijax.circuits._method import MEMORY, Progress
+from mijax.circuits._method import MEMORY
 from mijax.circuits._scores import Scores
 from mijax.circuits._select import Select, top
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel
 
 
+@reports("Run circuits")
 def run_circuits(
     model: AbstractModel,
     task: Task,
@@ -38,7 +40,8 @@ def run_circuits(
         model: the model.
         task: prompts, metric and ablation.
         circuits: one circuit or several of one graph.
-        progress: called with the runs that are done and their total.
+        progress: called with the runs that are done and their total; `None` draws a bar
+            after three seconds in a terminal or notebook, `False` none.
         memory: bytes of working memory to aim at.
 
     Returns:
@@ -67,6 +70,7 @@ def run_circuits(
     return measured(model, task, given, progress=progress, memory=memory)
 
 
+@reports("Divergence")
 def divergence(
     model: AbstractModel,
     task: Task,
@@ -84,7 +88,8 @@ def divergence(
         model: the model.
         task: prompts and ablation; of its metric only the positions matter.
         circuits: one circuit or several of one graph.
-        progress: called with the runs that are done and their total.
+        progress: called with the runs that are done and their total; `None` draws a bar
+            after three seconds in a terminal or notebook, `False` none.
         memory: bytes of working memory to aim at.
 
     Returns:
@@ -113,6 +118,7 @@ def divergence(
     )
 
 
+@reports("Faithfulness")
 def faithfulness(
     model: AbstractModel,
     task: Task,
@@ -134,7 +140,8 @@ def faithfulness(
         fractions: of all edges (nodes, neurons) to select; the published ones.
         absolute: rank by size, whatever the sign.
         select: `top`, `greedy`, or either with `functools.partial(top, prune=False)`.
-        progress: called with the runs that are done and their total.
+        progress: called with the runs that are done and their total; `None` draws a bar
+            after three seconds in a terminal or notebook, `False` none.
         memory: bytes of working memory to aim at.
 
     Returns:
@@ -162,6 +169,7 @@ def faithfulness(
     return found[0]
 
 
+@reports("Evaluate")
 def evaluate(
     model: AbstractModel,
     task: Task,
@@ -186,7 +194,8 @@ def evaluate(
         scores: of edges, nodes or neurons.
         fractions: of all edges (nodes, neurons) to select; the published ones.
         select: `top`, or `greedy`.
-        progress: called with the runs that are done and their total.
+        progress: called with the runs that are done and their total; `None` draws a bar
+            after three seconds in a terminal or notebook, `False` none.
         memory: bytes of working memory to aim at.
 
     Returns:
@@ -214,6 +223,7 @@ def evaluate(
     return Evaluation(signed, absolute, scores.method)
 
 
+@reports("Curves")
 def curves(
     model: AbstractModel,
     task: Task,

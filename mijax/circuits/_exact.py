@@ -55,7 +55,7 @@ class Exact(AbstractMethod):
             # The device works on this job while the last one's results are fetched.
             for job, result in waiting:
                 job.place(values, result)
-                if options.progress is not None:
+                if options.progress:
                     options.progress(int(total[i - 1]), int(total[-1]))
                 if journal.due():
                     journal.save(values, i)

@@ -119,7 +119,7 @@ def learn(
         state = _step((traced, model, graph, task, key, chunk), state)
         if journal.due() or done == fit.steps:
             journal.save(pack(state), done)
-        if options.progress is not None:
+        if options.progress:
             state.step.block_until_ready()
             options.progress(done, fit.steps)
     return state.params

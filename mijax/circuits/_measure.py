@@ -13,10 +13,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import ConfigError, SiteError
+from mijax._progress import Progress
 from mijax.circuits._circuit import Circuit
 from mijax.circuits._connected import Gate, connected, enter, score
 from mijax.circuits._graph import Graph
-from mijax.circuits._method import MEMORY, Progress
+from mijax.circuits._method import MEMORY
 from mijax.circuits._select import prune
 from mijax.circuits._task import Task, check_task, rows
 from mijax.core import AbstractModel
@@ -44,7 +45,7 @@ def warn_of_dead_ends(circuits: Sequence[Circuit]) -> None:
                 f"Circuit {i} has {circuit.n_edges} edges, but no path from the input "
                 "to the logits: nothing of the prompt gets through it. Take more "
                 "edges, or select with greedy.",
-                stacklevel=3,
+                stacklevel=4,
             )
             return
 
@@ -76,7 +77,7 @@ def measured(
             found = _chunk(model, graph, task, edges, neurons, prompts, divergence)
             column.append(found[: len(some), :count])
             done += len(some) * count
-            if progress is not None:
+            if progress:
                 found.block_until_ready()
                 progress(done, total)
         parts.append(column)

@@ -2,7 +2,6 @@
 
 import abc
 import warnings
-from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ConfigError, OutputError
+from mijax._progress import Progress, reports
 from mijax.circuits._graph import Graph
 from mijax.circuits._scores import Level, Scores, merged, standard_error
 from mijax.circuits._task import Task, check_task, rows
@@ -24,14 +24,14 @@ ZERO = (
     "integrated gradients, or an exact method."
 )
 MEMORY = 2**30
-Progress = Callable[[int, int], None] | None
 
 
 class Options(eqx.Module):
     """How a discovery runs; nothing here changes its result.
 
     Attributes:
-        progress: called with what is done and the total.
+        progress: called with what is done and the total; `None` draws a bar after three
+            seconds in a terminal or notebook, `False` none.
         resume: file in which partial scores are kept, and from which an interrupted
             discovery goes on.
         memory: bytes of working memory to aim at.
@@ -96,18 +96,19 @@ class AbstractAttribution(AbstractMethod):
             moments = merged(moments, int(index[0]), found)
             if options.keep_prompts:
                 kept.append(np.asarray(found))
-            if options.progress is not None:
+            if options.progress:
                 moments.block_until_ready()
                 options.progress(int(index[count - 1]) + 1, len(task))
             if journal.due():
                 journal.save(np.asarray(moments), i + 1)
         mean, error = moments[0], standard_error(moments[1], len(task))
         if not bool(jnp.any(mean)):
-            warnings.warn(ZERO, stacklevel=4)
+            warnings.warn(ZERO, stacklevel=5)
         prompts = np.concatenate(kept) if kept else None
         return Scores(mean, error, prompts, graph, self.level, repr(self))
 
 
+@reports("Discovery")
 def discover(
     model: AbstractModel,
     task: Task,
@@ -126,7 +127,8 @@ def discover(
         task: prompts, metric and ablation.
         method: for instance `EAPIG(steps=5)`.
         graph: senders and receivers; `Graph.of(model)` by default.
-        progress: called with what is done and the total.
+        progress: called with what is done and the total; `None` draws a bar after three
+            seconds in a terminal or notebook, `False` none.
         resume: file in which partial scores are kept, and from which an interrupted
             discovery goes on.
         memory: bytes of working memory to aim at.

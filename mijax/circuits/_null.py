@@ -6,10 +6,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, PRNGKeyArray
 
 from mijax._errors import ConfigError
+from mijax._progress import Progress, reports
 from mijax.circuits._circuit import Circuit, owners
 from mijax.circuits._graph import Graph
 from mijax.circuits._measure import measured
-from mijax.circuits._method import MEMORY, Progress
+from mijax.circuits._method import MEMORY
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel
 
@@ -43,6 +44,7 @@ class Null(eqx.Module):
         return float((1 + as_good) / (1 + len(self.samples)))
 
 
+@reports("Null")
 def null(
     model: AbstractModel,
     task: Task,
@@ -67,7 +69,8 @@ def null(
             circuit's number of edges, or the few less that a path makes necessary.
             Otherwise edges are drawn evenly, and in a large model a small circuit
             almost never connects: an easy null to beat.
-        progress: called with the runs that are done and their total.
+        progress: called with the runs that are done and their total; `None` draws a bar
+            after three seconds in a terminal or notebook, `False` none.
         memory: bytes of working memory to aim at.
 
     Returns:

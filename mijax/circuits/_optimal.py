@@ -8,11 +8,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
+from mijax._progress import Progress, reports
 from mijax.circuits._connected import Gate
 from mijax.circuits._fit import AbstractFit, learn
 from mijax.circuits._graph import Graph
 from mijax.circuits._means import mean_ablation
-from mijax.circuits._method import MEMORY, Options, Progress
+from mijax.circuits._method import MEMORY, Options
 from mijax.circuits._task import AbstractAblation, Fixed, Task
 from mijax.core import AbstractModel
 from mijax.data import Prompts
@@ -68,6 +69,7 @@ class OptimalAblation(AbstractFit):
         return eqx.tree_at(lambda fixed: fixed.values, task.ablation, params)
 
 
+@reports("Optimal ablation")
 def optimal_ablation(
     model: AbstractModel,
     task: Task,
@@ -95,7 +97,8 @@ def optimal_ablation(
         start: where to start from, which also says whether constants depend on the
             position or on a group; the mean over all tokens by default.
         graph: senders; `Graph.of(model)` by default.
-        progress: called with what is done and the total.
+        progress: called with what is done and the total; `None` draws a bar after three
+            seconds in a terminal or notebook, `False` none.
         resume: file from which an interrupted run goes on.
         memory: bytes of working memory to aim at.
 

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import ConfigError, ShapeError
+from mijax._progress import Progress, reports
 from mijax.circuits._graph import LETTERS, Graph, find
-from mijax.circuits._method import Progress
 from mijax.circuits._task import Task, check_task
 from mijax.core import AbstractEdit, AbstractModel, Interval, Patch, Place
 from mijax.core import interval as mean_interval
@@ -38,6 +38,7 @@ class Paths(eqx.Module):
         return mean_interval(self.values, **options)
 
 
+@reports("Path patching")
 def path_patch(
     model: AbstractModel,
     task: Task,
@@ -68,7 +69,8 @@ def path_patch(
         senders: heads like `"a7.h3"`, which alone are run; all by default.
         through_mlps: whether MLPs between the head and the receivers answer, as
             published; else paths go through the residual stream alone.
-        progress: called with senders done and their number.
+        progress: called with senders done and their number; `None` draws a bar after
+            three seconds in a terminal or notebook, `False` none.
 
     Returns:
         The effect of each head.
@@ -106,7 +108,7 @@ def path_patch(
         rows = np.minimum(np.arange(start, start + size), len(at) - 1)
         values, base = _patched(model, task, hears, jnp.asarray(at[rows]), fixed)
         found.append(values)
-        if progress is not None:
+        if progress:
             values.block_until_ready()
             progress(min(start + size, len(at)), len(at))
     values = jnp.concatenate(found, 1)[:, : len(at)]

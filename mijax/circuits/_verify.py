@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
 from mijax._errors import ShapeError
+from mijax._progress import Progress, reports
 from mijax.circuits._circuit import Circuit
 from mijax.circuits._measure import measured
-from mijax.circuits._method import MEMORY, Progress
+from mijax.circuits._method import MEMORY
 from mijax.circuits._scores import Scores
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel, Interval, interval
@@ -58,6 +59,7 @@ class Verification(eqx.Module):
         return [Line(*line) for line in zip(self.names, *columns, strict=True)]
 
 
+@reports("Verify")
 def verify(
     model: AbstractModel,
     task: Task,
@@ -80,7 +82,8 @@ def verify(
         sample: how many of the others to draw, without replacement.
         key: for the sample; `jax.random.key(0)` by default.
         absolute: rank by size, whatever the sign.
-        progress: called with runs done and their total.
+        progress: called with runs done and their total; `None` draws a bar after three
+            seconds in a terminal or notebook, `False` none.
         memory: bytes of working memory to aim at.
 
     Returns:

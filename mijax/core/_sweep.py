@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from mijax._errors import ShapeError, SiteError
+from mijax._progress import Progress, reports
 from mijax.core._axes import Axis, Cells, cells
 from mijax.core._check import check_edits, check_metric, rows_of, site_shapes
 from mijax.core._chunk import (
@@ -117,6 +118,7 @@ class Sweep(eqx.Module):
         return interval_of_ratio(self.values - base, clean - self.base, **options)
 
 
+@reports("Sweep")
 def sweep(
     model: AbstractModel,
     tokens: TokensLike,
@@ -125,7 +127,7 @@ def sweep(
     over: Any,
     metric: AbstractMetric,
     mesh: Mesh | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = None,
     chunks: Chunks | None = None,
 ) -> Sweep:
     """Runs a model once for every place of an edit and returns the metric of each run.
@@ -146,7 +148,8 @@ def sweep(
             mapping from labels to those; values of `"coefficient"` are numbers.
         metric: what to measure.
         mesh: devices over which chunks of lanes are spread.
-        progress: called with the number of lanes done and their total.
+        progress: called with the number of lanes done and their total; `None` draws a
+            bar after three seconds in a terminal or notebook, `False` none.
         chunks: memory budget, and the file from which an interrupted sweep resumes;
             `Chunks()` by default.
 
@@ -356,7 +359,7 @@ def _run(
     job: _Job,
     plan: Plan,
     values: np.ndarray,
-    progress: Callable[[int, int], None] | None,
+    progress: Progress,
     journal: Journal,
 ) -> None:
     """Runs every chunk; results stay on the device until a save or the end."""
@@ -375,7 +378,7 @@ def _run(
         waiting.clear()
 
     def report() -> None:
-        if progress is not None:
+        if progress:
             progress(sum(sizes[:done]), sum(sizes))
 
     try:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mijax._errors import ConfigError, LoadError, OutputError, TokenError, nearest
+from mijax._progress import Progress, reports
 from mijax.core._digest import digest as digest_of
 from mijax.data._files import (
     file_digest,
@@ -29,6 +30,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 SHARE_OF_SAVING = 0.1
 
 
+@reports("Activations")
 def store(
     source: AbstractSource,
     folder: str | os.PathLike[str],
@@ -37,6 +39,7 @@ def store(
     dtype: str = "float32",
     shard: int = 1 << 16,
     digest: str | None = None,
+    progress: Progress = None,
 ) -> None:
     """Writes rows of activations to a folder, once.
 
@@ -54,6 +57,8 @@ def store(
         dtype: `"float16"`, `"bfloat16"` or `"float32"`.
         shard: rows of a shard, rounded up to whole batches.
         digest: what `source` gives, in words or numbers, if it has no digest itself.
+        progress: called with rows done and in all; `None` draws a bar after three
+            seconds in a terminal or notebook, `False` none.
 
     Raises:
         OutputError: the folder holds something else or cannot be written, or a value
@@ -83,7 +88,7 @@ def store(
     record = opened(folder, digest_of((given, n, dtype)))
     if record is not None and record["whole"]:
         return
-    Writer(source, folder, n, dtype, given).write(shard, record)
+    Writer(source, folder, n, dtype, given, progress).write(shard, record)
 
 
 def check(source: AbstractSource, n: int, dtype: str) -> None:
@@ -124,13 +129,20 @@ class Writer:
     """Writes one store."""
 
     def __init__(
-        self, source: AbstractSource, folder: Path, n: int, dtype: str, given: str
+        self,
+        source: AbstractSource,
+        folder: Path,
+        n: int,
+        dtype: str,
+        given: str,
+        progress: Progress,
     ) -> None:
         self.source = source
         self.folder = folder
         self.n = n
         self.dtype = dtype
         self.given = given
+        self.progress: Progress = progress
         self._saving = 0.0
         self._begun = time.monotonic()
 
@@ -152,7 +164,9 @@ class Writer:
             record["shards"] = record["shards"][:done]
         start = sum(entry["rows"] for entry in record["shards"])
         while start < self.n:
-            state, rows = self._gather(state, min(record["shard"], self.n - start))
+            state, rows = self._gather(
+                state, start, min(record["shard"], self.n - start)
+            )
             rows = {name: values[: self.n - start] for name, values in rows.items()}
             record["shards"].append(self._shard(len(record["shards"]), rows))
             start += len(rows["x"])
@@ -162,7 +176,9 @@ class Writer:
                 self._save(state, len(record["shards"]))
         (self.folder / STATE).unlink(missing_ok=True)
 
-    def _gather(self, state: Any, wanted: int) -> tuple[Any, dict[str, np.ndarray]]:
+    def _gather(
+        self, state: Any, start: int, wanted: int
+    ) -> tuple[Any, dict[str, np.ndarray]]:
         """Takes batches until there are so many rows, or a few more."""
         found: dict[str, list[np.ndarray]] = {"x": [], "y": []}
         count = 0
@@ -172,6 +188,8 @@ class Writer:
                 if value is not None:
                     found[name].append(self._narrow(np.asarray(value)))
             count += len(batch.x)
+            if self.progress:
+                self.progress(min(start + count, self.n), self.n)
         return state, {k: np.concatenate(v) for k, v in found.items() if v}
 
     def _narrow(self, rows: np.ndarray) -> np.ndarray:

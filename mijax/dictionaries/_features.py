@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ConfigError, ShapeError, TokenError, nearest
+from mijax._progress import Progress, reports
 from mijax.core import AbstractModel, Site
 from mijax.data import Tokens
 from mijax.data._activations import reader_of
@@ -117,6 +118,7 @@ class Features(eqx.Module):
         return int(found[0])
 
 
+@reports("Features")
 def features(
     model: AbstractModel,
     dictionary: Dictionary,
@@ -127,6 +129,7 @@ def features(
     rows: int | None = None,
     exclude: Sequence[int] | None = None,
     keep: Keep | None = None,
+    progress: Progress = None,
 ) -> Features:
     """Gathers what a dashboard shows of each latent, in one pass over text.
 
@@ -145,6 +148,8 @@ def features(
         exclude: ids of tokens that do not count. If `None`, the stream's `bos` and
             separator, as in `mijax.data.Activations`.
         keep: how much is kept.
+        progress: called with rows of the stream done and their number; `None` draws a
+            bar after three seconds in a terminal or notebook, `False` none.
 
     Returns:
         The features. Of equal values the one that comes first counts.
@@ -192,6 +197,9 @@ def features(
         seen += int(counted.sum())
         text = Text(np.asarray(batch.tokens), lengths, counted, np.int32(first))
         state = gather(Fixed(reader, dictionary, index, text, keep), state)
+        if progress:
+            state.active.block_until_ready()
+            progress(min(first + tokens.rows, rows), rows)
     if not seen:
         raise ConfigError("No token counts: each is padding or excluded.")
     held = jax.tree.map(np.asarray, state)

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mijax._errors import ConfigError
+from mijax._progress import Progress
 from mijax.data import AbstractSource
 from mijax.dictionaries._architecture import AbstractArchitecture, Given
 from mijax.dictionaries._dead import resampled
@@ -231,6 +232,7 @@ def train(
     report: int = 10,
     checkpoint: str | os.PathLike[str] | None = None,
     every: int = 500,
+    progress: Progress = None,
 ) -> Any:
     """Trains a dictionary, or many at once on the same activations.
 
@@ -244,6 +246,8 @@ def train(
         report: updates between reports.
         checkpoint: folder of checkpoints, from which a run goes on.
         every: updates between checkpoints.
+        progress: called with updates done and in all; `None` draws a bar after three
+            seconds in a terminal or notebook, `False` none.
 
     Returns:
         The dictionary, or a list of them.
@@ -280,6 +284,7 @@ def train(
         report=report,
         checkpoint=checkpoint,
         every=every,
+        progress=progress,
     )
     if not several:
         return training.dictionary(state.params, state.memory)

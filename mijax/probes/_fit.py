@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from mijax._errors import ConfigError
+from mijax._progress import Progress, reports
 from mijax.core import Interval, interval
 from mijax.probes._check import (
     examples,
@@ -28,6 +29,7 @@ ASIDE = 5
 LEVEL = 0.95
 
 
+@reports("Probes")
 def fit(
     probe: AbstractProbe,
     x_train: Any,
@@ -38,6 +40,7 @@ def fit(
     folds: int = 1,
     key: PRNGKeyArray | None = None,
     mesh: Mesh | None = None,
+    progress: Progress = None,
 ) -> Fit:
     """Fits one probe per leading index of the inputs, and measures it elsewhere.
 
@@ -58,6 +61,8 @@ def fit(
             strength; k > 1 averages over k folds. One strength needs neither.
         key: for folds and random starts; `jax.random.key(0)` by default.
         mesh: devices: examples go over its axis `"data"`, probes over `"model"`.
+        progress: called with groups of probes done and their number; `None` draws a bar
+            after three seconds in a terminal or notebook, `False` none.
 
     Returns:
         The probes.
@@ -96,7 +101,7 @@ def fit(
         x_held=layout.spread(x_held),
         y_held=layout.shared(y_held),
     )
-    done = layout.gather(fit_all(probe, batch, start, classes=count))
+    done = layout.gather(fit_all(probe, batch, start, classes=count, progress=progress))
     done = jax.tree.map(lambda leaf: leaf.reshape(*lead, *leaf.shape[1:]), done)
     return _record(probe, done, (y, y_held), classes)
 

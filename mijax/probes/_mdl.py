@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mijax._errors import ConfigError
+from mijax._progress import Progress, reports
 from mijax.probes._check import examples, inputs, labels
 from mijax.probes._layout import lay_out
 from mijax.probes._probe import AbstractProbe, Data
@@ -51,6 +52,7 @@ class Codelength(eqx.Module):
         return self.uniform / self.bits
 
 
+@reports("Codelength")
 def codelength(
     probe: AbstractProbe,
     x: Any,
@@ -58,6 +60,7 @@ def codelength(
     *,
     key: PRNGKeyArray | None = None,
     mesh: Mesh | None = None,
+    progress: Progress = None,
 ) -> Codelength:
     r"""Computes the prequential (online) codelength of labels given activations.
 
@@ -78,6 +81,8 @@ def codelength(
         y: integers `[example]`.
         key: for the order and for random starts; `jax.random.key(0)` by default.
         mesh: devices: examples go over its axis `"data"`, probes over `"model"`.
+        progress: called with groups of probes done and their number; `None` draws a bar
+            after three seconds in a terminal or notebook, `False` none.
 
     Returns:
         Lengths in bits.
@@ -114,6 +119,7 @@ def codelength(
         layout.shared(coded.astype(np.float32), axis=1),
         start,
         classes=len(classes),
+        progress=progress,
     )
     sizes = np.diff(ends)
     bits = np.asarray(layout.gather(nats)) * sizes[:, None] / np.log(2)
@@ -145,7 +151,6 @@ def _ends(n: int, classes: int) -> tuple[int, ...]:
     return tuple(ends)
 
 
-@eqx.filter_jit
 def _portions(
     probe: AbstractProbe,
     x: Any,
@@ -155,8 +160,31 @@ def _portions(
     key: PRNGKeyArray,
     *,
     classes: int,
+    progress: Progress,
 ) -> Float[Array, "chunk lane portion strength"]:
-    """Mean nats of every portion under the probe fitted to those before it."""
+    """Return nats of every portion under the probe fitted to those before it."""
+    chunks = jax.tree.leaves(x)[0].shape[0]
+    found = []
+    for i in range(chunks):
+        lanes = (x, jnp.int32(i))
+        found.append(_of_chunk(probe, lanes, y, (fitted, coded), key, classes))
+        if progress:
+            found[-1].block_until_ready()
+            progress(i + 1, chunks)
+    return jnp.stack(found)
+
+
+@eqx.filter_jit
+def _of_chunk(
+    probe: AbstractProbe,
+    lanes: tuple[Any, Int[Array, ""]],
+    y: Array,
+    splits: tuple[Array, Array],
+    key: PRNGKeyArray,
+    classes: int,
+) -> Float[Array, "lane portion strength"]:
+    """Return the mean nats of the lanes of one chunk."""
+    fitted, coded = splits
     strengths = jnp.array(probe.strengths, jnp.float32)
 
     def one(x: Any) -> Array:
@@ -172,7 +200,8 @@ def _portions(
         return jobs.reshape(len(fitted), -1)
 
     with jax.default_matmul_precision("highest"):
-        return jax.lax.map(jax.vmap(one), x)
+        x, chunk = lanes
+        return jax.vmap(one)(jax.tree.map(lambda leaf: leaf[chunk], x))
 
 
 def _prequential(bits: np.ndarray, strengths: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from mijax._progress import Progress
 from mijax.probes._frame import Frame
 from mijax.probes._probe import AbstractProbe, Data, Solved
 from mijax.probes._solve import losses
@@ -57,9 +58,13 @@ class Fitted(NamedTuple):
     steps: Int[Array, "*probe"]
 
 
-@eqx.filter_jit
 def fit_all(
-    probe: AbstractProbe, batch: Batch, key: PRNGKeyArray, *, classes: int
+    probe: AbstractProbe,
+    batch: Batch,
+    key: PRNGKeyArray,
+    *,
+    classes: int,
+    progress: Progress = None,
 ) -> Fitted:
     """Fits every probe: chunks in turn, lanes of a chunk at once.
 
@@ -68,16 +73,37 @@ def fit_all(
         batch: examples.
         key: for random starts, the same for all probes.
         classes: number of classes; 1 for values.
+        progress: called with chunks done and their number.
 
     Returns:
         Results `[chunk, lane, ...]`.
     """
+    chunks = jax.tree.leaves(batch.x)[0].shape[0]
+    found = []
+    for i in range(chunks):
+        found.append(_fit_chunk(probe, batch, key, jnp.int32(i), classes))
+        if progress:
+            found[-1].steps.block_until_ready()
+            progress(i + 1, chunks)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found)
+
+
+@eqx.filter_jit
+def _fit_chunk(
+    probe: AbstractProbe,
+    batch: Batch,
+    key: PRNGKeyArray,
+    chunk: Int[Array, ""],
+    classes: int,
+) -> Fitted:
+    """Fit the lanes of one chunk at once."""
 
     def one(x: Any, x_held: Any) -> Fitted:
         return _fit_one(probe, x, x_held, batch, key, classes)
 
+    inputs = jax.tree.map(lambda leaf: leaf[chunk], (batch.x, batch.x_held))
     with jax.default_matmul_precision("highest"):
-        return jax.lax.map(lambda c: jax.vmap(one)(*c), (batch.x, batch.x_held))
+        return jax.vmap(one)(*inputs)
 
 
 def _fit_one(

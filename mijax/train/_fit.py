@@ -13,18 +13,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mijax._errors import ConfigError
+from mijax._progress import Progress, reporting
 from mijax.data import AbstractSource
 from mijax.train._advance import Told, advance, drawable
 from mijax.train._checkpoints import Checkpoints
 from mijax.train._guard import Guard
 from mijax.train._objective import AbstractObjective
 from mijax.train._shard import place
-from mijax.train._sinks import AbstractSink
+from mijax.train._sinks import AbstractSink, Terminal
 from mijax.train._state import State
 from mijax.train._update import begin
 
 
-def fit(
+def fit(  # noqa: PLR0913 - every one of them is a choice of the user
     objective: AbstractObjective | Sequence[AbstractObjective],
     source: AbstractSource,
     *,
@@ -35,6 +36,7 @@ def fit(
     checkpoint: str | os.PathLike[str] | None = None,
     every: int = 500,
     scan: int = 1,
+    progress: Progress = None,
 ) -> State:
     """Fits an objective, or many at once, to a stream of batches.
 
@@ -55,6 +57,9 @@ def fit(
         scan: updates of one program. With more than 1 the program draws its batches
             itself, which is worth it where an update takes less time than to start
             one; the source must be one that JAX can trace.
+        progress: called with updates done and in all; `None` draws a bar after three
+            seconds in a terminal or notebook, `False` none. The
+            sink `Terminal` takes its place.
 
     Returns:
         The state after the last update.
@@ -72,12 +77,15 @@ def fit(
             "Training takes at least 1 step, report, checkpoint every and scan 1, got "
             f"{steps}, {report}, {every} and {scan}."
         )
+    if progress is None and any(isinstance(sink, Terminal) for sink in sinks):
+        progress = False
     several = isinstance(objective, Sequence)
     fitted = stacked(objective) if several else traced(objective)
     state = begin(fitted, source, several=several, mesh=mesh)
     if scan > 1:
         drawable(source, state.source)
     with contextlib.ExitStack() as stack:
+        advanced = stack.enter_context(reporting(progress, "Training"))
         # A digest leaves out what changes no batch, such as the mesh it lies on.
         job = (fitted, getattr(source, "digest", source))
         kept = stack.enter_context(Checkpoints(checkpoint, job))
@@ -104,6 +112,8 @@ def fit(
                 due.extend(i for i in these if i % report == 0 or i == steps)
                 guard.watch(told)
                 tell(due, told, sinks)
+                if advanced:
+                    advanced(done, steps)
                 done = last
                 if done % every == 0 or done == steps:
                     guard.settle()
@@ -116,6 +126,8 @@ def fit(
                 kept.save(int(state.step), state)
             raise
         guard.settle()
+        if advanced:
+            advanced(done, steps)
     return state
 
 
