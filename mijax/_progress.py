@@ -100,7 +100,8 @@ def reporting(progress: Any, name: str) -> Iterator[Report | None]:
     token = _BUSY.set(_BUSY.get() or progress is not None or screen is not None)
     try:
         if screen is None:
-            yield progress or None
+            given: Any = progress or None
+            yield given
             return
         with _Bar(screen) as bar:
             yield bar.report
