@@ -16,6 +16,7 @@ from mijax.core import Interval as Interval
 from mijax.core import Mean as Mean
 from mijax.core import Noise as Noise
 from mijax.core import Patch as Patch
+from mijax.core import PerPrompt as PerPrompt
 from mijax.core import Project as Project
 from mijax.core import Scale as Scale
 from mijax.core import Set as Set

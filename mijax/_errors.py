@@ -44,6 +44,10 @@ class TrainingError(MijaxError):
     """A training run that cannot go on: its loss is not finite or has exploded."""
 
 
+class NotFiniteError(MijaxError):
+    """A NaN or an infinity in a value that has to be finite."""
+
+
 class NetworkError(MijaxError):
     """Something that would have to be downloaded and cannot be."""
 

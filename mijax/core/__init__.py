@@ -36,6 +36,7 @@ from mijax.core._run import gradients as gradients
 from mijax.core._run import run as run
 from mijax.core._sites import SITES as SITES
 from mijax.core._sites import BlockSites as BlockSites
+from mijax.core._sites import PerPrompt as PerPrompt
 from mijax.core._sites import Site as Site
 from mijax.core._sites import Sites as Sites
 from mijax.core._stop import StopGradient as StopGradient

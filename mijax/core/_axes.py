@@ -1,6 +1,6 @@
 """Axes of a sweep: from names and values to one index per lane."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -9,7 +9,15 @@ import numpy as np
 from mijax._errors import PositionError, ShapeError, SiteError, nearest
 from mijax.core._check import check_place
 from mijax.core._edits import Placed
-from mijax.core._sites import Site, Sites, get, span_ends
+from mijax.core._integers import integers
+from mijax.core._sites import (
+    PerPrompt,
+    Site,
+    Sites,
+    as_position,
+    get,
+    span_ends,
+)
 
 AXES = ("layer", "position", "head", "feature", "coefficient")
 
@@ -118,7 +126,9 @@ def _check_axis(name: str, placed: Placed) -> None:
                 "Add, Scale and Noise have."
             )
         return
-    if getattr(placed, "start" if name == "position" else name) is not None:
+    fixed = "start" if name == "position" else name
+    listed = name == "feature" and placed.features is not None
+    if listed or getattr(placed, fixed) is not None:
         raise SiteError(f"The edit has a fixed {name}: sweep over it or fix it.")
 
 
@@ -129,15 +139,50 @@ def _values(
     if name == "coefficient":
         if values is None:
             raise SiteError("Give the coefficients: over={'coefficient': [0, 1, 2]}.")
-        found = np.asarray(values, np.float32).reshape(-1)
+        found = _flat(name, np.asarray(values))
+        if found.dtype.kind not in "fiu" or not np.isfinite(found).all():
+            raise ShapeError(f"Coefficients are finite numbers, got {values!r:.60}.")
+        found = found.astype(np.float32)
         return tuple(f"{value:g}" for value in found), {name: found}
     site = Site(placed.site, **{name: 0})
     shape = get(shapes, placed.site).shape
     axis = {"layer": 0, "head": len(shape) - 2, "feature": len(shape) - 1}[name]
-    found = np.asarray(range(shape[axis]) if values is None else values).reshape(-1)
+    given = range(shape[axis]) if values is None else values
+    found = _flat(name, np.asarray(integers(_listed(name, given), f"Axis {name!r}")))
     site = Site(placed.site, **{name: found})
     check_place(shapes, jnp.zeros(batch, jnp.int32), site)
     return tuple(str(value) for value in found), {name: found}
+
+
+def _listed(name: str, values: Any) -> Any:
+    """Return the values of an axis, and refuse groups of several."""
+    if isinstance(values, PerPrompt) or hasattr(values, "items"):
+        raise ShapeError(
+            f"Axis {name!r} takes a list of integers, got {type(values).__name__}."
+        )
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        return values
+    sizes = [np.ndim(value) for value in values if not isinstance(value, slice)]
+    if any(sizes) or len(sizes) < len(values):
+        raise _no_groups(name, values)
+    return list(values)
+
+
+def _flat(name: str, found: np.ndarray) -> np.ndarray:
+    """Return the values of an axis as a flat list of at least one."""
+    if found.ndim > 1:
+        raise _no_groups(name, found.tolist())
+    if not found.size:
+        raise ShapeError(f"Axis {name!r} has no values to sweep over.")
+    return found.reshape(-1)
+
+
+def _no_groups(name: str, values: Any) -> ShapeError:
+    """Return the error of an axis whose values are groups."""
+    return ShapeError(
+        f"Each value of axis {name!r} is one {name}, got groups {values!r:.60}: run "
+        f"each group with mijax.run and .at({name}=[...])."
+    )
 
 
 def _positions(
@@ -148,18 +193,30 @@ def _positions(
         values = range(batch[1])
     if isinstance(values, str):
         values = (values,)
-    pairs = values.items() if isinstance(values, Mapping) else [(v, v) for v in values]
+    try:
+        pairs = (
+            list(values.items())
+            if isinstance(values, Mapping)
+            else [(v, v) for v in values]
+        )
+    except TypeError:
+        raise PositionError(
+            f"Axis 'position' takes a list of positions, got {values!r:.60}."
+        ) from None
+    if not pairs:
+        raise ShapeError("Axis 'position' has no values to sweep over.")
     labels = tuple(str(label) for label, _ in pairs)
     starts, stops = [], []
     for label, given in pairs:
-        value = _span(given, spans)
-        if any(np.any(np.asarray(end) < 0) for end in span_ends(value)):
+        value = as_position(_span(given, spans))
+        ends = [integers(end, "A position") for end in span_ends(value)]
+        if value is None or any(np.any(np.asarray(end) < 0) for end in ends):
             raise PositionError(f"Positions count from 0, got {label}.")
         if isinstance(value, slice):
             start = 0 if value.start is None else value.start
             stop = batch[1] if value.stop is None else value.stop
         else:
-            start = np.asarray(value)
+            start = np.asarray(ends[0])
             stop = start + 1
         try:
             starts.append(np.broadcast_to(np.asarray(start), batch[:1]))
@@ -170,8 +227,6 @@ def _positions(
                 f"for each of {batch[0]} prompts."
             ) from None
     start, stop = np.stack(starts), np.stack(stops)
-    if start.dtype.kind not in "iu" or stop.dtype.kind not in "iu":
-        raise ShapeError("Positions are integers, slices, or arrays of integers.")
     if np.any(start >= batch[1]) or np.any(stop > batch[1]):
         raise PositionError(
             f"Positions {start.min()} to {stop.max() - 1} are not all within the "

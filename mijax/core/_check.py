@@ -11,10 +11,20 @@ from jaxtyping import Array, Int
 
 from mijax._errors import PositionError, ShapeError, SiteError, nearest
 from mijax.core._edits import Compose, Placed, compose
+from mijax.core._integers import integers
 from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel
 from mijax.core._operands import check_per_prompt
-from mijax.core._sites import END, SITES, Site, Sites, get, known, span_ends
+from mijax.core._sites import (
+    END,
+    SITES,
+    PerPrompt,
+    Site,
+    Sites,
+    get,
+    known,
+    span_ends,
+)
 
 
 def check_model(model: Any) -> None:
@@ -60,7 +70,8 @@ def check_metric(
     if read is None:
         return
     read = np.reshape(read, (-1, 1)) if np.ndim(read) < 2 else np.asarray(read)
-    padding = np.flatnonzero((read >= lengths[:, None]).any(1))
+    beyond, counted = read >= lengths[:, None], metric.counted()
+    padding = np.flatnonzero((beyond if counted is None else beyond & counted).any(1))
     if len(padding):
         i = padding[0]
         raise PositionError(
@@ -120,6 +131,11 @@ def check_sites(
             raise SiteError(
                 f"Give a Site, for instance Site('resid_pre'), got {site!r}."
             )
+        if any(isinstance(i, PerPrompt) for i in (site.layer, site.head, site.feature)):
+            raise SiteError(
+                f"What is read at {site.name!r} has one layer, head and feature for "
+                "all prompts; with one per prompt, read all of them and index."
+            )
         check_place(shapes, tokens, site)
         if not isinstance(site.position, slice):
             check_padding(site.position, lengths)
@@ -168,6 +184,7 @@ def check_edits(
                 position = slice(placed.start, None)
             site = Site(name, placed.layer, position, placed.head, placed.feature)
             check_place(shapes, longer, site)
+            check_place(shapes, longer, Site(name, feature=placed.features))
             for index in ("layer", "start", "stop", "head", "feature"):
                 what = "position" if index in ("start", "stop") else index
                 check_per_prompt(getattr(placed, index), what, tokens.shape[:-1])
@@ -237,8 +254,8 @@ def one_each(ids: Any, batch: tuple[int, ...], vocab: int) -> Int[Array, "*batch
     Raises:
         ShapeError: no ids, ids of other prompts, or ids that the model does not have.
     """
-    each = jnp.asarray(ids)
-    if each.dtype.kind not in "iu" or each.shape not in ((), batch):
+    each = integers(ids, "A token id")
+    if each.shape not in ((), batch):
         raise ShapeError(
             f"Give a token id, or one for each of {batch[0]} prompts; got {each.dtype} "
             f"of shape {each.shape}."
@@ -247,7 +264,7 @@ def one_each(ids: Any, batch: tuple[int, ...], vocab: int) -> Int[Array, "*batch
     if told is not None and not 0 <= told.min() <= told.max() < vocab:
         worst = told.min() if told.min() < 0 else told.max()
         raise ShapeError(f"Token ids are from 0 to {vocab - 1}, got {worst}.")
-    return jnp.broadcast_to(each.astype(jnp.int32), batch)
+    return jnp.broadcast_to(jnp.asarray(each, jnp.int32), batch)
 
 
 def _placed(edits: Any) -> list[Placed]:

@@ -240,8 +240,9 @@ def _at_lanes(placed: Placed, tile: Tile) -> Sites[Any]:
         one = eqx.tree_at(lambda e: e.coefficient, one, tile.place["coefficient"])
     at = tile.place.get
     layer, start, stop = at("layer"), at("start"), at("stop")
-    here = Placed(one, layer, start, stop, at("head"), at("feature"), placed.site)
-    return put(empty(), placed.site, here)
+    head, feature, site = at("head"), at("feature"), placed.site
+    here = Placed(one, layer, start, stop, head, feature, site, placed.features)
+    return put(empty(), site, here)
 
 
 run_chunk_jit = eqx.filter_jit(run_chunk)

@@ -14,7 +14,17 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from mijax._errors import ShapeError, SiteError
 from mijax.core._operands import check_per_prompt, fits, per_row, pick
 from mijax.core._rows import Place
-from mijax.core._sites import END, SITES, Site, Sites, empty, get, put
+from mijax.core._sites import (
+    END,
+    SITES,
+    PerPrompt,
+    Site,
+    Sites,
+    empty,
+    get,
+    known,
+    put,
+)
 
 Edits = Sites[Any] | Sequence[Sites[Any]] | None
 
@@ -45,17 +55,19 @@ class AbstractEdit(eqx.Module):
             site: name of a site, or a `Site` (then give no indices).
             layer: index of the block; `None` for every block. Like the other indices
                 an integer or a traced integer: it is data, not structure. A list of
-                layers or heads places the edit at each of them.
+                layers, heads or features places the edit at each of them; for one per
+                prompt give `PerPrompt`.
             position: token index, one per prompt (`[batch]`), or a slice of those.
             head: query head.
-            feature: index on the last axis, or one per prompt. At `scores` and
-                `pattern` it is the position of the key.
+            feature: index on the last axis. At `scores` and `pattern` it is the
+                position of the key.
 
         Returns:
             Edits with this one in them, for `run`, `capture`, `sweep` and the model.
 
         Raises:
-            SiteError: unknown site, or an index that it does not have.
+            SiteError: unknown site, an index that it does not have, or a list that
+                names one index twice.
 
         Examples:
             >>> edits = Zero().at("z", layer=9, head=6)
@@ -65,8 +77,8 @@ class AbstractEdit(eqx.Module):
         if not isinstance(site, Site):
             site = Site(site, layer, position, head, feature)
         for axis in ("layer", "head"):
-            index = getattr(site, axis)
-            if index is not None and jnp.ndim(index):
+            index = _listed(site, axis)
+            if index is not None:
                 bound = self.bind(site)
                 each = [dataclasses.replace(site, **{axis: one}) for one in index]
                 return compose(*(bound.at(one) for one in each))
@@ -75,15 +87,16 @@ class AbstractEdit(eqx.Module):
             start, stop = start.start, start.stop
             start = 0 if start is None else start
             stop = END if stop is None else stop
-        as_index = lambda i: None if i is None else jnp.asarray(i, jnp.int32)  # noqa: E731
+        features = _listed(site, "feature")
         placed = Placed(
             self.bind(site),
-            layer=as_index(site.layer),
-            start=as_index(start),
-            stop=as_index(stop),
-            head=as_index(site.head),
-            feature=as_index(site.feature),
+            layer=_per_lane(site.layer),
+            start=_per_lane(start),
+            stop=_per_lane(stop),
+            head=_per_lane(site.head),
+            feature=_per_lane(site.feature) if features is None else None,
             site=site.name,
+            features=None if features is None else jnp.asarray(features, jnp.int32),
         )
         return put(empty(), site.name, placed)
 
@@ -101,8 +114,38 @@ class AbstractEdit(eqx.Module):
         """
 
 
+def _listed(site: Site, axis: str) -> Any:
+    """Return a list of indices on one axis, or `None` where there is at most one.
+
+    Raises:
+        SiteError: a list that names an index twice.
+    """
+    index = getattr(site, axis)
+    if index is None or isinstance(index, PerPrompt) or not jnp.ndim(index):
+        return None
+    values = known(index)
+    if values is not None and len(set(values.tolist())) < len(values):
+        raise SiteError(
+            f"A list of {axis}s names each one once, got {values.tolist()}: the edit "
+            "would apply twice."
+        )
+    return index
+
+
+def _per_lane(index: Any) -> Array | None:
+    """Return an index as data: one for all lanes, or one per lane."""
+    if index is None:
+        return None
+    index = index.values if isinstance(index, PerPrompt) else index
+    return jnp.asarray(index, jnp.int32)
+
+
 class Placed(AbstractEdit):
-    """An edit and its place. Indices are scalars, or hold one entry per lane."""
+    """An edit and its place. Indices are scalars, or hold one entry per lane.
+
+    Attributes:
+        features: indices on the last axis that are all edited.
+    """
 
     edit: AbstractEdit
     layer: Array | None
@@ -111,6 +154,7 @@ class Placed(AbstractEdit):
     head: Array | None
     feature: Array | None
     site: str = eqx.field(static=True)
+    features: Array | None = None
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Returns the edited rows where the place says so and `x` elsewhere."""
@@ -135,6 +179,8 @@ class Placed(AbstractEdit):
             masks.append(per_row(self.head, place, x) == heads)
         if self.feature is not None:
             masks.append(per_row(self.feature, place, x) == jnp.arange(x.shape[-1]))
+        if self.features is not None:
+            masks.append(jnp.isin(jnp.arange(x.shape[-1]), self.features))
         return None if not masks else jax.tree.reduce(jnp.logical_and, masks)
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, PRNGKeyArray
 from mijax._errors import PositionError, ShapeError
 from mijax.core._check import check_edits
 from mijax.core._edits import edit
+from mijax.core._integers import integers
 from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._rows import Packed, Place, Sequence
 from mijax.core._sites import Sites, known
@@ -93,7 +94,8 @@ def generate(
     key = jax.random.key(0) if key is None else key
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch.shape[0]))
     heat = jnp.asarray(temperature, jnp.float32)
-    end = jnp.asarray(-1 if stop is None else stop, jnp.int32)
+    end = -1 if stop is None else integers(stop, "A token to stop at")
+    end = jnp.asarray(end, jnp.int32)
     new = _generate(model, batch, counts, record, keys, heat, end, steps)
     return new[0] if tokens.ndim == 1 else new
 
@@ -102,15 +104,15 @@ def _lengths(lengths: Any, shape: tuple[int, int]) -> Int[Array, " batch"]:
     """Returns the number of tokens of each prompt, checked."""
     if lengths is None:
         return jnp.full(shape[:1], shape[1], jnp.int32)
-    counts = jnp.asarray(lengths)
-    told = counts if counts.dtype.kind not in "iu" else known(counts)
+    counts = integers(lengths, "A length", PositionError)
+    told = known(counts)
     wrong = told is not None and (np.any(told < 1) or np.any(told > shape[1]))
     if counts.shape != shape[:1] or wrong:
         raise PositionError(
             f"lengths are one integer from 1 to {shape[1]} for each of {shape[0]} "
             f"prompts, got {lengths}."
         )
-    return counts.astype(jnp.int32)
+    return jnp.asarray(counts, jnp.int32)
 
 
 @eqx.filter_jit

@@ -11,10 +11,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
-from mijax._errors import PositionError, ShapeError
-from mijax.core._sites import known
+from mijax._errors import NotFiniteError, PositionError, ShapeError
+from mijax.core._integers import integers
+from mijax.core._sites import PerPrompt, known
 
 
 class AbstractMetric(eqx.Module):
@@ -51,6 +53,10 @@ class AbstractMetric(eqx.Module):
             return jnp.array([seq - 1], jnp.int32)
         return jnp.atleast_1d(own(self.position, prompt)).astype(jnp.int32)
 
+    def counted(self) -> np.ndarray | None:
+        """Return which reads of each prompt count, `[prompt, reads]`; `None` is all."""
+        return None
+
     def of(
         self, logits: Float[Array, "seq vocab"], prompt: Int[Array, ""] | None
     ) -> Float[Array, ""]:
@@ -60,7 +66,13 @@ class AbstractMetric(eqx.Module):
         return self.score(read if ids is None else read[:, ids], prompt)
 
     def __call__(self, logits: Float[Array, "*batch seq vocab"]) -> Array:
-        """Returns the metric of every prompt, `[*batch]`."""
+        """Return the metric of every prompt, `[*batch]`.
+
+        Raises:
+            ShapeError: logits of another rank, or operands for other prompts.
+            PositionError: a position beyond the prompts.
+            NotFiniteError: NaN among the logits read, as `run` gives at padding.
+        """
         if logits.ndim not in (2, 3):
             raise ShapeError(
                 "A metric reads logits [seq, vocab] or [prompt, seq, vocab], got shape "
@@ -70,8 +82,16 @@ class AbstractMetric(eqx.Module):
         self.check(*logits.shape[:-2], seq=seq)
         self.check_tokens(vocab)
         if logits.ndim == 2:
-            return self.of(logits, None)
-        return jax.vmap(self.of)(logits, jnp.arange(logits.shape[0]))
+            found = self.of(logits, None)
+        else:
+            found = jax.vmap(self.of)(logits, jnp.arange(logits.shape[0]))
+        if not isinstance(found, Tracer) and np.isnan(found).any():
+            i = int(np.isnan(np.atleast_1d(found)).argmax())
+            raise NotFiniteError(
+                f"The metric of prompt {i} is NaN: it reads padding (give it "
+                "position=prompts.last), or the logits are NaN."
+            )
+        return found
 
     def operands(self) -> dict[str, Array]:
         """Returns what may hold one value per prompt in this metric, by name."""
@@ -140,23 +160,25 @@ def own(operand: Array, prompt: Array | None) -> Array:
 
 def as_ids(tokens: Any) -> Int[Array, "..."]:
     """Returns token ids as an array of rank 0 (shared) or 1 (one per prompt)."""
-    ids = np.asarray(tokens)
-    if ids.dtype.kind not in "iu" or ids.ndim > 1 or np.any(ids < 0):
+    ids = integers(tokens, "A token id (of a text: tokenizer.token(text))")
+    index = known(ids)
+    if ids.ndim > 1 or (index is not None and np.any(index < 0)):
         raise ShapeError(
             "A metric takes a token id, or one per prompt (use "
-            f"tokenizer.token(text)), from 0 on, got {tokens!r}."
+            f"tokenizer.token(text)), starting at 0, got {tokens!r:.60}."
         )
     return jnp.asarray(ids, jnp.int32)
 
 
 def as_sets(tokens: Any) -> Int[Array, "..."]:
     """Returns token ids like `as_ids`, or `[prompt, k]` with -1 where there is none."""
-    ids = np.asarray(tokens)
-    if ids.dtype.kind not in "iu" or ids.ndim != 2:
-        return as_ids(tokens)
-    if not (ids >= 0).any(axis=1).all():
-        empty = int((ids < 0).all(axis=1).argmax())
-        raise ShapeError(f"Prompt {empty} has no token ids; give it one at least.")
+    ids = integers(tokens, "A token id (of a text: tokenizer.token(text))")
+    index = known(ids)
+    if ids.ndim != 2:
+        return as_ids(ids)
+    if index is not None and not (index >= 0).any(axis=1).all():
+        empty = int((index < 0).all(axis=1).argmax())
+        raise ShapeError(f"Prompt {empty} has no token ids: give it at least one.")
     return jnp.asarray(ids, jnp.int32)
 
 
@@ -169,14 +191,20 @@ def as_position(position: Any) -> Array | None:
     """Returns positions as an array, or `None`."""
     if position is None:
         return None
-    position = jnp.asarray(position)
+    given = position.values if isinstance(position, PerPrompt) else position
+    position = integers(given, "A position of a metric", PositionError)
+    if position.ndim > 2:
+        raise PositionError(
+            "Positions of a metric are one, [prompt] or [prompt, reads], got shape "
+            f"{position.shape}."
+        )
     index = known(position)
     if index is not None and np.any(index < 0):
         raise PositionError(
             f"Positions count from 0, got {index.min()}; for the last token of each "
             "prompt give `prompts.last`, or nothing where there is no padding."
         )
-    return position.astype(jnp.int32)
+    return jnp.asarray(position, jnp.int32)
 
 
 class LogitDifference(AbstractMetric):
@@ -327,34 +355,71 @@ class CrossEntropy(AbstractMetric):
     def score(
         self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
     ) -> Float[Array, ""]:
-        """Averages over the positions read."""
+        """Average over the positions read that have a label."""
         labels = jnp.broadcast_to(own(self.labels, prompt), logits.shape[:1])
-        log_p = jax.nn.log_softmax(logits, axis=-1)
-        return -jnp.take_along_axis(log_p, labels[:, None], axis=-1).mean()
+        counts = labels >= 0
+        # Zeros first: NaN at padding must not reach the gradient.
+        log_p = jax.nn.log_softmax(jnp.where(counts[:, None], logits, 0.0), axis=-1)
+        at = jnp.maximum(labels, 0)[:, None]
+        found = jnp.take_along_axis(log_p, at, axis=-1)[:, 0]
+        return -jnp.where(counts, found, 0.0).sum() / counts.sum()
+
+    def counted(self) -> np.ndarray | None:
+        """Return which labels are token ids."""
+        labels = known(self.labels)
+        return None if labels is None or labels.ndim < 2 else labels >= 0
 
 
 def cross_entropy(labels: Any, *, position: Any = None) -> CrossEntropy:
     """Mean negative log probability of the labels, in nats.
 
     Args:
-        labels: token id, one per prompt, or `[prompt, reads]`.
-        position: where to read; see `logit_difference`.
+        labels: token id, one per prompt, or `[prompt, reads]` with -1 (or -100) at
+            reads that do not count, for instance in padding.
+        position: where to read; see `logit_difference`. By default the last position,
+            or for labels `[prompt, reads]` the first ones: label `i` at position `i`.
 
     Returns:
         A metric.
 
+    Raises:
+        ShapeError: labels that are not token ids, or a prompt without any.
+        PositionError: labels `[prompt, 1]` without a position, which could be the
+            first or the last.
+
     Examples:
         >>> float(cross_entropy(0)(jnp.zeros((1, 4))))  # log 4
         1.3862943649291992
+
+        The mean loss of prompts of several lengths:
+
+        >>> import jax, mijax
+        >>> prompts = mijax.data.Prompts.from_ids([[5, 6, 7, 8], [5, 9]])
+        >>> following = prompts.tokens[:, 1:]
+        >>> loss = cross_entropy(jnp.where(prompts.mask[:, 1:], following, -1))
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> loss(mijax.run(model, prompts)).shape
+        (2,)
     """
-    labels = jnp.asarray(labels)
+    labels = integers(labels, "A label")
+    if labels.ndim > 2:
+        raise ShapeError(f"Labels have at most 2 axes, got shape {labels.shape}.")
     index = known(labels)
     if index is not None and np.any(index < 0):
-        raise ShapeError(
-            f"Labels are token ids from 0 on, got {index.min()}: leave others out by "
-            "`position`."
-        )
-    labels = labels.astype(jnp.int32)
+        out = (index == -1) | (index == -100)
+        if labels.ndim < 2 or not out[index < 0].all() or out.all(-1).any():
+            raise ShapeError(
+                f"Labels are token ids starting at 0, got {index.min()}; of several "
+                "per prompt, -1 leaves one out, but not all."
+            )
+    if labels.ndim == 2 and position is None:
+        if labels.shape[1] == 1:
+            raise PositionError(
+                "Labels [prompt, 1] need a position, such as prompts.last; for the "
+                "last position give labels [prompt]."
+            )
+        position = np.arange(labels.shape[1])[None]
+    labels = jnp.asarray(labels, jnp.int32)
     return CrossEntropy(labels=labels, position=as_position(position))
 
 
@@ -368,8 +433,9 @@ class Accuracy(AbstractMetric):
     def score(
         self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
     ) -> Float[Array, ""]:
-        """Compares the largest logit's token."""
-        return (logits.argmax(-1) == own(self.answer, prompt)).mean()
+        """Compare the token of the largest logit; NaN where a logit is NaN."""
+        right = (logits.argmax(-1) == own(self.answer, prompt)).mean()
+        return jnp.where(jnp.isnan(logits).any(), jnp.nan, right)
 
 
 def accuracy(answer: Any, *, position: Any = None) -> Accuracy:

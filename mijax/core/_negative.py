@@ -1,5 +1,6 @@
 """A metric with its sign changed: divergences as something to keep large."""
 
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax.core._metrics import AbstractMetric
@@ -18,6 +19,10 @@ class Negative(AbstractMetric):
     def operands(self) -> dict[str, Array]:
         """Returns those of the metric."""
         return self.metric.operands()
+
+    def counted(self) -> np.ndarray | None:
+        """Return those of the metric."""
+        return self.metric.counted()
 
     def check_tokens(self, vocab: int) -> None:
         """Refuses what the metric refuses."""

@@ -15,7 +15,12 @@ from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel, Layered, scan_blocks
 from mijax.core._rows import Place, Sequence
 from mijax.core._sites import BlockSites, Site, Sites, get, known, span_ends
-from mijax.core._tokens import TokensLike, as_tokens, lengths_of
+from mijax.core._tokens import (
+    TokensLike,
+    as_tokens,
+    lengths_of,
+    padded_lengths,
+)
 
 
 def run(
@@ -34,7 +39,8 @@ def run(
             `None`.
 
     Returns:
-        Logits.
+        Logits. After the end of a prompt of `Prompts` they are NaN, so no result can
+        be read from padding unnoticed.
 
     Raises:
         SiteError: a place that the model does not have.
@@ -49,15 +55,23 @@ def run(
         >>> mijax.run(model, tokens, ablate).shape
         (2, 3, 64)
     """
-    lengths, tokens = lengths_of(tokens), as_tokens(tokens)
-    return _run(model, tokens, check_edits(model, tokens, edits, lengths=lengths))
+    given, lengths, tokens = tokens, lengths_of(tokens), as_tokens(tokens)
+    record = check_edits(model, tokens, edits, lengths=lengths)
+    return _run(model, tokens, record, padded_lengths(given, tokens.shape[-1]))
 
 
 @eqx.filter_jit
-def _run(model: AbstractModel, tokens: Array, edits: Sites[Any]) -> Array:
-    return over_prompts(
-        lambda tokens, prompt: model(tokens, edits, prompt=prompt)[0], tokens
-    )
+def _run(
+    model: AbstractModel, tokens: Array, edits: Sites[Any], lengths: Array | None
+) -> Array:
+    def one(tokens: Array, prompt: Array | None) -> Array:
+        logits = model(tokens, edits, prompt=prompt)[0]
+        if lengths is None:
+            return logits
+        length = lengths[0 if prompt is None else prompt]
+        return jnp.where(jnp.arange(len(tokens))[:, None] < length, logits, jnp.nan)
+
+    return over_prompts(one, tokens)
 
 
 def over_prompts(one: Any, tokens: Array) -> Any:

@@ -9,6 +9,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from mijax._errors import PositionError, ShapeError, SiteError, nearest
+from mijax.core._integers import integers
 
 T = TypeVar("T")
 # The stop of a span that goes to the end.
@@ -81,20 +82,54 @@ def empty() -> Sites[Any]:
     return Sites(None, BlockSites(*(None,) * len(BLOCK_SITES)), None, None)
 
 
+class PerPrompt(eqx.Module):
+    """One index for each prompt of a batch, where a list would mean all of them.
+
+    Args:
+        values: an index per prompt, `[batch]`.
+
+    Raises:
+        ShapeError: values that are not a list of integers.
+
+    Examples:
+        >>> import jax, mijax
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> tokens = jax.numpy.array([[5, 6, 7], [8, 9, 10]])
+        >>> both = mijax.Zero().at("z", layer=1, head=[2, 3])  # heads 2 and 3
+        >>> each = mijax.Zero().at("z", layer=1, head=mijax.PerPrompt([2, 3]))
+        >>> one = mijax.run(model, tokens, mijax.Zero().at("z", layer=1, head=3))
+        >>> bool((mijax.run(model, tokens, each)[1] == one[1]).all())
+        True
+    """
+
+    values: Int[Array, " batch"] | Int[np.ndarray, " batch"]
+
+    def __init__(self, values: Any):
+        self.values = integers(values, "An index per prompt")
+        if self.values.ndim != 1:
+            raise ShapeError(
+                f"PerPrompt takes one index per prompt, got shape {self.values.shape}."
+            )
+
+
 def as_index(index: Any) -> Any:
-    """Returns a list of indices as an array, and anything else as it is."""
-    if not isinstance(index, list | tuple | range):
-        return index
-    # Of what is known NumPy's: under jit, JAX would trace it.
-    plain = all(isinstance(one, int | np.integer) for one in index)
-    return np.asarray(index, int) if plain else jnp.asarray(index)
+    """Return a list of indices as an array, and anything else unchanged."""
+    if isinstance(index, list | tuple | range):
+        return integers(list(index))
+    return index
+
+
+def as_position(index: Any) -> Any:
+    """Return positions, of which a list or an array already is one per prompt."""
+    return index.values if isinstance(index, PerPrompt) else as_index(index)
 
 
 class Site(eqx.Module):
     """A site and, where given, the part of it that is meant.
 
     Indices are integers or traced integer arrays, so one compiled program serves them
-    all. An index left out means everywhere.
+    all. An index left out means everywhere. A list of layers, heads or features means
+    all of them; a list of positions is one per prompt, as `prompts.last` is.
 
     Args:
         name: one of `SITES`.
@@ -115,10 +150,10 @@ class Site(eqx.Module):
     """
 
     name: str = eqx.field(static=True)
-    layer: Index | None = eqx.field(default=None, converter=as_index)
-    position: Any = eqx.field(default=None, converter=as_index)
-    head: Index | None = eqx.field(default=None, converter=as_index)
-    feature: Index | None = eqx.field(default=None, converter=as_index)
+    layer: Any = eqx.field(default=None, converter=as_index)
+    position: Any = eqx.field(default=None, converter=as_position)
+    head: Any = eqx.field(default=None, converter=as_index)
+    feature: Any = eqx.field(default=None, converter=as_index)
 
     def __check_init__(self):
         """Refuses names and indices that no model has."""
@@ -135,9 +170,16 @@ class Site(eqx.Module):
                 f"{', '.join(HEAD_SITES)}."
             )
         for axis in ("layer", "head", "feature"):
-            index = known(getattr(self, axis))
+            given = getattr(self, axis)
+            given = given.values if isinstance(given, PerPrompt) else given
+            index = known(given)
             if index is not None and np.any(index < 0):
                 raise SiteError(f"{axis} counts from 0, got {index}.")
+            if given is not None and jnp.ndim(given) > 1:
+                raise SiteError(
+                    f"{axis} takes an index or a flat list, got shape "
+                    f"{jnp.shape(given)}: for groups make one edit per group."
+                )
         for end in span_ends(self.position):
             index = known(end)
             if index is not None and np.any(index < 0):
@@ -158,13 +200,11 @@ class Site(eqx.Module):
 
 
 def known(index: Any) -> np.ndarray | None:
-    """Returns an index as a NumPy array, or `None` if absent or traced."""
-    if index is None or isinstance(index, Tracer):
+    """Return an index as a NumPy array, or `None` if absent or traced."""
+    if index is None:
         return None
-    array = np.asarray(index)
-    if array.dtype.kind not in "iu":
-        raise ShapeError(f"An index must be an integer, got {index!r}.")
-    return array
+    array = integers(index)
+    return None if isinstance(array, Tracer) else np.asarray(array)
 
 
 def span_ends(position: Any) -> tuple[Any, ...]:

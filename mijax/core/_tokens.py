@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from mijax._errors import ShapeError
+from mijax.core._integers import integers
 from mijax.core._sites import known
 
 
@@ -37,25 +38,37 @@ def as_tokens(tokens: Any) -> Int[Array, "..."]:
     """
     if isinstance(tokens, PromptsLike):
         tokens = tokens.tokens
-    try:
-        array = jnp.asarray(tokens)
-    except (TypeError, ValueError, OverflowError) as error:
+    if _ragged(tokens):
         raise ShapeError(
             "Tokens are integers [seq] or [batch, seq], all prompts of one length: for "
-            f"prompts of several lengths give mijax.data.Prompts, got "
-            f"{type(tokens).__name__}."
-        ) from error
+            "prompts of several lengths give mijax.data.Prompts."
+        )
+    array = integers(tokens, "A token id")
     if array.ndim not in (1, 2) or array.size == 0:
         raise ShapeError(
             f"Tokens are [seq] or [batch, seq] and not empty, got shape {array.shape}."
         )
-    if array.dtype.kind not in "iu":
-        raise ShapeError(f"Tokens are integers, got {array.dtype}.")
-    # NumPy's may have more bits than JAX's.
-    ids = known(tokens if isinstance(tokens, np.ndarray) else array)
-    if ids is not None and (ids.min() < 0 or ids.max() > np.iinfo(np.int32).max):
+    ids = known(array)
+    if ids is not None and ids.min() < 0:
         raise ShapeError(f"Token ids count from 0, got {ids.min()} to {ids.max()}.")
-    return array.astype(jnp.int32)
+    return jnp.asarray(array, jnp.int32)
+
+
+def _ragged(tokens: Any) -> bool:
+    """Return whether tokens are lists of several lengths."""
+    if not isinstance(tokens, list | tuple):
+        return False
+    return len({np.shape(row) for row in tokens if np.ndim(row) < 2}) > 1
+
+
+def padded_lengths(given: Any, seq: int) -> Int[Array, "..."] | None:
+    """Return the lengths of prompts, `None` where no token is padding."""
+    if not isinstance(given, PromptsLike):
+        return None
+    lengths = known(given.lengths)
+    if lengths is not None and np.all(lengths == seq):
+        return None
+    return jnp.atleast_1d(given.lengths)
 
 
 def lengths_of(given: Any) -> np.ndarray | None:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from mijax._errors import PositionError, TokenError, nearest
+from mijax.core._integers import integers
 from mijax.data._tokenizer import Tokenizer
 
 Span = tuple[Int[Array, " batch"], Int[Array, " batch"]]
@@ -97,7 +98,13 @@ class Prompts(eqx.Module):
 
         Raises:
             PositionError: there are no prompts, or one of them has no tokens.
+            TokenError: ids that are not integers of 32 bits.
         """
+        ids = [integers(row, "A token id", TokenError) for row in ids]
+        wrong = next((row.shape for row in ids if row.ndim != 1), None)
+        if wrong is not None:
+            raise TokenError(f"Token ids of a prompt are a flat list, got {wrong}.")
+        pad = integers(pad, "The padding", TokenError)
         lengths = np.array([len(row) for row in ids], np.int32)
         if not len(lengths) or not lengths.all():
             which = f"Prompt {int(lengths.argmin())}" if len(lengths) else "The batch"
@@ -170,8 +177,8 @@ def chosen(length: int, index: Index) -> np.ndarray:
 
 
 def as_ids(values: Sequence[int] | np.ndarray) -> Int[Array, "..."]:
-    """Copies integers to the device."""
-    return jnp.asarray(np.asarray(values, np.int32))
+    """Copy integers to the device."""
+    return jnp.asarray(integers(values), jnp.int32)
 
 
 def aligned(clean: Prompts, corrupt: Prompts) -> None:

@@ -128,7 +128,7 @@ def test_a_reference_of_other_prompts_is_refused():
 @pytest.mark.parametrize(
     "edit",
     [
-        mijax.Zero().at("pattern", layer=1, feature=np.array([1, 2])),
+        mijax.Zero().at("pattern", layer=1, feature=mijax.PerPrompt([1, 2])),
         mijax.Scale(jnp.array([1.0, 2.0])).at("z"),
         mijax.Add(jnp.ones(32), np.arange(3.0)).at("resid_pre"),
     ],
@@ -213,7 +213,7 @@ def test_prompts_beyond_the_context_or_the_vocabulary_are_refused():
 
 @pytest.mark.parametrize("metric", [mijax.probability, mijax.cross_entropy])
 def test_token_ids_of_metrics_count_from_0(metric):
-    with pytest.raises(ShapeError, match="from 0 on"):
+    with pytest.raises(ShapeError, match="starting at 0"):
         metric(-1)
 
 
