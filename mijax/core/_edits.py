@@ -126,8 +126,8 @@ def _listed(site: Site, axis: str) -> Any:
     values = known(index)
     if values is not None and len(set(values.tolist())) < len(values):
         raise SiteError(
-            f"A list of {axis}s names each one once, got {values.tolist()}: the edit "
-            "would apply twice."
+            f"A list of {axis}s names each one once, got {values.tolist()}: for "
+            "one per prompt give mijax.PerPrompt."
         )
     return index
 
