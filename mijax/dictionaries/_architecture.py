@@ -119,6 +119,10 @@ class AbstractArchitecture(eqx.Module):
         """Returns what is learned beside the weights: nothing."""
         return None
 
+    def project(self, extra: Any) -> Any:
+        """Return what is learned after an update, inside its bounds: unchanged."""
+        return extra
+
     def running(self, latents: int) -> Any:
         """Returns what is carried along without gradients: nothing."""
         return None

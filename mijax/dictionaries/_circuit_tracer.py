@@ -154,8 +154,7 @@ def joined(parts: list[list[np.ndarray]], cuts: list[np.ndarray]) -> Dictionary:
     )
     extra = None
     if cuts:
-        with np.errstate(divide="ignore"):
-            extra = array(np.log(swap(np.stack(cuts)).astype(np.float64)))
+        extra = array(swap(np.stack(cuts)))
     return Dictionary(
         *(JumpReLU() if cuts else ReLU(), CrossLayer(layers, embed), weights),
         *(extra, None, jnp.float32(1)),
@@ -217,7 +216,7 @@ def write_cross_layer(dictionary: Any, path: Path, dtype: DTypeLike) -> None:
             f"b_dec_{layer}": centre[layer],
         }
         if isinstance(architecture, JumpReLU):
-            cut = np.exp(part(dictionary.extra).astype(np.float64))
+            cut = part(dictionary.extra)
             arrays[f"threshold_{layer}"] = cut[:, layer]
         save(arrays, path / f"W_enc_{layer}.safetensors", dtype)
         writes = {f"W_dec_{layer}": decoder[:, layer, layer:]}

@@ -24,7 +24,8 @@ from mijax.dictionaries._wiring import SAE, Crosscoder, CrossLayer, Transcoder, 
 from mijax.io import checkpoint_metadata, load_checkpoint
 from mijax.io._checkpoint import fill_checkpoint, flatten
 
-VERSION = 1
+# Version 1 keeps the logarithms of the thresholds of JumpReLU.
+VERSION, LOGARITHMS = 2, 1
 KEYS = ("mijax_dictionary", "architecture", "wiring", "latents", "skip", "site")
 KEYS += ("target", "normalisation", "metadata")
 ARCHITECTURES = {
@@ -115,7 +116,8 @@ def read_native(path: Path, scale: float | None) -> Found:
         LoadError: not a checkpoint of a dictionary, or a broken one.
     """
     said = checkpoint_metadata(path)
-    if said.get("mijax_dictionary") != VERSION:
+    version = said.get("mijax_dictionary")
+    if version not in (LOGARITHMS, VERSION):
         raise LoadError(
             f"{path} is a checkpoint, but not of a dictionary in format {VERSION}. "
             "Load models with mijax.models.load, others with mijax.io.load_checkpoint."
@@ -128,7 +130,10 @@ def read_native(path: Path, scale: float | None) -> Found:
     found = load_checkpoint(like, path)
     names = ("encoder", "bias", "decoder", "centre", "skip")
     weights = Weights(*(found[name] for name in names))
-    others = (found["extra"], found["running"], found["scale"])
+    extra = found["extra"]
+    if version == LOGARITHMS and isinstance(architecture, JumpReLU):
+        extra = jnp.exp(extra)
+    others = (extra, found["running"], found["scale"])
     whole = Dictionary(architecture, wiring, weights, *others)
     files = tuple(sorted(file for file in path.rglob("*") if file.is_file()))
     return Found(

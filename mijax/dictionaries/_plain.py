@@ -88,10 +88,8 @@ def dictionary_of(plain: Plain, path: Any, dtype: DTypeLike) -> Dictionary:
         extra = Magnitudes(array(extra.scale), array(extra.bias))
     elif extra is not None:
         # Rectified latents are above any threshold below 0 when they are above 0.
-        with np.errstate(divide="ignore"):
-            logs = np.log(np.maximum(extra, 0).astype(np.float64))
         # Rounding to few bits moves the threshold by more than that of weights.
-        extra = jnp.asarray(logs, jnp.float32)
+        extra = jnp.asarray(np.maximum(extra, 0), jnp.float32)
     running = None if plain.running is None else jnp.float32(plain.running)
     return Dictionary(
         *(plain.architecture, wiring, weights, extra, running),
@@ -122,7 +120,7 @@ def plain_of(dictionary: Dictionary, *, centred: bool, name: str) -> Plain:
     if isinstance(architecture, Gated):
         extra = Gates(array(extra.scale), array(extra.bias))
     elif isinstance(architecture, JumpReLU):
-        extra = np.exp(array(extra).astype(np.float64)).astype(np.float32)
+        extra = array(extra)
     one = scale == 1
     plain = Plain(
         architecture,

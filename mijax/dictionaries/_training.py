@@ -183,6 +183,7 @@ class Training(AbstractObjective):
                 *(self, params, optimiser, memory, dead, batch, step.key)
             )
             memory = memory._replace(since=jnp.where(dead, 0, memory.since))
+        params = params._replace(extra=self.architecture.project(params.extra))
         if self.unit_norm:
             rows = params.weights.decoder
             rows = rows / jnp.linalg.norm(rows, axis=1, keepdims=True)

@@ -111,12 +111,17 @@ def test_gated():
 def test_jump_relu_and_its_blurred_derivative():
     given = training(d.JumpReLU(0.3, threshold=0.2, bandwidth=0.5))
     params, memory = started(given)
+    params = params._replace(extra=jnp.abs(params.extra))
     w, pre, _ = parts(params)
-    threshold = np.exp(np.asarray(params.extra))
+    threshold = np.asarray(params.extra)
     latents = np.where(pre > threshold, pre, 0)
     expected = error_of(w, latents) + 0.3 * (pre > threshold).sum(1).mean()
     loss, _, _ = losses(given, params, memory)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    count = (pre > threshold).sum(1).mean()
+    given = training(d.JumpReLU(0.3, target=2.0, threshold=0.2, bandwidth=0.5))
+    expected = error_of(w, latents) + 0.3 * EMBED * (count / 2 - 1) ** 2
+    np.testing.assert_allclose(losses(given, params, memory)[0], expected, rtol=1e-5)
     z, t = jnp.array([0.1, 0.45, 0.7, 2.0]), jnp.full(4, 0.5)
     of_over = jax.vmap(jax.grad(over, argnums=(0, 1)), (0, 0, None))(z, t, 0.5)
     of_jump = jax.vmap(jax.grad(jump, argnums=(0, 1)), (0, 0, None))(z, t, 0.5)

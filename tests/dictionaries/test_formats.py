@@ -255,4 +255,4 @@ def test_thresholds_stay_those_of_the_file(threshold, tmp_path):
     sae = d.untrained(new, d.SAE(8), latents=16, key=jax.random.key(0))
     d.save(sae, tmp_path / "a", format="saelens")
     found = d.load(tmp_path / "a", dtype=jnp.bfloat16).dictionary
-    np.testing.assert_allclose(jnp.exp(found.extra), threshold, rtol=1e-5)
+    np.testing.assert_array_equal(found.extra, np.float32(threshold))

@@ -42,8 +42,9 @@ def drawn(architecture, wiring, seed, *, latents=LATENTS, scale=1.0):
         redrawn, (new.weights, new.extra, new.running)
     )
     if isinstance(architecture, d.JumpReLU):
-        cut = np.log(0.3 + np.abs(np.asarray(extra, np.float64)))
-        extra = jnp.asarray(cut, jnp.float32)
+        # Rounded as its logarithm, by which these files were made.
+        cut = np.float32(np.log(0.3 + np.abs(np.asarray(extra, np.float64))))
+        extra = jnp.asarray(np.exp(np.float64(cut)), jnp.float32)
     if running is not None:
         running = jnp.float32(0.8)
     return d.Dictionary(
