@@ -109,7 +109,9 @@ def ours(rows: np.ndarray, runs: list[tuple[str, float]], seed: int) -> list[Any
 
 def order(rows: int) -> np.ndarray:
     """Return the rows of each batch, in the order in which mijax draws them."""
-    index = mijax.data.Examples(jnp.arange(rows, dtype=jnp.float32)[:, None], batch=BATCH)
+    index = mijax.data.Examples(
+        jnp.arange(rows, dtype=jnp.float32)[:, None], batch=BATCH
+    )
     state, batches = index.start(), []
     for _ in range(STEPS):
         state, batch = index.batch(state)

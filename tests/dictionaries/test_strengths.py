@@ -1,6 +1,7 @@
 """Every architecture answers to its knob, whatever the scale of the activations."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -62,7 +63,7 @@ def active(name, size):
 @pytest.mark.parametrize("name", KNOBS)
 def test_a_stronger_penalty_leaves_fewer_active_latents(name, size):
     found = active(name, size)
-    for dense, sparse in zip(found, found[1:], strict=False):
+    for dense, sparse in itertools.pairwise(found):
         assert sparse < 0.8 * dense, found
     assert found[-1] > 0.2, found
     if name in COUNTED:
