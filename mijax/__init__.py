@@ -31,6 +31,7 @@ from mijax.core import compose as compose
 from mijax.core import cross_entropy as cross_entropy
 from mijax.core import generate as generate
 from mijax.core import gradients as gradients
+from mijax.core import harvest as harvest
 from mijax.core import interval as interval
 from mijax.core import kl as kl
 from mijax.core import l2 as l2
@@ -40,6 +41,8 @@ from mijax.core import probability as probability
 from mijax.core import probability_difference as probability_difference
 from mijax.core import recovered as recovered
 from mijax.core import run as run
+from mijax.core import site as site
+from mijax.core import sites as sites
 from mijax.core import sweep as sweep
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
 """Sites, activations, edits and the verbs on them."""
 
+from mijax.core._activations import Activations as Activations
 from mijax.core._axes import Axis as Axis
 from mijax.core._compilation_cache import compilation_cache as compilation_cache
 from mijax.core._edits import AbstractEdit as AbstractEdit
@@ -14,8 +15,11 @@ from mijax.core._edits import Zero as Zero
 from mijax.core._edits import compose as compose
 from mijax.core._edits import edit as edit
 from mijax.core._generate import generate as generate
+from mijax.core._harvest import At as At
+from mijax.core._harvest import harvest as harvest
 from mijax.core._intervals import Interval as Interval
 from mijax.core._intervals import interval as interval
+from mijax.core._mark import site as site
 from mijax.core._metrics import AbstractMetric as AbstractMetric
 from mijax.core._metrics import accuracy as accuracy
 from mijax.core._metrics import cross_entropy as cross_entropy
@@ -34,6 +38,9 @@ from mijax.core._rows import Place as Place
 from mijax.core._run import capture as capture
 from mijax.core._run import gradients as gradients
 from mijax.core._run import run as run
+from mijax.core._site_table import SiteInfo as SiteInfo
+from mijax.core._site_table import SiteTable as SiteTable
+from mijax.core._site_table import sites as sites
 from mijax.core._sites import SITES as SITES
 from mijax.core._sites import BlockSites as BlockSites
 from mijax.core._sites import PerPrompt as PerPrompt

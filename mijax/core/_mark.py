@@ -1,0 +1,128 @@
+"""`site`: the identity, which names a value of a model.
+
+Marks are equations of a JAX primitive, so every transformation carries them: `jit`,
+`scan`, `cond`, `remat` and `shard_map` keep them in their bodies, differentiation keeps
+them in the forward pass, and compilation drops them, at no cost in FLOPs or memory.
+
+This is the only file that touches `jax.extend` and the rules of primitives.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from jax import Array
+from jax import numpy as jnp
+from jax.extend import core as jex
+from jax.interpreters import ad, batching, mlir
+
+from mijax._errors import SiteError
+
+SITE = "site"
+UNNAMED = "mapped"
+Jaxpr, ClosedJaxpr, Literal = jex.Jaxpr, jex.ClosedJaxpr, jex.Literal
+
+_site_p = jex.Primitive(SITE)
+
+
+def site(name: str, x: Array, axes: str = "") -> Array:
+    """Names a value inside a model; the identity.
+
+    What is named can be read and changed by every verb. The function that calls `site`
+    stays an ordinary JAX function: without `harvest` around it, a mark does nothing.
+
+    Args:
+        name: name of the site. The same name may occur many times: occurrence `i` is
+            layer `i`, and in a `jax.lax.scan` the iteration is the layer, so stacked
+            and unrolled models have the same sites.
+        x: the value.
+        axes: names of the axes of `x`, separated by spaces. Names before a colon are
+            those of the loops around the mark, innermost last: `"step: embed"` is a
+            vector in a scan over steps. Loops that are not named are `layer` (the
+            outermost) and `step`.
+
+    Returns:
+        `x`. Use it: an edit changes what is returned.
+
+    Raises:
+        SiteError: the number of axes is not the rank of `x`, or a name occurs twice.
+
+    Examples:
+        >>> import jax, mijax
+        >>> def mlp(x, w_in, w_out):
+        ...     h = mijax.site("hidden", jax.nn.relu(x @ w_in), "neuron")
+        ...     return h @ w_out
+    """
+    x = jnp.asarray(x)
+    loops, colon, own = axes.rpartition(":")
+    names, outer = tuple(own.split()), tuple(loops.split())
+    if not names and not colon:
+        names = tuple(f"axis_{i}" for i in range(x.ndim))
+    if len(names) != x.ndim:
+        raise SiteError(
+            f"Site {name!r} has axes '{' '.join(names)}', but its value has shape "
+            f"{x.shape}: give one name per axis."
+        )
+    if len({*names, *outer}) < len(names) + len(outer):
+        raise SiteError(f"Site {name!r} has an axis name twice: '{axes}'.")
+    return _site_p.bind(x, name=name, axes=names, loops=outer)
+
+
+def _batch(axis_data: Any, args: Any, dims: Any, *, name: str, axes: Any, loops: Any):
+    """Puts the axis of a `vmap` inside a model first and names it.
+
+    Its name is the `axis_name` of that `vmap`, and `mapped` without one (`mapped_2`
+    for a second).
+    """
+    (x,), (dim,) = args, dims
+    given = getattr(axis_data, "name", None)
+    # An unnamed vmap has a sentinel object for a name.
+    label = given if isinstance(given, str) else UNNAMED
+    tries = itertools.chain([label], (f"{label}_{i}" for i in itertools.count(2)))
+    label = next(one for one in tries if one not in axes)
+    x = jnp.moveaxis(x, dim, 0)
+    return _site_p.bind(x, name=name, axes=(label, *axes), loops=loops), 0
+
+
+_site_p.def_impl(lambda x, **_: x)
+_site_p.def_abstract_eval(lambda x, **_: x)
+mlir.register_lowering(_site_p, lambda ctx, x, **_: [x])
+# The tangent passes by the mark: a value is named once, in the forward pass.
+ad.primitive_jvps[_site_p] = lambda primals, tangents, **names: (
+    _site_p.bind(*primals, **names),
+    tangents[0],
+)
+batching.fancy_primitive_batchers[_site_p] = _batch
+
+
+def bind(equation: Any, values: list[Any]) -> list[Any]:
+    """Evaluates one equation of a jaxpr."""
+    primitive = equation.primitive
+    found = primitive.get_bind_params(equation.params)
+    functions, params = found if isinstance(found, tuple) else ((), found)
+    with equation.ctx.manager:
+        outputs = primitive.bind(*functions, *values, **params)
+    return list(outputs) if primitive.multiple_results else [outputs]
+
+
+def call(closed: ClosedJaxpr, values: list[Any]) -> list[Any]:
+    """Evaluates a whole jaxpr without looking inside."""
+    return list(jex.jaxpr_as_fun(closed)(*values))
+
+
+def bodies(equation: Any) -> Iterator[tuple[str, ClosedJaxpr]]:
+    """Yields the jaxprs in the parameters of an equation, with their names."""
+    for name, value in equation.params.items():
+        for one in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(one, ClosedJaxpr):
+                yield name, one
+            elif isinstance(one, Jaxpr) and not one.constvars:
+                yield name, ClosedJaxpr(one, ())
+
+
+def manual(equation: Any) -> list[str]:
+    """Returns the mesh axes that a `shard_map` maps over, in the order of the mesh."""
+    params = equation.params
+    # JAX has called them by either name.
+    mapped = params.get("newly_manual_axes", params.get("manual_axes"))
+    return [axis for axis in params["mesh"].axis_names if axis in mapped]
