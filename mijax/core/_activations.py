@@ -30,7 +30,7 @@ class Activations(Mapping[str, Any]):
         object.__setattr__(self, "_values", dict(values))
 
     def __getitem__(self, name: str) -> Any:
-        """Returns the value of a site."""
+        """Return the value of a site."""
         if name not in self._values:
             close = nearest(name, self._values) if self._values else " It is empty."
             raise SiteError(f"There are no activations of site {name!r}.{close}")
@@ -61,23 +61,23 @@ class Activations(Mapping[str, Any]):
         return f"Activations({shapes})"
 
     def tree_flatten_with_keys(self) -> Any:
-        """Flattens to the values, in order."""
+        """Flatten to the values, in order."""
         keys = tuple(self._values)
         pairs = [(jax.tree_util.GetAttrKey(k), v) for k, v in self._values.items()]
         return pairs, keys
 
     def tree_flatten(self) -> Any:
-        """Flattens to the values, in order."""
+        """Flatten to the values, in order."""
         return tuple(self._values.values()), tuple(self._values)
 
     @classmethod
     def tree_unflatten(cls, names: tuple[str, ...], values: Any) -> "Activations":
-        """Puts values back under their names."""
+        """Put values back under their names."""
         return cls(dict(zip(names, values, strict=True)))
 
 
 def _short(value: Any) -> str:
-    """Writes the shape of an array, or of each layer."""
+    """Write the shape of an array, or of each layer."""
     if isinstance(value, tuple):
         return f"({', '.join(map(_short, value))})"
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)

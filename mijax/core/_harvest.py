@@ -15,9 +15,10 @@ Every handler returns the outputs of its equation and the activations that it ke
 name and first layer.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -44,7 +45,8 @@ Kept = dict[tuple[str, int], Any]
 Result = tuple[list[Any], Kept]
 
 
-class At(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class At:
     """The value that an edit sees.
 
     Attributes:
@@ -66,7 +68,7 @@ def harvest(
     want: Iterable[str] | None = None,
     edits: Mapping[str, Callable[[Any, At], Any]] | None = None,
 ) -> Callable[..., tuple[Any, Activations]]:
-    """Returns `fn` with edits at its sites, and with activations returned.
+    """Return `fn` with edits at its sites, and with activations returned.
 
     A transformation like `grad`: `harvest(f)(x) == (f(x), activations)`. It composes
     with `jit`, `vmap`, `grad` and meshes. Under `jit`, activations that are not used
@@ -124,7 +126,7 @@ def harvest(
 
 
 class _Job:
-    """What is done, at which marks.
+    """Edits, wanted names and the marks that they concern.
 
     Attributes:
         marks: the marks that are edited or kept, by path.
@@ -137,14 +139,14 @@ class _Job:
         self.around = {p[:n] for p in self.marks for n in range(1, len(p) + 1)}
 
     def within(self, path: Path) -> list[Mark]:
-        """Returns the marks inside an equation."""
+        """Return the marks inside an equation."""
         return [m for p, m in self.marks.items() if p[: len(path)] == path]
 
 
 def _evaluate(
     job: _Job, closed: ClosedJaxpr, values: list[Any], path: Path, index: Path
 ) -> Result:
-    """Evaluates a jaxpr; `index` holds the iteration of each loop around it."""
+    """Evaluate a jaxpr; `index` holds the iteration of each loop around it."""
     jaxpr, kept = closed.jaxpr, {}
     env = dict(zip(jaxpr.constvars, closed.consts, strict=True))
     env |= dict(zip(jaxpr.invars, values, strict=True))
@@ -166,7 +168,7 @@ def _evaluate(
 
 
 def _site(job: _Job, mark: Mark, value: Any, index: Path) -> Result:
-    """Applies an edit and keeps what the function goes on with."""
+    """Apply the edit at a mark and keep the result if it is wanted."""
     if mark.name in job.edits:
         named = dict(zip(mark.names, index, strict=True))
         layer = mark.first + named[LAYER] if LAYER in named else mark.first
@@ -183,7 +185,7 @@ def _site(job: _Job, mark: Mark, value: Any, index: Path) -> Result:
 
 
 def _check_used(job: _Job, mark: Mark, jaxpr: Any, equation: Any) -> None:
-    """Refuses an edit of a value that the function drops."""
+    """Raise if an edited value is not used by the function."""
     if mark.name not in job.edits:
         return
     (var,) = equation.outvars
@@ -196,17 +198,17 @@ def _check_used(job: _Job, mark: Mark, jaxpr: Any, equation: Any) -> None:
 
 
 def _body(equation: Any) -> ClosedJaxpr:
-    """Returns the jaxpr that an equation calls."""
+    """Return the jaxpr that an equation calls."""
     return next(body for _, body in bodies(equation))
 
 
 def _call(job: _Job, equation: Any, inputs: Any, path: Path, index: Path) -> Result:
-    """Evaluates the body in place."""
+    """Evaluate the body in place."""
     return _evaluate(job, _body(equation), inputs, path, index)
 
 
 def _remat(job: _Job, equation: Any, inputs: Any, path: Path, index: Path) -> Result:
-    """Evaluates the body under `jax.checkpoint` again."""
+    """Evaluate the body under `jax.checkpoint` again."""
     body, params = _body(equation), equation.params
     again = jax.checkpoint(
         lambda *values: _evaluate(job, body, list(values), path, index),
@@ -217,14 +219,14 @@ def _remat(job: _Job, equation: Any, inputs: Any, path: Path, index: Path) -> Re
 
 
 def _rule(job: _Job, equation: Any, inputs: Any, path: Path, index: Path) -> Result:
-    """Evaluates the body of a function with a custom rule, which no longer applies."""
+    """Evaluate the body of a function with a custom rule, which no longer applies."""
     result = _evaluate(job, _body(equation), inputs, path, index)
     names = sorted({mark.name for mark in job.within(path)})
     return jax.tree.map(functools.partial(_refuse_gradients, names), result)
 
 
 def _refuse_gradients(names: list[str], x: Any) -> Any:
-    """Returns `x`, which cannot be differentiated."""
+    """Return `x`, which cannot be differentiated."""
 
     @jax.custom_jvp
     def same(x: Any) -> Any:
@@ -242,7 +244,7 @@ def _refuse_gradients(names: list[str], x: Any) -> Any:
 
 
 def _scan(job: _Job, equation: Any, inputs: Any, path: Path, index: Path) -> Result:
-    """Runs the scan with further outputs, one activation per iteration."""
+    """Run the scan with further outputs, one activation per iteration."""
     params, body = equation.params, _body(equation)
     n_consts, n_carry = params["num_consts"], params["num_carry"]
     consts, rest = inputs[:n_consts], inputs[n_consts:]
@@ -265,7 +267,7 @@ def _scan(job: _Job, equation: Any, inputs: Any, path: Path, index: Path) -> Res
 
 
 def _while(job: _Job, equation: Any, inputs: Any, path: Path, index: Path) -> Result:
-    """Runs the loop with a further carry, the activations of the last iteration."""
+    """Run the loop with a further carry, the activations of the last iteration."""
     params = equation.params
     n_cond, n_body = params["cond_nconsts"], params["body_nconsts"]
     of_cond, of_body = inputs[:n_cond], inputs[n_cond : n_cond + n_body]
@@ -289,7 +291,7 @@ def _while(job: _Job, equation: Any, inputs: Any, path: Path, index: Path) -> Re
 
 
 def _cond(job: _Job, equation: Any, inputs: Any, path: Path, index: Path) -> Result:
-    """Runs the branches, which keep the same activations: zeros for those not taken."""
+    """Run the branches, which keep the same activations: zeros for those not taken."""
     branches, (which, *operands) = equation.params["branches"], inputs
 
     def run(k: int, *values: Any) -> Result:
@@ -317,7 +319,7 @@ def _cond(job: _Job, equation: Any, inputs: Any, path: Path, index: Path) -> Res
 def _shard_map(
     job: _Job, equation: Any, inputs: Any, path: Path, index: Path
 ) -> Result:
-    """Runs on every device; activations get an axis for each axis of the mesh."""
+    """Run on every device; activations get an axis for each axis of the mesh."""
     params, body, mesh = equation.params, _body(equation), equation.params["mesh"]
     axes = manual(equation)
 
@@ -350,7 +352,7 @@ _HANDLERS = {
 
 
 def _assemble(name: str, marks: tuple[Mark, ...], kept: Kept) -> Any:
-    """Joins the occurrences of a site: layers first, stacked where shapes agree."""
+    """Join the occurrences of a site: layers first, stacked where shapes agree."""
     own = {mark.first: mark for mark in marks if mark.name == name}
     parts = []
     for first, mark in own.items():

@@ -13,20 +13,21 @@ from typing import Any
 
 from jax import Array
 from jax import numpy as jnp
-from jax.extend import core as jex
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 
 from mijax._errors import SiteError
 
+__all__ = ["ClosedJaxpr", "Literal", "bind", "bodies", "call", "manual", "site"]
+
 SITE = "site"
 UNNAMED = "mapped"
-Jaxpr, ClosedJaxpr, Literal = jex.Jaxpr, jex.ClosedJaxpr, jex.Literal
 
-_site_p = jex.Primitive(SITE)
+_site_p = Primitive(SITE)
 
 
 def site(name: str, x: Array, axes: str = "") -> Array:
-    """Names a value inside a model; the identity.
+    """Name a value inside a model; the identity.
 
     What is named can be read and changed by every verb. The function that calls `site`
     stays an ordinary JAX function: without `harvest` around it, a mark does nothing.
@@ -69,7 +70,7 @@ def site(name: str, x: Array, axes: str = "") -> Array:
 
 
 def _batch(axis_data: Any, args: Any, dims: Any, *, name: str, axes: Any, loops: Any):
-    """Puts the axis of a `vmap` inside a model first and names it.
+    """Put the axis of a `vmap` inside a model first and name it.
 
     Its name is the `axis_name` of that `vmap`, and `mapped` without one (`mapped_2`
     for a second).
@@ -96,7 +97,7 @@ batching.fancy_primitive_batchers[_site_p] = _batch
 
 
 def bind(equation: Any, values: list[Any]) -> list[Any]:
-    """Evaluates one equation of a jaxpr."""
+    """Evaluate one equation of a jaxpr."""
     primitive = equation.primitive
     found = primitive.get_bind_params(equation.params)
     functions, params = found if isinstance(found, tuple) else ((), found)
@@ -106,12 +107,12 @@ def bind(equation: Any, values: list[Any]) -> list[Any]:
 
 
 def call(closed: ClosedJaxpr, values: list[Any]) -> list[Any]:
-    """Evaluates a whole jaxpr without looking inside."""
-    return list(jex.jaxpr_as_fun(closed)(*values))
+    """Evaluate a whole jaxpr without looking inside."""
+    return list(jaxpr_as_fun(closed)(*values))
 
 
 def bodies(equation: Any) -> Iterator[tuple[str, ClosedJaxpr]]:
-    """Yields the jaxprs in the parameters of an equation, with their names."""
+    """Yield the jaxprs in the parameters of an equation, with their names."""
     for name, value in equation.params.items():
         for one in value if isinstance(value, tuple | list) else (value,):
             if isinstance(one, ClosedJaxpr):
@@ -121,7 +122,7 @@ def bodies(equation: Any) -> Iterator[tuple[str, ClosedJaxpr]]:
 
 
 def manual(equation: Any) -> list[str]:
-    """Returns the mesh axes that a `shard_map` maps over, in the order of the mesh."""
+    """Return the mesh axes that a `shard_map` maps over, in the order of the mesh."""
     params = equation.params
     # JAX has called them by either name.
     mapped = params.get("newly_manual_axes", params.get("manual_axes"))

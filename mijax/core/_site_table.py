@@ -71,7 +71,7 @@ class Mark(NamedTuple):
 
     @property
     def scanned(self) -> bool:
-        """Whether its layers are iterations of a loop."""
+        """True if its layers are iterations of a loop."""
         return any(name == LAYER for name, _ in self.stacked)
 
 
@@ -116,7 +116,7 @@ class SiteTable(Mapping[str, SiteInfo]):
         self._sites = dict(sites)
 
     def __getitem__(self, name: str) -> SiteInfo:
-        """Returns one site.
+        """Return one site.
 
         Raises:
             SiteError: the model does not have it.
@@ -144,7 +144,7 @@ class SiteTable(Mapping[str, SiteInfo]):
         return "\n".join(map(pad, rows))
 
     def _repr_html_(self) -> str:
-        """Renders the table in a notebook."""
+        """Render the table in a notebook."""
         head, *body = self._rows()
         cells = lambda row, tag: "".join(  # noqa: E731
             f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row
@@ -169,7 +169,7 @@ class Traced(NamedTuple):
 
 
 def sites(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SiteTable:
-    """Lists the sites of a model; nothing is run.
+    """List the sites of a model; nothing is run.
 
     Args:
         fn: any JAX function or callable Equinox module.
@@ -197,7 +197,7 @@ def sites(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SiteTable:
 
 
 def table(marks: tuple[Mark, ...]) -> SiteTable:
-    """Sums up the marks of a traced function by name."""
+    """Sum up the marks of a traced function by name."""
     found: dict[str, SiteInfo] = {}
     for name in dict.fromkeys(mark.name for mark in marks):
         own = [mark for mark in marks if mark.name == name]
@@ -222,7 +222,7 @@ def table(marks: tuple[Mark, ...]) -> SiteTable:
 def trace(
     fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> tuple[Traced, list[Any]]:
-    """Traces a function, once for each function and shapes.
+    """Trace a function, once for each function and shapes.
 
     Returns:
         The traced function, and the arrays that its jaxpr takes.
@@ -238,7 +238,7 @@ def trace(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _call(function: tuple[Any, tuple[Any, ...]], arrays: list[Any]) -> Any:
-    """Calls a flattened function; JAX caches its trace."""
+    """Call a flattened function; JAX caches its trace."""
     structure, fixed = function
     rest = iter(arrays)
     # A leaf that is None is not a leaf, so None marks the arrays.
@@ -255,7 +255,7 @@ class Constants(eqx.Module):
 
 
 def _marks(closed: ClosedJaxpr) -> tuple[Mark, ...]:
-    """Finds every mark and the layer that it stands for."""
+    """Find every mark and the layer that it stands for."""
     found: list[Mark] = []
     _walk(closed, (), (), {}, found)
     for name in {mark.name for mark in found}:
@@ -283,7 +283,7 @@ def _walk(
     count: dict[str, int],
     found: list[Mark],
 ) -> None:
-    """Adds the marks of a jaxpr; `count` holds the layers of each name so far."""
+    """Add the marks of a jaxpr; `count` holds the layers of each name so far."""
     for i, equation in enumerate(closed.jaxpr.eqns):
         here, kind = (*path, i), equation.primitive.name
         if kind == SITE:
@@ -313,7 +313,7 @@ def _walk(
 
 
 def _loops(equation: Any) -> tuple[Loop, ...] | None:
-    """Returns the loops that an equation puts around its body, None if unknown."""
+    """Return the loops that an equation puts around its body, None if unknown."""
     kind, params = equation.primitive.name, equation.params
     if kind == "scan":
         return (Loop("scan", params["length"]),)
@@ -326,7 +326,7 @@ def _loops(equation: Any) -> tuple[Loop, ...] | None:
 
 
 def _any(closed: ClosedJaxpr) -> str | None:
-    """Returns the name of a site anywhere inside, None without one."""
+    """Return the name of a site anywhere inside, None without one."""
     for equation in closed.jaxpr.eqns:
         if equation.primitive.name == SITE:
             return equation.params["name"]
@@ -339,7 +339,7 @@ def _any(closed: ClosedJaxpr) -> str | None:
 
 
 def _mark(equation: Any, path: Path, loops: tuple[Loop, ...], first: int) -> Mark:
-    """Describes a mark: names its loops and counts its layers."""
+    """Describe a mark: names its loops and counts its layers."""
     params, value = equation.params, equation.invars[0].aval
     names = _loop_names(params["name"], loops, params["loops"])
     layers = [lp.length for lp, n in zip(loops, names, strict=True) if n == LAYER]
@@ -359,7 +359,7 @@ def _mark(equation: Any, path: Path, loops: tuple[Loop, ...], first: int) -> Mar
 def _loop_names(
     site: str, loops: tuple[Loop, ...], given: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Names loops: those that are given from the innermost out, the rest by rule."""
+    """Name loops: those that are given from the innermost out, the rest by rule."""
     counted = [i for i, loop in enumerate(loops) if loop.kind != "mesh"]
     if len(given) > len(counted):
         raise SiteError(
@@ -379,7 +379,7 @@ def _loop_names(
 
 
 def check_names(names: Any, known: Mapping[str, Any]) -> None:
-    """Refuses names of sites that a model does not have."""
+    """Refuse names of sites that a model does not have."""
     for name in names:
         if name not in known:
             close = nearest(name, known) if known else " The model marks no sites."
