@@ -6,35 +6,57 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PRNGKeyArray
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from mijax._errors import PositionError, ShapeError
+from mijax.core._buckets import bucket
 from mijax.core._check import check_edits
 from mijax.core._edits import edit
+from mijax.core._ends import finish
 from mijax.core._integers import integers
 from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._rows import Packed, Place, Sequence
+from mijax.core._sampling import Sampling, pick
 from mijax.core._sites import Sites, known
 from mijax.core._tokens import PromptsLike, TokensLike, as_tokens
 
+# Fewest tokens of a prompt, and of a prompt with its continuation, to compile for.
+LEAST_PROMPT = 16
+LEAST_CACHE = 64
+# Stop tokens are filled up to a multiple of this.
+STOPS = 4
 
-def generate(
+
+def generate(  # noqa: PLR0913 - each limit has the name that users know
     model: AbstractModel,
     tokens: TokensLike,
     *,
     steps: int,
     lengths: Any = None,
     temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
     key: PRNGKeyArray | None = None,
     edits: Any = None,
-    stop: int | None = None,
+    stop: Any = None,
 ) -> Int[Array, "*batch steps"]:
-    """Continues prompts, greedily or by sampling.
+    """Continue prompts, greedily or by sampling.
 
     Keys and values of earlier tokens are kept, so a step computes one token per
     prompt. Edits apply to the prompt and to every new token; positions count from the
     start of the prompt. A prompt's continuation does not depend on the others in its
     batch, nor on padding.
+
+    Logits are divided by the temperature, then limited to the `top_k` most likely
+    tokens, then to the most likely ones that reach probability `top_p` together, then
+    to those of at least `min_p` times the largest probability, as in Hugging Face
+    transformers.
+
+    One program serves all numbers of steps, stop tokens and limits up to a size:
+    prompts are padded to a few lengths and the cache to a few sizes, and only the
+    steps that are asked for are run, fewer when every prompt has stopped.
 
     Args:
         model: any `AbstractModel`.
@@ -44,15 +66,19 @@ def generate(
         lengths: number of tokens of each prompt; those of `Prompts`, or all, by
             default.
         temperature: 0 takes the most likely token; else logits are divided by it.
+        top_k: sample from this many most likely tokens; ties with the last are kept.
+        top_p: sample from the fewest most likely tokens that reach this probability.
+        min_p: sample from tokens of at least this fraction of the largest probability.
         key: a `jax.random.key`, needed to sample; each prompt draws from its own.
         edits: placed edits, a list of them, or `None`.
-        stop: a token after which a prompt's continuation repeats that token.
+        stop: a token, or several, after which a prompt's continuation repeats the one
+            it stopped at.
 
     Returns:
         The new token ids.
 
     Raises:
-        ShapeError: sampling without a key, or fewer than one step.
+        ShapeError: sampling without a key, limits out of range, or fewer than one step.
         PositionError: lengths that do not fit, or more tokens than the model's context.
 
     Examples:
@@ -62,48 +88,89 @@ def generate(
         >>> lengths = jax.numpy.array([3, 2])
         >>> mijax.generate(model, tokens, steps=4, lengths=lengths).shape
         (2, 4)
+        >>> sampled = {"temperature": 0.8, "top_p": 0.9, "key": jax.random.key(1)}
+        >>> mijax.generate(model, tokens, steps=4, stop=[1, 2], **sampled).shape
+        (2, 4)
     """
     if lengths is None and isinstance(tokens, PromptsLike):
         lengths = jnp.atleast_1d(tokens.lengths)
     tokens = as_tokens(tokens)
-    batch = jnp.atleast_2d(tokens)
+    shape = (1, *tokens.shape) if tokens.ndim == 1 else tokens.shape
     # Edits may be placed at tokens that are yet to come.
-    record = check_edits(model, tokens, edits, ahead=max(steps, 0))
-    counts = _lengths(lengths, (batch.shape[0], batch.shape[1]))
-    if steps < 1 or temperature < 0 or (temperature > 0 and key is None):
-        raise ShapeError(
-            "generate needs at least one step, a temperature of at least 0, and a key "
-            f"to sample; got steps={steps}, temperature={temperature}, key={key}."
-        )
-    stops = stop is not None and np.ndim(stop) > 0
-    if stops or not (key is None or isinstance(key, jax.Array)):
-        raise ShapeError(
-            "generate takes one token id to stop at, and a jax.random.key; got "
-            f"stop={stop}, key={key}."
-        )
+    record = check_edits(model, tokens, edits, ahead=_steps(steps))
+    counts = _lengths(lengths, shape)
+    sampling = Sampling.of(temperature, top_k, top_p, min_p)
+    _check_key(sampling, key)
     if not model.causal:
         raise ShapeError(
             "generate needs a causal model: in this one a token depends on later ones."
         )
     context = getattr(model, "context", None)
-    if context is not None and batch.shape[1] + steps > context:
+    if context is not None and shape[1] + steps > context:
         raise PositionError(
-            f"{batch.shape[1]} tokens and {steps} new ones exceed the model's context "
+            f"{shape[1]} tokens and {steps} new ones exceed the model's context "
             f"of {context}."
         )
     key = jax.random.key(0) if key is None else key
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch.shape[0]))
-    heat = jnp.asarray(temperature, jnp.float32)
-    end = -1 if stop is None else integers(stop, "A token to stop at")
-    end = jnp.asarray(end, jnp.int32)
-    new = _generate(model, batch, counts, record, keys, heat, end, steps)
+    seq = bucket(shape[1], least=LEAST_PROMPT)
+    if isinstance(context, int):
+        seq = min(seq, context)
+    total = bucket(seq + steps, least=LEAST_CACHE)
+    padded, many = _padded(tokens, seq), jnp.asarray(steps, jnp.int32)
+    job = (model, padded, counts, record, key, sampling, _stops(stop), many)
+    new = _generate(*job, total)
+    if isinstance(new, Tracer):
+        new = new[:, :steps]
+    else:
+        # Cut by NumPy: JAX compiles a slice, and `asarray`, for every shape.
+        new = jax.device_put(np.asarray(new)[:, :steps])
     return new[0] if tokens.ndim == 1 else new
+
+
+def _steps(steps: Any) -> int:
+    """Return a number of steps, checked."""
+    whole = isinstance(steps, int | np.integer) and not isinstance(steps, bool)
+    if not whole or not 1 <= steps < 2**31:
+        raise ShapeError(f"generate needs at least one step, got steps={steps!r:.60}.")
+    return int(steps)
+
+
+def _check_key(sampling: Sampling, key: Any) -> None:
+    """Refuse to sample without a key."""
+    if key is None and not sampling.temperature > 0:
+        return
+    if not isinstance(key, jax.Array):
+        raise ShapeError(
+            "generate needs a key to sample, such as jax.random.key(0), got "
+            f"{key!r:.60}."
+        )
+
+
+def _stops(stop: Any) -> Int[Array, " stops"]:
+    """Return the stop tokens, filled up with -1, which is no token."""
+    found = np.zeros(0, int) if stop is None else integers(stop, "A token to stop at")
+    if found.ndim > 1 or np.any(found < 0):
+        raise ShapeError(
+            f"stop is a token id, or a list of them, starting at 0, got {stop!r:.60}."
+        )
+    size = STOPS * max(1, -(-found.size // STOPS))
+    stops = np.full(size, -1, np.int32)
+    stops[: found.size] = found
+    return jnp.asarray(stops)
+
+
+def _padded(tokens: Array, seq: int) -> Int[Array, "batch seq"]:
+    """Return a batch of prompts padded to a length; on the host, without a program."""
+    numpy = jnp if isinstance(tokens, Tracer) else np
+    batch = numpy.atleast_2d(numpy.asarray(tokens))
+    missing = seq - batch.shape[1]
+    return jax.device_put(numpy.pad(batch, ((0, 0), (0, missing))))
 
 
 def _lengths(lengths: Any, shape: tuple[int, int]) -> Int[Array, " batch"]:
     """Returns the number of tokens of each prompt, checked."""
     if lengths is None:
-        return jnp.full(shape[:1], shape[1], jnp.int32)
+        return jnp.asarray(np.full(shape[:1], shape[1], np.int32))
     counts = integers(lengths, "A length", PositionError)
     told = known(counts)
     wrong = told is not None and (np.any(told < 1) or np.any(told > shape[1]))
@@ -118,60 +185,61 @@ def _lengths(lengths: Any, shape: tuple[int, int]) -> Int[Array, " batch"]:
 @eqx.filter_jit
 def _generate(
     model: AbstractModel,
-    tokens: Array,
-    lengths: Array,
+    tokens: Int[Array, "batch seq"],
+    lengths: Int[Array, " batch"],
     edits: Sites[Any],
-    keys: Array,
-    heat: Array,
-    end: Array,
-    steps: int,
-) -> Array:
+    key: PRNGKeyArray,
+    sampling: Sampling,
+    stops: Int[Array, " stops"],
+    steps: Int[Array, ""],
+    total: int,
+) -> Int[Array, "batch new"]:
+    """Return the new tokens; those after the first `steps` mean nothing."""
     batch, seq = tokens.shape
-    total = seq + steps
     prompts = jnp.arange(batch, dtype=jnp.int32)
+    keys = jax.vmap(lambda prompt: jax.random.fold_in(key, prompt))(prompts)
+    select = lambda kept, acts, _: (kept, (acts.k, acts.v))  # noqa: E731
 
     def prefill(tokens: Array, prompt: Array, length: Array) -> Any:
         rows = Sequence(jnp.arange(seq, dtype=jnp.int32), prompt, prompt)
         x = edit(edits.embed, model.embed(tokens, rows.position), Place(rows))
-        select = lambda kept, acts, _: (kept, (acts.k, acts.v))  # noqa: E731
         x, (_, past) = scan_blocks(model, x, edits.blocks, rows, select=select)
-        longer = lambda a: jnp.pad(a, ((0, 0), (0, steps), (0, 0), (0, 0)))  # noqa: E731
-        return _logits(model, x, edits, rows)[length - 1], jax.tree.map(longer, past)
+        ahead = ((0, 0), (0, total - seq), (0, 0), (0, 0))
+        last = (length - 1)[None]
+        rows = Sequence(last, prompt, prompt)
+        logits = finish(model, x[last], edits, rows)[1][0]
+        return logits, jax.tree.map(lambda a: jnp.pad(a, ahead), past)
 
-    logits, past = jax.vmap(prefill, out_axes=(0, 1))(tokens, prompts, lengths)
-
-    def step(carry: Any, i: Array) -> tuple[Any, Array]:
-        logits, past, ended = carry
-        token = jnp.where(ended, end, _pick(logits, keys, heat, i))
-        ended = ended | (token == end)
+    def step(state: Any) -> Any:
+        i, token, ended, past, out = state
         position = lengths + i
         rows = Packed(position, prompts, prompts, prompts, position, prompts, 1, total)
         x = edit(edits.embed, model.embed(token, position), Place(rows))
-        select = lambda kept, acts, _: (kept, (acts.k, acts.v))  # noqa: E731
         x, (_, new) = scan_blocks(
             model, x, edits.blocks, rows, past=past, select=select
         )
         put = lambda a, b: a.at[:, prompts, position].set(b)  # noqa: E731
-        return (
-            _logits(model, x, edits, rows),
-            jax.tree.map(put, past, new),
-            ended,
-        ), token
+        logits = finish(model, x, edits, rows)[1]
+        token = jnp.where(ended, token, pick(logits, keys, sampling, i + 1))
+        ended = ended | _is_stop(token, stops)
+        past = jax.tree.map(put, past, new)
+        return i + 1, token, ended, past, out.at[:, i + 1].set(token)
 
-    ended = jnp.zeros(batch, bool)
-    _, out = jax.lax.scan(step, (logits, past, ended), jnp.arange(steps))
-    return out.T
+    def more(state: Any) -> Array:
+        i, _, ended, _, _ = state
+        return (i + 1 < steps) & ~ended.all()
+
+    logits, past = jax.vmap(prefill, out_axes=(0, 1))(tokens, prompts, lengths)
+    first = jnp.zeros((), jnp.int32)
+    token = pick(logits, keys, sampling, first)
+    out = jnp.zeros((batch, total - seq), jnp.int32).at[:, 0].set(token)
+    state = (first, token, _is_stop(token, stops), past, out)
+    i, token, _, _, out = jax.lax.while_loop(more, step, state)
+    done = jnp.arange(out.shape[1]) <= i
+    return jnp.where(done, out, token[:, None])
 
 
-def _logits(model: AbstractModel, x: Array, edits: Sites[Any], rows: Any) -> Array:
-    """Finishes the forward pass at the rows."""
-    place = Place(rows)
-    final = edit(edits.resid_final, model.normalise(x), place)
-    return edit(edits.logits, model.unembed(final), place)
-
-
-def _pick(logits: Array, keys: Array, heat: Array, i: Array) -> Array:
-    """Chooses each prompt's next token."""
-    own = jax.vmap(lambda key: jax.random.fold_in(key, i))(keys)
-    drawn = jax.vmap(jax.random.categorical)(own, logits / jnp.maximum(heat, 1e-6))
-    return jnp.where(heat > 0, drawn, logits.argmax(-1)).astype(jnp.int32)
+def _is_stop(
+    token: Int[Array, " prompt"], stops: Int[Array, " stops"]
+) -> Bool[Array, " prompt"]:
+    return (token[:, None] == stops).any(1)
