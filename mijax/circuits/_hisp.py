@@ -15,6 +15,7 @@ from mijax.circuits._scores import Level, Scores
 from mijax.circuits._task import Task
 from mijax.core import AbstractEdit, AbstractModel, Place, compose
 from mijax.core._check import site_shapes
+from mijax.core._ends import metric_of
 from mijax.core._model import Layered
 
 LEVELS = ("edge", "node")
@@ -73,8 +74,8 @@ class HISP(AbstractAttribution):
                 Share(Layered(share)).at(site)
                 for site, share in zip(sites, shares, strict=True)
             ]
-            logits, _ = model(task.clean[prompt], compose(edits), prompt=prompt)
-            return task.metric.of(logits, prompt)
+            tokens, edits = task.clean[prompt], compose(edits)
+            return metric_of(model, task.metric, tokens, edits, prompt)
 
         dtype = site_shapes(model, 1).blocks.resid_pre.dtype
         full = [

@@ -13,8 +13,9 @@ from mijax._errors import ConfigError, ShapeError
 from mijax._progress import Progress, reports
 from mijax.circuits._graph import LETTERS, Graph, find
 from mijax.circuits._task import Task, check_task
-from mijax.core import AbstractEdit, AbstractModel, Interval, Patch, Place
+from mijax.core import AbstractEdit, AbstractModel, Interval, Patch, Place, compose
 from mijax.core import interval as mean_interval
+from mijax.core._ends import metric_of
 
 
 class Paths(eqx.Module):
@@ -179,9 +180,9 @@ def _patched(
 
     def one(prompt: Array) -> tuple[Array, Array]:
         tokens = task.clean[prompt]
-        logits, clean = model(tokens, prompt=prompt)
+        clean = model(tokens, prompt=prompt)[1]
         other = model(corrupt[prompt])[1].blocks.z
-        full = task.metric.of(logits, prompt)
+        full = metric_of(model, task.metric, tokens, compose(), prompt)
         n_layers, _, n_heads, _ = other.shape
 
         def of_head(sender: Array) -> Array:
@@ -191,14 +192,14 @@ def _patched(
             edits = [Patch(jnp.where(sends, other, clean.blocks.z)).at("z")]
             if fixed:
                 edits.append(Patch(clean.blocks.mlp_out).at("mlp_out"))
-            logits, acts = model(tokens, edits, prompt=prompt)
             if hears:
-                heard = [
+                acts = model(tokens, edits, prompt=prompt)[1]
+                edits = [
                     Hear(getattr(acts.blocks, letter), heads).at(letter)
                     for letter, heads in hears.items()
                 ]
-                logits, _ = model(tokens, heard, prompt=prompt)
-            return full - task.metric.of(logits, prompt)
+            patched = metric_of(model, task.metric, tokens, compose(edits), prompt)
+            return full - patched
 
         return jax.vmap(of_head)(senders), full
 

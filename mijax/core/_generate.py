@@ -95,7 +95,7 @@ def generate(  # noqa: PLR0913 - each limit has the name that users know
     if lengths is None and isinstance(tokens, PromptsLike):
         lengths = jnp.atleast_1d(tokens.lengths)
     tokens = as_tokens(tokens)
-    shape = (1, *tokens.shape) if tokens.ndim == 1 else tokens.shape
+    shape = (1 if tokens.ndim == 1 else tokens.shape[0], tokens.shape[-1])
     # Edits may be placed at tokens that are yet to come.
     record = check_edits(model, tokens, edits, ahead=_steps(steps))
     counts = _lengths(lengths, shape)

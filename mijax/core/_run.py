@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from mijax._errors import PositionError
 from mijax.core._check import check_edits, check_metric, check_sites
 from mijax.core._edits import AbstractEdit, compose, edit
+from mijax.core._ends import finish, metric_of
 from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel, Layered, scan_blocks
 from mijax.core._rows import Place, Sequence
@@ -195,14 +196,20 @@ def _capture(
             last=_last_layer(flat),
             select=select,
         )
-        final = edit(edits.resid_final, model.normalise(x), place)
-        logits = edit(edits.logits, model.unembed(final), place)
-        ends = {"embed": embed, "resid_final": final, "logits": logits}
         found = kept | layers
-        return [
-            found[i] if s.layered else part(ends[s.name], s, prompt)
-            for i, s in enumerate(flat)
-        ]
+
+        def end(site: Site) -> Array:
+            if site.name == "embed":
+                return part(embed, site, prompt)
+            # Of all positions, or only of those that are read.
+            read = part(position, Site("embed", position=site.position), prompt)
+            rows = Sequence(jnp.atleast_1d(read), prompt, prompt)
+            final, logits = finish(model, x[rows.position], edits, rows)
+            value = final if site.name == "resid_final" else logits
+            value = value if read.ndim else value[0]
+            return part(value, Site(site.name, feature=site.feature), prompt)
+
+        return [found[i] if s.layered else end(s) for i, s in enumerate(flat)]
 
     return jax.tree.unflatten(tree, over_prompts(one, tokens))
 
@@ -239,6 +246,9 @@ class Shift(AbstractEdit):
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Adds."""
         value = self.value.value if isinstance(self.value, Layered) else self.value
+        if len(value) != len(x):
+            # After the last block only the rows that are read are computed.
+            value = value[place.rows.position]
         return x + value
 
 
@@ -307,8 +317,7 @@ def _gradients(
                 )
                 for d, s, lone in zip(shifts, flat, single, strict=True)
             ]
-            logits, _ = model(tokens, compose(edits, placed), prompt=prompt)
-            return metric.of(logits, prompt)
+            return metric_of(model, metric, tokens, compose(edits, placed), prompt)
 
         specs = [get(shapes, s.name) for s in flat]
         zeros = [

@@ -17,6 +17,7 @@ from mijax.core import (
     capture,
 )
 from mijax.core._check import check_metric, site_shapes
+from mijax.core._ends import metric_of
 from mijax.core._run import over_prompts
 from mijax.core._tokens import TokensLike, as_tokens, lengths_of
 from mijax.dictionaries._dictionary import Dictionary
@@ -159,8 +160,7 @@ def _scores(
         step = step.reshape(here.shape)
 
         def value(at: Array) -> Array:
-            logits, _ = model(tokens, Given(at).at(site), prompt=prompt)
-            return metric.of(logits, prompt)
+            return metric_of(model, metric, tokens, Given(at).at(site), prompt)
 
         gradient = jax.grad(value)
         here = here.astype(jnp.float32)

@@ -14,6 +14,8 @@ from mijax.core._tokens import as_tokens
 
 # Where a whole residual stream stands, as the final norm expects it.
 STREAM = ("resid_pre", "resid_mid", "resid_post")
+# Logits in memory at once, unless all of them are returned.
+MOST_LOGITS = 2**24
 
 
 class Lens(eqx.Module):
@@ -50,8 +52,8 @@ def logit_lens(
 
     $\ell_i = W_U\,\mathrm{LN}(r_i)$ with the residual stream $r_i$ of layer $i$
     (nostalgebraist 2020, "interpreting GPT: the logit lens"). After the last layer it
-    is what the model says. A layer's logits are made, read and dropped before those of
-    the next, so `[layer, seq, vocab]` is never there unless everything is asked for.
+    is what the model says. Logits are computed, read and dropped for a few positions at
+    a time, so `[layer, seq, vocab]` is only in memory where everything is asked for.
 
     Args:
         model: any `AbstractModel`.
@@ -126,24 +128,51 @@ def _read(
     top: int | None,
     batched: bool,
 ) -> Lens:
-    """Reads one layer after the other."""
-    layers = jnp.moveaxis(stream, 1, 0) if batched else stream
+    """Read some positions after others, so that few logits are in memory at once."""
+    end = lambda x: model.unembed(model.normalise(x))  # noqa: E731
+    vocab = jax.eval_shape(end, stream).shape[-1]
+    if ids is not None and batched:
+        # Each prompt's own ids, at every layer and position.
+        extra = (1,) * (stream.ndim - 2)
+        ids = ids.reshape(len(ids), *extra, -1)
+    wanted = None
+    if ids is not None:
+        wanted = jnp.broadcast_to(ids, (*stream.shape[:-1], ids.shape[-1]))
+        wanted = wanted.reshape(-1, ids.shape[-1])
 
-    def of_layer(x: Array) -> tuple[Array, Array, Array]:
-        logits = model.unembed(model.normalise(x))
+    def read(inputs: Any) -> tuple[Array, ...]:
+        x, own = inputs
+        logits = end(x)
         total = jax.nn.logsumexp(logits, axis=-1)
         if top is not None:
             return (*jax.lax.top_k(logits, top), total)
-        if ids is None:
-            every = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-            return logits, jnp.broadcast_to(every, logits.shape), total
-        extra = (1,) * (logits.ndim - ids.ndim)
-        own = ids.reshape(*ids.shape[:-1], *extra, ids.shape[-1])
-        own = jnp.broadcast_to(own, (*logits.shape[:-1], ids.shape[-1]))
+        if own is None:
+            return logits, total
         return jnp.take_along_axis(logits, own, axis=-1), own, total
 
-    found = jax.lax.map(of_layer, layers)
-    if batched:
-        found = jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), found)
-    logits, tokens, total = found
-    return Lens(logits, tokens.astype(jnp.int32), total)
+    rows = stream.reshape(-1, stream.shape[-1])
+    size = max(1, MOST_LOGITS // vocab)
+    *found, total = _over_rows(read, (rows, wanted), size)
+    if len(found) == 1:
+        every = jnp.arange(vocab, dtype=jnp.int32)
+        found.append(jnp.broadcast_to(every, found[0].shape))
+    logits, tokens = (a.reshape(*stream.shape[:-1], -1) for a in found)
+    return Lens(logits, tokens.astype(jnp.int32), total.reshape(stream.shape[:-1]))
+
+
+def _over_rows(read: Any, inputs: Any, size: int) -> Any:
+    """Apply a function to `size` rows at a time."""
+    n = inputs[0].shape[0]
+    if n <= size:
+        return read(inputs)
+    chunks = -(-n // size)
+    # Chunks of equal size; the last one is filled up with rows that are cut off.
+    size = -(-n // chunks)
+    fill = chunks * size - n
+
+    def split(a: Array) -> Array:
+        a = jnp.pad(a, ((0, fill), (0, 0)))
+        return a.reshape(chunks, size, -1)
+
+    found = jax.lax.map(read, jax.tree.map(split, inputs))
+    return jax.tree.map(lambda a: a.reshape(chunks * size, *a.shape[2:])[:n], found)

@@ -1,0 +1,95 @@
+"""Text in place of token ids, for a model that comes with its tokenizer."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+
+from mijax._errors import TokenError
+from mijax.core._model import AbstractModel
+from mijax.core._tokens import TokensLike
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """A model and its tokenizer, such as `mijax.models.load` returns."""
+
+    model: Any
+    tokenizer: Any
+
+
+ModelLike = AbstractModel | LanguageModel
+TextLike = TokensLike | str | Sequence[str]
+
+
+class Texts:
+    """Token ids of several texts, padded on the right, as `mijax.data.Prompts`.
+
+    Attributes:
+        tokens: `[batch, seq]`.
+        lengths: number of tokens of each text.
+        spans: the place `"last"`.
+    """
+
+    def __init__(self, ids: Sequence[Sequence[int]]) -> None:
+        lengths = np.array([len(row) for row in ids], np.int32)
+        tokens = np.zeros((len(ids), lengths.max()), np.int32)
+        for row, new in zip(tokens, ids, strict=True):
+            row[: len(new)] = new
+        self.tokens = jax.device_put(tokens)
+        self.lengths = jax.device_put(lengths)
+        self.spans = {"last": (self.lengths - 1, self.lengths)}
+
+
+def opened(model: Any, tokens: Any) -> tuple[Any, Any]:
+    """Return a model and token ids, given a language model and a text or tokens.
+
+    Texts are tokenized with the special tokens that the tokenizer puts around every
+    text, such as the first token of Llama 3.
+
+    Args:
+        model: a model, or a model with its tokenizer.
+        tokens: a text, a list of texts, or whatever else the verbs take.
+
+    Returns:
+        The model, and tokens `[seq]`, prompts of several texts, or `tokens` as given.
+
+    Raises:
+        TokenError: a text without a tokenizer, or without tokens.
+    """
+    texts = texts_of(tokens)
+    lone = getattr(model, "model", None)
+    if isinstance(model, AbstractModel) or not isinstance(lone, AbstractModel):
+        if texts is not None:
+            raise TokenError(
+                f"A bare model cannot read the text {texts[0]!r:.40}: give the "
+                "language model, run(lm, text) with lm = mijax.models.load(...), or "
+                "ids, tokenizer.encode(text)."
+            )
+        return model, tokens
+    if texts is None:
+        return lone, tokens
+    ids = [model.tokenizer.encode(text, add_special=True) for text in texts]
+    for text, found in zip(texts, ids, strict=True):
+        if not found:
+            raise TokenError(f"The text {text!r:.40} has no tokens: give some words.")
+    if isinstance(tokens, str):
+        return lone, jax.device_put(np.asarray(ids[0], np.int32))
+    return lone, Texts(ids)
+
+
+def texts_of(tokens: Any) -> list[str] | None:
+    """Return one text or several as a list, and `None` for anything else.
+
+    Raises:
+        TokenError: texts and other things in one list.
+    """
+    if isinstance(tokens, str):
+        return [tokens]
+    if not isinstance(tokens, list | tuple):
+        return None
+    texts = [text for text in tokens if isinstance(text, str)]
+    if texts and len(texts) < len(tokens):
+        raise TokenError("Some of the prompts are texts and some are not: give one kind.")
+    return texts or None
