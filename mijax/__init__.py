@@ -23,6 +23,7 @@ from mijax.core import Set as Set
 from mijax.core import Site as Site
 from mijax.core import Sites as Sites
 from mijax.core import Sweep as Sweep
+from mijax.core import TopTokens as TopTokens
 from mijax.core import Zero as Zero
 from mijax.core import accuracy as accuracy
 from mijax.core import capture as capture
@@ -44,6 +45,7 @@ from mijax.core import run as run
 from mijax.core import site as site
 from mijax.core import sites as sites
 from mijax.core import sweep as sweep
+from mijax.core import top_tokens as top_tokens
 
 if TYPE_CHECKING:
     from mijax import attribution as attribution

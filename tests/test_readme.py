@@ -15,10 +15,11 @@ README = Path(__file__).parent.parent / "README.md"
 def tiny(name):
     """Stands in for the real model where its weights are not installed."""
     vocabulary = {}
-    encode = lambda text: [  # noqa: E731
-        vocabulary.setdefault(piece, len(vocabulary) + 1)
-        for piece in re.findall(r" ?[\w']+|[^\w\s]", text)
-    ]
+
+    def encode(text, add_special=False):
+        pieces = re.findall(r" ?[\w']+|[^\w\s]", text)
+        return [vocabulary.setdefault(piece, len(vocabulary) + 1) for piece in pieces]
+
     tokenizer = SimpleNamespace(
         encode=encode,
         token=lambda text: encode(text)[0],

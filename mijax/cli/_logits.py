@@ -33,22 +33,17 @@ def add(commands: Commands) -> None:
 def _call(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if arguments.top < 1:
         raise ConfigError(f"--top {arguments.top}: expected 1 or more.")
-    from jax import numpy as jnp  # noqa: PLC0415
-
     from mijax import core  # noqa: PLC0415
 
     loaded = load_model(arguments.model)
     tokens = encode(loaded, arguments.text)
-    logits = np.asarray(
-        core.run(loaded.model, jnp.asarray(tokens))[-1], dtype=np.float64
-    )
-    peak = logits.max()
-    log_sum_exp = float(peak + np.log(np.exp(logits - peak).sum()))
-    best = np.argsort(-logits, kind="stable")[: arguments.top]
-    names = pieces(loaded, best.tolist())
+    found = core.top_tokens(loaded, tokens, k=arguments.top)
+    log_sum_exp = float(found.total)
+    # Without a tokenizer `encode` has refused the text.
+    names, best = pieces(loaded, found.ids.tolist()), found.ids.tolist()
     top = [
-        {"token": name, "id": int(index), "logit": float(logits[index])}
-        for name, index in zip(names, best, strict=True)
+        {"token": name, "id": index, "logit": logit}
+        for name, index, logit in zip(names, best, found.logits.tolist(), strict=True)
     ]
     if arguments.json:
         report = {"tokens": tokens, "log_sum_exp": log_sum_exp, "top": top}

@@ -13,12 +13,13 @@ def load_model(name: str) -> Any:
 
 
 def encode(loaded: Any, text: str) -> list[int]:
-    """Token ids of a prompt that has at least one.
+    """Return the token ids of a prompt, with the tokenizer's special tokens.
 
     Raises:
         TokenError: when the text has no tokens.
     """
-    tokens = [int(token) for token in loaded.tokenizer.encode(text)]
+    encoded = loaded.tokenizer.encode(text, add_special=True)
+    tokens = [int(token) for token in encoded]
     if not tokens:
         raise TokenError(f"the text {text!r} has no tokens. Give at least one word.")
     return tokens

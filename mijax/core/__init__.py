@@ -50,3 +50,6 @@ from mijax.core._stop import StopGradient as StopGradient
 from mijax.core._stream import AbstractStream as AbstractStream
 from mijax.core._sweep import Sweep as Sweep
 from mijax.core._sweep import sweep as sweep
+from mijax.core._text import LanguageModel as LanguageModel
+from mijax.core._top import TopTokens as TopTokens
+from mijax.core._top import top_tokens as top_tokens

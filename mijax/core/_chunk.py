@@ -1,5 +1,6 @@
 """The device side of a sweep: the unedited run, and one chunk of packed lanes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -205,28 +206,34 @@ def run_chunk(
         one = eqx.combine(here[0], static)
         return one(x, _at_lanes(placed, tile).blocks, place, here[1:])[0]
 
+    def each(one: Callable[[Array, Tile], Array], out: Array, layer: Any) -> Array:
+        """Set `out[i] = one(i, tile)` for the tiles that have started."""
+
+        def step(i: Array, out: Array) -> Array:
+            return out.at[i].set(one(i, jax.tree.map(lambda a: _at(a, i), tiles)))
+
+        return jax.lax.fori_loop(0, (tiles.first <= layer).sum(), step, out)
+
     def body(layer: Array, x: Array) -> Array:
-        def one(i: Array, x: Array) -> Array:
-            tile = jax.tree.map(lambda a: _at(a, i), tiles)
-            return x.at[i].set(block(layer, x[i], tile, None))
+        return each(lambda i, tile: block(layer, x[i], tile, None), x, layer)
 
-        return jax.lax.fori_loop(0, (tiles.first <= layer).sum(), one, x)
-
-    x = jax.lax.map(start, tiles)
+    count, rows = tiles.lane.shape
+    x = jnp.zeros((count, rows, base.x.shape[-1]), base.x.dtype)
+    x = each(lambda i, tile: start(tile), x, layers)
     x = jax.lax.fori_loop(tiles.first[0], layers - 1, body, x)
 
-    def last(inputs: Any) -> Array:
-        x, tile, read = inputs
-        layer = jnp.asarray(layers - 1, jnp.int32)
-        x = block(layer, x, tile, read if narrow else None)
+    def last(i: Array, tile: Tile) -> Array:
+        layer, read = jnp.asarray(layers - 1, jnp.int32), reads[i]
+        now = block(layer, x[i], tile, read if narrow else None)
         row = tile.rows(seq, read).reads
-        now = x if narrow or row is None else x[row.row]
+        now = now if narrow or row is None else now[row.row]
         own = (read >= tile.start[:, None])[..., None]
         before = base.last[tile.prompt[:, None], read]
         now = jnp.where(own, now.reshape(before.shape), before)
         return measure(model, metric, now, tile.prompt)
 
-    return jax.lax.map(last, (x, tiles, reads))
+    kind = jax.eval_shape(last, jnp.int32(0), jax.tree.map(lambda a: a[0], tiles))
+    return each(last, jnp.zeros((count, *kind.shape), kind.dtype), layers)
 
 
 def _at(array: Array, index: Array) -> Array:

@@ -19,7 +19,8 @@ from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._rows import Packed, Place, Sequence
 from mijax.core._sampling import Sampling, pick
 from mijax.core._sites import Sites, known
-from mijax.core._tokens import PromptsLike, TokensLike, as_tokens
+from mijax.core._text import ModelLike, TextLike, opened
+from mijax.core._tokens import PromptsLike, as_tokens
 
 # Fewest tokens of a prompt, and of a prompt with its continuation, to compile for.
 LEAST_PROMPT = 16
@@ -29,8 +30,8 @@ STOPS = 4
 
 
 def generate(  # noqa: PLR0913 - each limit has the name that users know
-    model: AbstractModel,
-    tokens: TokensLike,
+    model: ModelLike,
+    tokens: TextLike,
     *,
     steps: int,
     lengths: Any = None,
@@ -59,9 +60,9 @@ def generate(  # noqa: PLR0913 - each limit has the name that users know
     steps that are asked for are run, fewer when every prompt has stopped.
 
     Args:
-        model: any `AbstractModel`.
+        model: any `AbstractModel`, or a language model (`mijax.models.load(...)`).
         tokens: token ids of one prompt, or of a batch padded on the right, or
-            `mijax.data.Prompts`.
+            `mijax.data.Prompts`; with a language model also a text or a list of texts.
         steps: number of new tokens.
         lengths: number of tokens of each prompt; those of `Prompts`, or all, by
             default.
@@ -75,7 +76,7 @@ def generate(  # noqa: PLR0913 - each limit has the name that users know
             it stopped at.
 
     Returns:
-        The new token ids.
+        The new token ids, also for a text: `lm.tokenizer.decode` spells them.
 
     Raises:
         ShapeError: sampling without a key, limits out of range, or fewer than one step.
@@ -92,6 +93,7 @@ def generate(  # noqa: PLR0913 - each limit has the name that users know
         >>> mijax.generate(model, tokens, steps=4, stop=[1, 2], **sampled).shape
         (2, 4)
     """
+    model, tokens = opened(model, tokens)
     if lengths is None and isinstance(tokens, PromptsLike):
         lengths = jnp.atleast_1d(tokens.lengths)
     tokens = as_tokens(tokens)

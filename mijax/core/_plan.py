@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from mijax.core._buckets import bucket
+
 Ints = np.ndarray
 
 
@@ -93,6 +95,8 @@ class Cost(NamedTuple):
 
 # Matrix products of fewer rows than this do not use all cores of a CPU.
 LEAST_ROWS = 384
+# Work that fewer rows may cost, as a factor: a short sweep leaves less of a tile empty.
+SLACK = 1.02
 # More tiles in a chunk save little, and progress and interruption come between chunks.
 MOST_TILES = 16
 
@@ -103,14 +107,16 @@ def layer_overhead() -> int:
 
 
 def pack(lanes: Lanes, cost: Cost, memory: int) -> Plan:
-    """Packs lanes into tiles so that few rows are computed in vain.
+    """Pack lanes into tiles so that few rows are computed in vain.
 
     A tile runs from the lowest first layer of its lanes, so lanes are taken by layer;
-    within a layer long and short suffixes alternate, so tiles hold like numbers of
-    lanes. The number of rows is the one with the least work within the memory budget.
+    within a layer long and short suffixes alternate, so tiles have similar numbers of
+    lanes. Sizes follow from the lanes of one layer and the depth of the model, so that
+    a sweep over other layers runs in the same program; a sweep of few rows takes the
+    next power of two.
 
     Args:
-        lanes: what is to run; not empty.
+        lanes: lanes to run; not empty.
         cost: of rows and lanes.
         memory: bytes that a chunk may take.
 
@@ -121,22 +127,35 @@ def pack(lanes: Lanes, cost: Cost, memory: int) -> Plan:
     longest, total = int(lanes.length.max()), int(lanes.length.sum())
     per_row = cost.row_bytes + cost.lane_bytes / lanes.length.mean() + cost.state_bytes
     most = max(longest, int(memory / per_row))
-    least = min(most, max(longest, min(total, LEAST_ROWS), total // 2048))
-    best: tuple[float, int, list[int]] | None = None
-    for rows in _grid(least, min(most, _up(total))):
-        cuts = _cut(lanes.length, rows)
-        depth = float((cost.layers - lanes.layer[cuts[:-1]]).sum())
-        work = depth * (rows + cost.overhead)
-        if best is None or work < best[0]:
-            best = work, rows, cuts
-    assert best is not None
-    _, rows, cuts = best
+    typical = _typical(lanes, cost.layers)
+    rows = min(_rows(typical, cost, most), max(longest, bucket(total, steps=1)))
+    cuts = _cut(lanes.length, rows)
     tiles = [lanes.take(np.arange(a, b)) for a, b in itertools.pairwise(cuts)]
     spare = memory - rows * (per_row - cost.state_bytes)
     fit = max(1, int(spare / (rows * cost.state_bytes)))
-    size = _up(max(len(tile.cell) for tile in tiles))
-    per_chunk = min(fit, MOST_TILES, len(tiles))
-    return Plan(tiles, per_chunk, rows, size, _up(longest))
+    # Tiles that a chunk does not use cost nothing, so there are always as many.
+    per_chunk = min(2 ** (fit.bit_length() - 1), MOST_TILES)
+    widest = max(int(np.diff(c).max()) for c in (cuts, _cut(typical.length, rows)))
+    return Plan(tiles, per_chunk, rows, bucket(widest), _up(longest))
+
+
+def _typical(lanes: Lanes, layers: int) -> Lanes:
+    """Return the lanes of the layer with the most rows, as if at every layer."""
+    rows = np.bincount(lanes.layer, lanes.length)
+    one = lanes.take(np.flatnonzero(lanes.layer == rows.argmax()))
+    every = one.take(np.tile(np.arange(len(one.cell)), layers))
+    return every._replace(layer=np.repeat(np.arange(layers), len(one.cell)))
+
+
+def _rows(typical: Lanes, cost: Cost, most: int) -> int:
+    """Choose the rows of a tile: the fewest near the least work."""
+    longest, total = int(typical.length.max()), int(typical.length.sum())
+    least = min(most, max(longest, min(total, LEAST_ROWS), total // 2048))
+    work = {}
+    for rows in _grid(least, min(most, _up(total))):
+        depth = cost.layers - typical.layer[_cut(typical.length, rows)[:-1]]
+        work[rows] = float(depth.sum()) * (rows + cost.overhead)
+    return min(n for n, each in work.items() if each <= SLACK * min(work.values()))
 
 
 def _order(lanes: Lanes) -> Ints:
@@ -163,9 +182,8 @@ def _cut(length: Ints, rows: int) -> list[int]:
 
 
 def _up(n: int) -> int:
-    """Rounds up to eight steps per octave: few sizes, at most 12 % too large."""
-    step = 2 ** max(0, (int(n) - 1).bit_length() - 4)
-    return -(-int(n) // step) * step
+    """Round up to eight sizes per octave, at most 12 % too large."""
+    return bucket(n, steps=8)
 
 
 def _grid(low: int, high: int) -> Sequence[int]:

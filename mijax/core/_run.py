@@ -16,16 +16,12 @@ from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel, Layered, scan_blocks
 from mijax.core._rows import Place, Sequence
 from mijax.core._sites import BlockSites, Site, Sites, get, known, span_ends
-from mijax.core._tokens import (
-    TokensLike,
-    as_tokens,
-    lengths_of,
-    padded_lengths,
-)
+from mijax.core._text import ModelLike, TextLike, opened
+from mijax.core._tokens import as_tokens, lengths_of, padded_lengths
 
 
 def run(
-    model: AbstractModel, tokens: TokensLike, edits: Any = None
+    model: ModelLike, tokens: TextLike, edits: Any = None
 ) -> Float[Array, "*batch seq vocab"]:
     """Runs a model, with or without edits.
 
@@ -34,8 +30,9 @@ def run(
     causal, so padding changes nothing before it.
 
     Args:
-        model: any `AbstractModel`.
-        tokens: token ids of one prompt, or of a batch, or `mijax.data.Prompts`.
+        model: any `AbstractModel`, or a language model (`mijax.models.load(...)`).
+        tokens: token ids of one prompt, or of a batch, or `mijax.data.Prompts`; with a
+            language model also a text or a list of texts.
         edits: placed edits (`Zero().at("z", layer=9, head=6)`), a list of them, or
             `None`.
 
@@ -47,6 +44,7 @@ def run(
         SiteError: a place that the model does not have.
         PositionError: a position beyond the prompt.
         ShapeError: tokens or operands of a shape that does not fit.
+        TokenError: a text for a model without a tokenizer.
 
     Examples:
         >>> import jax, mijax
@@ -56,6 +54,7 @@ def run(
         >>> mijax.run(model, tokens, ablate).shape
         (2, 3, 64)
     """
+    model, tokens = opened(model, tokens)
     given, lengths, tokens = tokens, lengths_of(tokens), as_tokens(tokens)
     record = check_edits(model, tokens, edits, lengths=lengths)
     return _run(model, tokens, record, padded_lengths(given, tokens.shape[-1]))
@@ -83,8 +82,8 @@ def over_prompts(one: Any, tokens: Array) -> Any:
 
 
 def capture(
-    model: AbstractModel,
-    tokens: TokensLike,
+    model: ModelLike,
+    tokens: TextLike,
     sites: Any,
     edits: Any = None,
 ) -> Any:
@@ -95,8 +94,9 @@ def capture(
     for are not run.
 
     Args:
-        model: any `AbstractModel`.
-        tokens: token ids of one prompt, or of a batch, or `mijax.data.Prompts`.
+        model: any `AbstractModel`, or a language model (`mijax.models.load(...)`).
+        tokens: token ids of one prompt, or of a batch, or `mijax.data.Prompts`; with a
+            language model also a text or a list of texts.
         sites: a `Site`, or any tree of them (a dict, a list).
         edits: placed edits, a list of them, or `None`.
 
@@ -118,6 +118,7 @@ def capture(
         >>> mijax.capture(model, tokens, sites)["last"].shape
         (32,)
     """
+    model, tokens = opened(model, tokens)
     lengths, tokens = lengths_of(tokens), as_tokens(tokens)
     shapes = check_sites(model, tokens, sites, lengths=lengths)
     edits = check_edits(model, tokens, edits, lengths=lengths)
@@ -253,8 +254,8 @@ class Shift(AbstractEdit):
 
 
 def gradients(
-    model: AbstractModel,
-    tokens: TokensLike,
+    model: ModelLike,
+    tokens: TextLike,
     metric: AbstractMetric,
     sites: Any,
     edits: Any = None,
@@ -265,9 +266,9 @@ def gradients(
     with there, after any edit: `d metric / d activation`.
 
     Args:
-        model: any `AbstractModel`.
+        model: any `AbstractModel`, or a language model (`mijax.models.load(...)`).
         tokens: token ids of one prompt, or of a batch (each prompt's own gradient), or
-            `mijax.data.Prompts`.
+            `mijax.data.Prompts`; with a language model also a text or a list of texts.
         metric: a metric, for instance `logit_difference(answer, wrong)`.
         sites: a `Site`, or any tree of them.
         edits: placed edits, a list of them, or `None`.
@@ -286,6 +287,7 @@ def gradients(
         >>> mijax.gradients(model, tokens, metric, mijax.Site("z")).shape
         (3, 3, 4, 8)
     """
+    model, tokens = opened(model, tokens)
     lengths, tokens = lengths_of(tokens), as_tokens(tokens)
     shapes = check_sites(model, tokens, sites, lengths=lengths)
     edits = check_edits(model, tokens, edits, lengths=lengths)

@@ -36,7 +36,8 @@ from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel
 from mijax.core._plan import Chunks, Cost, Lanes, Plan, layer_overhead, pack
 from mijax.core._sites import BLOCK_SITES, END, SITES, Sites, get
-from mijax.core._tokens import PromptsLike, TokensLike, as_tokens, lengths_of
+from mijax.core._text import ModelLike, TextLike, opened
+from mijax.core._tokens import PromptsLike, as_tokens, lengths_of
 
 # The first layer of an empty tile.
 NEVER = 2**30
@@ -120,8 +121,8 @@ class Sweep(eqx.Module):
 
 @reports("Sweep")
 def sweep(
-    model: AbstractModel,
-    tokens: TokensLike,
+    model: ModelLike,
+    tokens: TextLike,
     edit: Edits,
     *,
     over: Any,
@@ -136,9 +137,9 @@ def sweep(
     is `tokens` that are run, and the edit that holds the other run's activations.
 
     Args:
-        model: any `AbstractModel`.
+        model: any `AbstractModel`, or a language model (`mijax.models.load(...)`).
         tokens: token ids of one prompt, or of a batch (padded on the right), or
-            `mijax.data.Prompts`.
+            `mijax.data.Prompts`; with a language model also a text or a list of texts.
         edit: one placed edit, for instance `Patch(acts).at("resid_pre")`. Indices that
             it has stay fixed; those it lacks, and that are not swept, mean everywhere.
         over: names of the swept axes, in the order of the result: `"layer"`,
@@ -175,6 +176,7 @@ def sweep(
         >>> found.values.shape, found.work.run  # before position 1 nothing changes
         ((3, 4), 7)
     """
+    model, tokens = opened(model, tokens)
     spans = tokens.spans if isinstance(tokens, PromptsLike) else {}
     lengths, tokens = lengths_of(tokens), as_tokens(tokens)
     batch = jnp.atleast_2d(tokens)
@@ -201,8 +203,8 @@ def sweep(
         work = _work(values.size, plan, model.n_layers)
     values = values.reshape(grid.shape)
     if tokens.ndim == 1:
-        return Sweep(jnp.asarray(values[0]), base.metric[0], grid.axes, work)
-    return Sweep(jnp.asarray(values), base.metric, grid.axes, work)
+        return Sweep(jax.device_put(values[0]), base.metric[0], grid.axes, work)
+    return Sweep(jax.device_put(values), base.metric, grid.axes, work)
 
 
 def _only(edits: Sites[Any]) -> Placed:
@@ -332,7 +334,7 @@ def _program(
     if mesh is None:
 
         def alone(group: list[Tile]) -> Array:
-            tiles = jax.tree.map(jnp.asarray, group[0])
+            tiles = jax.device_put(group[0])
             return run_chunk_jit(model, metric, placed, base, tiles)[None]
 
         return alone

@@ -42,7 +42,7 @@ class Texts:
         self.spans = {"last": (self.lengths - 1, self.lengths)}
 
 
-def opened(model: Any, tokens: Any) -> tuple[Any, Any]:
+def opened(model: Any, tokens: Any) -> tuple[AbstractModel, Any]:
     """Return a model and token ids, given a language model and a text or tokens.
 
     Texts are tokenized with the special tokens that the tokenizer puts around every
@@ -91,5 +91,7 @@ def texts_of(tokens: Any) -> list[str] | None:
         return None
     texts = [text for text in tokens if isinstance(text, str)]
     if texts and len(texts) < len(tokens):
-        raise TokenError("Some of the prompts are texts and some are not: give one kind.")
+        raise TokenError(
+            "Some of the prompts are texts and some are not: give one kind."
+        )
     return texts or None

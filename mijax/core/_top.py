@@ -36,7 +36,9 @@ class TopTokens(eqx.Module):
 
     def __repr__(self) -> str:
         p = np.atleast_2d(self.probabilities)
-        names: Any = np.asarray(self.ids).tolist() if self.tokens is None else self.tokens
+        names: Any = (
+            np.asarray(self.ids).tolist() if self.tokens is None else self.tokens
+        )
         names = names if self.ids.ndim == 2 else [names]
 
         def row(names: Any, p: Any) -> str:

@@ -10,12 +10,13 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError, SiteError, nearest
 from mijax.core import AbstractModel, Site, capture
+from mijax.core._text import ModelLike, TextLike, opened
 from mijax.core._tokens import as_tokens
 
 # Where a whole residual stream stands, as the final norm expects it.
 STREAM = ("resid_pre", "resid_mid", "resid_post")
-# Logits in memory at once, unless all of them are returned.
-MOST_LOGITS = 2**24
+# Logits in memory at once, unless all of them are returned; of some rows at least.
+MOST_LOGITS, LEAST_ROWS = 2**20, 16
 
 
 class Lens(eqx.Module):
@@ -40,8 +41,8 @@ class Lens(eqx.Module):
 
 
 def logit_lens(
-    model: AbstractModel,
-    tokens: Any,
+    model: ModelLike,
+    tokens: TextLike,
     *,
     position: Any = None,
     ids: Any = None,
@@ -56,9 +57,9 @@ def logit_lens(
     a time, so `[layer, seq, vocab]` is only in memory where everything is asked for.
 
     Args:
-        model: any `AbstractModel`.
+        model: any `AbstractModel`, or a language model (`mijax.models.load(...)`).
         tokens: token ids of one prompt, or of a batch (padded on the right), or
-            `mijax.data.Prompts`.
+            `mijax.data.Prompts`; with a language model also a text or a list of texts.
         position: what to read: a position, or one per prompt (`prompts.last`); every
             position by default.
         ids: tokens to read, `[k]`, or `[batch, k]` for each prompt its own.
@@ -92,6 +93,7 @@ def logit_lens(
         )
     if ids is not None and top is not None:
         raise ShapeError("Give the tokens to read as `ids`, or how many as `top`.")
+    model, tokens = opened(model, tokens)
     stream = capture(model, tokens, Site(site, position=position))
     batch = as_tokens(tokens).shape[:-1]
     logits = eqx.filter_eval_shape(
@@ -151,7 +153,7 @@ def _read(
         return jnp.take_along_axis(logits, own, axis=-1), own, total
 
     rows = stream.reshape(-1, stream.shape[-1])
-    size = max(1, MOST_LOGITS // vocab)
+    size = max(LEAST_ROWS, MOST_LOGITS // vocab)
     *found, total = _over_rows(read, (rows, wanted), size)
     if len(found) == 1:
         every = jnp.arange(vocab, dtype=jnp.int32)

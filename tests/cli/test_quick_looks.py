@@ -16,7 +16,7 @@ WORDS = ["when", " Mary", " and", " John", " left", ",", " gave", " to", " <b>"]
 class Tokenizer:
     """Words of a fixed list as tokens 1, 2, …."""
 
-    def encode(self, text):
+    def encode(self, text, add_special=False):
         tokens = []
         while text:
             word = next(w for w in WORDS if text.startswith(w))

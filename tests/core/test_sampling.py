@@ -122,11 +122,12 @@ def test_a_batch_that_has_stopped_is_filled_up():
 def test_sizes_and_limits_share_a_program():
     every = {"top_k": 5, "top_p": 0.9, "key": KEY, "temperature": 1.0}
     first = mijax.generate(model("gpt2"), CLEAN, steps=2, stop=1, **every)
+    shorter = CLEAN[:, :5]
     with compiles() as found:
         for steps in (1, 3, 9, 14):
             other = every | {"top_k": steps, "top_p": 0.8, "temperature": 0.5}
             mijax.generate(model("gpt2"), CLEAN, steps=steps, stop=[1, 2, 3], **other)
-        mijax.generate(model("gpt2"), CLEAN[:, :5], steps=5, **every)
+        mijax.generate(model("gpt2"), shorter, steps=5, **every)
     assert not found
     more = mijax.generate(model("gpt2"), CLEAN, steps=9, stop=1, **every)
     assert (more[:, :2] == first).all()

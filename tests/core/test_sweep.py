@@ -21,6 +21,7 @@ from cases import (
     edits,
     model,
 )
+from compiles import compiles
 
 import mijax
 import mijax.core._sweep as sweep_module
@@ -240,6 +241,24 @@ def test_one_program_per_shape_however_many_cells(monkeypatch):
             metric=METRIC,
             chunks=mijax.Chunks(memory=100_000),
         )
+
+
+def test_other_numbers_of_cells_share_a_program():
+    tokens = jnp.tile(CORRUPT, (16, 1))
+    edit = mijax.Zero().at("z")
+    metric = mijax.logit_difference(4, 5, position=6)
+
+    def swept(layers):
+        over = {"layer": layers, "head": [0, 1, 2, 3]}
+        return mijax.sweep(model("gpt2"), tokens, edit, over=over, metric=metric)
+
+    whole = swept([0, 1, 2])
+    with compiles() as found:
+        some = swept([0, 2]), swept([1]), swept([2, 1])
+    assert not found
+    for part, at in zip(some, ([0, 2], [1], [2, 1]), strict=True):
+        values = np.asarray(whole.values)[:, at]
+        np.testing.assert_allclose(part.values, values, atol=1e-5)
 
 
 def test_mesh_equals_single_device():
