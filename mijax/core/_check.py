@@ -15,6 +15,7 @@ from mijax.core._integers import integers
 from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel
 from mijax.core._operands import check_per_prompt
+from mijax.core._sharding import automatic
 from mijax.core._sites import (
     END,
     SITES,
@@ -170,7 +171,7 @@ def check_edits(
         ShapeError: an operand of other prompts or of a part of the site.
     """
     check_model(model)
-    record = compose(edits)
+    record = automatic(compose(edits))
     check_prompts(model, tokens)
     if all(get(record, name) is None for name in SITES):
         return record

@@ -8,6 +8,7 @@ import numpy as np
 
 from mijax._errors import TokenError
 from mijax.core._model import AbstractModel
+from mijax.core._sharding import automatic
 from mijax.core._tokens import TokensLike
 
 
@@ -67,9 +68,10 @@ def opened(model: Any, tokens: Any) -> tuple[AbstractModel, Any]:
                 "language model, run(lm, text) with lm = mijax.models.load(...), or "
                 "ids, tokenizer.encode(text)."
             )
-        return model, tokens
+        return automatic(model), automatic(tokens)
+    lone = automatic(lone)
     if texts is None:
-        return lone, tokens
+        return lone, automatic(tokens)
     ids = [model.tokenizer.encode(text, add_special=True) for text in texts]
     for text, found in zip(texts, ids, strict=True):
         if not found:
