@@ -91,7 +91,8 @@ def capture(
 
     Layer, position, head and feature are selected inside the scan over layers, so
     memory is proportional to what is asked for. Layers after the last one that is asked
-    for are not run.
+    for are not run, and `resid_final` and `logits` are computed only at the positions
+    asked for.
 
     Args:
         model: any `AbstractModel`, or a language model (`mijax.models.load(...)`).

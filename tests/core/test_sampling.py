@@ -147,8 +147,8 @@ def test_sizes_and_limits_share_a_program():
         ({"temperature": 1.0}, "needs a key"),
         ({"stop": [[1]]}, "stop is a token id"),
         ({"stop": [-1]}, "stop is a token id"),
-        ({"stop": "the"}, "stop is a token id"),
-        ({"stop": 2**32}, "stop is a token id"),
+        ({"stop": "the"}, "must be an integer"),
+        ({"stop": 2**32}, "fit in 32 bits"),
     ],
 )
 def test_refused(options, says):
