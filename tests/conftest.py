@@ -6,6 +6,7 @@ Programs are compiled without optimization of their machine code, and kept in
 `MIJAX_TYPECHECK=1` checks array shapes and types at run time.
 """
 
+import gc
 import os
 from pathlib import Path
 
@@ -43,6 +44,35 @@ pytest_plugins = ["slowest"]
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
+# Traces are many small objects that live on: looking at them took a tenth of the time.
+gc.set_threshold(50_000, 20, 20)
+
+# Files and folders that take longest, which `-m "not slow"` leaves out.
+SLOW = (
+    "experiments/",
+    "reliability/",
+    "test_docs.py::test_python_blocks",
+    "test_public_api.py::test_examples",
+    *("testing/test_planted.py", "testing/test_siit.py", "testing/test_tracr.py"),
+    "train/test_processes.py",
+)
+# Of the model kinds that laws run over, those that others have most in common with.
+SLOW_MODELS = {"parallel", "attention_only", "tiny_parallel", "tiny_attention_only"}
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what is slow by these tables; single tests are marked where they are."""
+    tests = f"{Path(__file__).parent.name}/"
+    for item in items:
+        values = getattr(item, "callspec", None)
+        models = (
+            {v for v in values.params.values() if isinstance(v, str)} if values else ()
+        )
+        slow = item.nodeid.removeprefix(tests).startswith(SLOW)
+        if slow or SLOW_MODELS.intersection(models):
+            item.add_marker(pytest.mark.slow)
+
+
 MAPS = Path("/proc/self/maps")
 
 
@@ -55,7 +85,7 @@ def maps():
 def forget_programs():
     """Drop compiled programs before a process has too many (`max_map_count`)."""
     yield
-    if maps() > 20_000:
+    if maps() > 8_000:
         jax.clear_caches()
 
 
