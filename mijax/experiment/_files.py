@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Text and JSON files of runs, written durably."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -58,7 +58,8 @@ class Run:
     """What `run(config, run)` of an experiment reports to.
 
     Attributes:
-        folder: the run folder. It is renamed at the end, so keep no path into it.
+        folder: the folder for files of the run. It is renamed at the end, so keep no
+            path into it.
         expected: the published numbers of the config, by name.
         notes: everything reported so far.
 
@@ -80,19 +81,20 @@ class Run:
         *,
         expected: Mapping[str, Expected] | None = None,
         observer: Observer | None = None,
+        scratch: Path | None = None,
     ):
         self.folder = folder
+        self._scratch = folder / "scratch" if scratch is None else scratch
         self.expected = dict(expected or {})
         self.notes = Notes()
         self._observer: Observer = observer or Silent()
 
     @property
     def scratch(self) -> Path:
-        """A folder for what lets a killed run resume; it goes when the run ends."""
-        path = self.folder / "scratch"
-        with writable(path):
-            path.mkdir(parents=True, exist_ok=True)
-        return path
+        """Folder for files to resume a killed run from, removed when the run ends."""
+        with writable(self._scratch):
+            self._scratch.mkdir(parents=True, exist_ok=True)
+        return self._scratch
 
     @contextmanager
     def progress(self, name: str) -> Iterator[Progress]:

@@ -1,11 +1,10 @@
-"""Runs an experiment into a folder that appears whole or not at all."""
+"""Run an experiment into a folder that appears complete or not at all."""
 
-import json
-import os
+import hashlib
+import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mijax._errors import OutputError
@@ -17,8 +16,11 @@ from mijax.experiment._report import report_page
 from mijax.experiment._result import Result
 from mijax.experiment._run import Run
 from mijax.experiment._verdict import judge
+from mijax.io import locked, publish
+from mijax.io._manifest import foreign
 
-_STATE = "unfinished.json"
+_STATE, _SCRATCH = "unfinished.json", "scratch"
+_FILES = re.compile(r"files-[0-9a-f]{16}")
 
 
 def execute(
@@ -28,141 +30,166 @@ def execute(
     out: str | Path | None = None,
     observer: Observer | None = None,
 ) -> Result:
-    """Runs an experiment, resuming an interrupted run of the same config.
+    """Run an experiment, resuming an interrupted run of the same config.
 
-    Work happens in `<out>.partial`, which a finished run renames to `out`. A killed run
-    leaves it behind; the next call with the same config, and the same Python files,
-    finds its scratch folder there.
+    Work happens in `<out>.partial`; a finished run moves its files to `out`, where it
+    replaces an older run if mijax wrote everything in it. A killed run leaves
+    `<out>.partial` behind; the next call with the same config, and the same Python
+    files, finds its scratch folder there.
 
     Args:
         source: a name from `mijax list`, a YAML file, a folder with an `experiment.py`,
             or a loaded plan.
         overrides: changes of the config: command-line words, or values by name.
         out: the run folder; `runs/<name>` without one.
-        observer: who watches; nobody without one.
+        observer: receives progress and messages; none by default.
 
     Returns:
-        The results, which also lie in the folder.
+        The results, which are also stored in the folder.
 
     Raises:
         ConfigError: when the experiment or its config is wrong.
-        OutputError: when the folder cannot be written.
+        OutputError: when the folder cannot be written, holds anything that mijax did
+            not write, or another process is running in it.
     """
     plan = source if isinstance(source, Plan) else load(source)
     plan = plan.override(overrides) if overrides else plan
     folder = Path(out) if out is not None else default_folder(plan)
-    watcher = observer or Silent()
     partial = Path(f"{folder}.partial")
+    watcher = observer or Silent()
     _check_replaceable(folder)
-    resumed = _resumes(partial, plan, watcher)
-    with writable(partial):
-        partial.mkdir(parents=True, exist_ok=True)
+    with writable(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     with _locked(partial):
-        _clear(partial, plan, keep_scratch=resumed)
-        run = Run(partial, expected=plan.expected, observer=watcher)
+        work, resumed = _prepare(partial, plan, watcher)
+        scratch = partial / _SCRATCH
+        run = Run(work, expected=plan.expected, observer=watcher, scratch=scratch)
         start = time.perf_counter()
         with counting_compiles() as compiles:
             plan.function(plan.config, run)
         seconds = time.perf_counter() - start
         result = _write_up(plan, run, folder=folder, seconds=seconds)
         record = _record(plan, run, compiles, seconds=seconds, resumed=resumed)
-        write_json(partial / "record.json", record)
-        write(partial / "report.html", report_page(result, record, folder=partial))
-        _publish(partial, folder)
+        write_json(work / "record.json", record)
+        write(work / "report.html", report_page(result, record, folder=work))
+        publish(work, folder)
+        _remove(partial, watcher)
     return result
 
 
 def default_folder(plan: Plan) -> Path:
-    """Where a run goes when nobody says: `runs/<name>`, with `-` for `/`."""
+    """Return the default run folder, `runs/<name>` with `-` for `/`."""
     return Path("runs") / plan.name.replace("/", "-")
 
 
 def _check_replaceable(folder: Path) -> None:
-    """Refuses to replace a folder that is no run of mijax."""
-    previous = _previous(folder)
+    """Refuse to replace anything but a run that mijax wrote."""
     with writable(folder):
-        if not folder.exists() and previous.is_dir():
-            previous.rename(folder)
-        taken = folder.exists() and not folder.is_dir()
-        strange = folder.is_dir() and any(folder.iterdir())
-    if taken or (strange and not (folder / "record.json").is_file()):
+        reason = foreign(folder)
+        empty = not folder.is_dir() or not any(folder.iterdir())
+    if not reason and not empty and not (folder / "record.json").is_file():
+        reason = "is a folder that mijax wrote for something else"
+    if reason:
         raise OutputError(
-            f"{folder} exists and is not a run of mijax. Choose another place with "
-            "--out."
+            f"{folder} is not a run of mijax that can be replaced: it {reason}. "
+            "Nothing was changed: move it away, or choose another place with --out."
         )
 
 
-def _resumes(partial: Path, plan: Plan, observer: Observer) -> bool:
-    """Whether the working folder holds an interrupted run of this config and code."""
-    if not partial.exists():
-        return False
-    digest = _digest(partial / _STATE)
-    if digest is None and any(_entries(partial)):
-        raise OutputError(
-            f"{partial} exists and is not an unfinished run of mijax. Remove it, or "
-            "choose another place with --out."
-        )
-    if digest == _signature(plan):
-        observer.message(f"Resuming the unfinished run in {partial}.")
-        return True
-    if digest is not None:
-        observer.message(
-            f"The unfinished run in {partial} has another config, or is of "
-            "another version of the script or of mijax: starting afresh."
-        )
-    return False
+# Locks the working folder; the lock dies with its process.
+_locked = locked
 
 
-def _clear(partial: Path, plan: Plan, *, keep_scratch: bool) -> None:
-    """Empties the working folder, but for what a resume needs, and signs it."""
-    kept = {_STATE, "lock"} | ({"scratch"} if keep_scratch else set())
+def _prepare(partial: Path, plan: Plan, observer: Observer) -> tuple[Path, bool]:
+    """Prepare the working folder of a plan.
+
+    The name of its folder for files tells which config and code the scratch folder
+    belongs to: a name is never half-written.
+
+    Returns:
+        The folder for files, and whether the scratch folder can be resumed from.
+    """
+    _check_working_folder(partial)
+    signature = f"{plan.digest} {plan.code}"
+    name = f"files-{hashlib.sha256(signature.encode()).hexdigest()[:16]}"
+    work = partial / name
     with writable(partial):
-        for path in _entries(partial):
-            if path.name not in kept:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-    write_json(partial / _STATE, {"name": plan.name, "digest": _signature(plan)})
-    write(partial / "config.yaml", plan.yaml())
+        partial.mkdir(exist_ok=True)
+        resumed = work.is_dir()
+        others = [path for path in _entries(partial) if _FILES.fullmatch(path.name)]
+    if resumed:
+        observer.message(f"Resuming the unfinished run in {partial}.")
+    elif others:
+        observer.message(
+            f"The unfinished run in {partial} has another config, or another version "
+            "of the script or of mijax: starting afresh."
+        )
+    write_json(partial / _STATE, {"name": plan.name, "digest": signature})
+    with writable(partial):
+        for path in others if not resumed else _entries(work):
+            _delete(path)
+        if not resumed:
+            _delete(partial / _SCRATCH)
+            work.mkdir()
+    write(work / "config.yaml", plan.yaml())
+    return work, resumed
 
 
-def _signature(plan: Plan) -> str:
-    """What decides if a run resumes."""
-    return f"{plan.digest} {plan.code}"
+def _check_working_folder(partial: Path) -> None:
+    """Refuse a working folder with anything that a run of mijax does not put there."""
+    reason = ""
+    with writable(partial):
+        if partial.is_symlink():
+            reason = "is a link, and mijax does not write through links"
+        elif partial.exists() and not partial.is_dir():
+            reason = "is a file"
+        else:
+            names = [path.name for path in _entries(partial)]
+            strange = [path.name for path in _entries(partial) if not _is_own(path)]
+            if strange:
+                reason = f"holds '{strange[0]}', which mijax did not write"
+            elif _SCRATCH in names and _STATE not in names:
+                reason = f"holds a folder '{_SCRATCH}' but no {_STATE}"
+    if reason:
+        raise OutputError(
+            f"{partial} is not an unfinished run of mijax: it {reason}. Nothing was "
+            "changed: move it away, or choose another place with --out."
+        )
+
+
+def _is_own(path: Path) -> bool:
+    """Tell whether an entry of a working folder is one that a run makes."""
+    if path.is_symlink():
+        return False
+    if path.is_dir():
+        writing = path.name.startswith(f".{_STATE}.mijax-")
+        return path.name == _SCRATCH or writing or bool(_FILES.fullmatch(path.name))
+    # Version 0.1.0 kept an empty file for its lock here.
+    return path.name == _STATE or (path.name == "lock" and not path.stat().st_size)
+
+
+def _remove(partial: Path, observer: Observer) -> None:
+    """Remove the working folder of a finished run, the mark of its owner last."""
+    with writable(partial):
+        own = [path for path in _entries(partial) if _is_own(path)]
+        for path in sorted(own, key=lambda path: path.name == _STATE):
+            _delete(path)
+        if not _entries(partial):
+            partial.rmdir()
+            return
+    observer.message(f"{partial} holds files that mijax did not write; it stays.")
+
+
+def _delete(path: Path) -> None:
+    """Delete a file or folder; a link itself, never what it points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _entries(folder: Path) -> list[Path]:
-    with writable(folder):
-        return list(folder.iterdir())
-
-
-def _digest(state: Path) -> str | None:
-    try:
-        return str(json.loads(state.read_text(encoding="utf-8"))["digest"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-@contextmanager
-def _locked(partial: Path) -> Iterator[None]:
-    """Keeps a second process out of the folder; the lock dies with its process."""
-    try:
-        import fcntl  # noqa: PLC0415  (POSIX only)
-    except ImportError:
-        yield
-        return
-    with writable(partial):
-        file = os.open(partial / "lock", os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(file)
-        raise OutputError(
-            f"another process is running in {partial}. Wait for it, or choose another "
-            "place with --out."
-        ) from error
-    try:
-        yield
-    finally:
-        os.close(file)
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _write_up(plan: Plan, run: Run, *, folder: Path, seconds: float) -> Result:
@@ -202,21 +229,3 @@ def _record(
         },
         **environment(),
     }
-
-
-def _previous(folder: Path) -> Path:
-    return Path(f"{folder}.previous")
-
-
-def _publish(partial: Path, folder: Path) -> None:
-    """Puts the finished folder in its place, then clears what only a resume needs."""
-    previous = _previous(folder)
-    with writable(folder):
-        if folder.exists():
-            shutil.rmtree(previous, ignore_errors=True)
-            folder.rename(previous)
-        partial.rename(folder)
-        shutil.rmtree(previous, ignore_errors=True)
-        shutil.rmtree(folder / "scratch", ignore_errors=True)
-        for name in (_STATE, "lock"):
-            (folder / name).unlink(missing_ok=True)

@@ -27,7 +27,7 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
         >>> with locked(path), locked(path):
         ...     pass
         Traceback (most recent call last):
-        mijax._errors.OutputError: Another process is writing ...
+        mijax._errors.OutputError: ... is being written by another process. ...
     """
     path = Path(path)
     lock = path.with_name(f".{path.name}.mijax-lock")
@@ -36,7 +36,8 @@ def locked(path: str | os.PathLike[str]) -> Iterator[None]:
         file = acquire(lock)
     except BlockingIOError as error:
         raise OutputError(
-            f"Another process is writing {path}. Wait for it, or name another place."
+            f"{path} is being written by another process. Wait for it, or name another "
+            "place."
         ) from error
     except OSError as error:
         raise OutputError(

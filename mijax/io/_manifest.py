@@ -42,26 +42,26 @@ def check_replaceable(path: Path, *, contents: bool = True) -> None:
         OutputError: the place holds a link, a file, or a folder with a file that mijax
             did not write or that was changed later.
     """
-    if path.is_symlink():
-        raise OutputError(
-            f"{path} is a link, and mijax does not write through links. Name the "
-            "folder that it points to, or another one."
-        )
-    if not path.exists():
-        return
-    if not path.is_dir():
-        raise OutputError(f"{path} is a file, not a folder. Name another folder.")
-    if reason := foreign(path, contents):
+    if reason := foreign(path, contents=contents):
         raise OutputError(
             f"{path} {reason}. Nothing was changed: move it away, or name another "
             "folder."
         )
 
 
-def foreign(folder: Path, contents: bool) -> str:
-    """Describe the first thing in a folder that mijax did not write, if any."""
-    if not any(folder.iterdir()):
+def foreign(folder: Path, *, contents: bool = True) -> str:
+    """Describe the first thing in a place that mijax did not write, `""` if none."""
+    if folder.is_symlink():
+        return "is a link, and mijax does not write through links"
+    if not folder.exists():
         return ""
+    if not folder.is_dir():
+        return "is a file, not a folder"
+    return foreign_file(folder, contents) if any(folder.iterdir()) else ""
+
+
+def foreign_file(folder: Path, contents: bool) -> str:
+    """Describe the first file in a folder that mijax did not write, `""` if none."""
     try:
         listed = listed_in(folder)
     except LoadError:

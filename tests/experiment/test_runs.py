@@ -21,6 +21,7 @@ FILES = [
     "config.yaml",
     "curve.png",
     "curve.svg",
+    "mijax_files.json",
     "page.html",
     "record.json",
     "report.html",
@@ -121,13 +122,106 @@ def test_older_run_stays_until_the_new_one_is_done(tmp_path):
     assert names(tmp_path) == ["out", "toy"]
 
 
-def test_run_stopped_between_its_renames(tmp_path):
+def test_a_previous_folder_of_the_user_is_not_touched(tmp_path):
     out = tmp_path / "out"
     file = make_toy(tmp_path)
+    (tmp_path / "out.previous").mkdir()
+    (tmp_path / "out.previous" / "chapter").write_text("mine")
+    for _ in range(2):
+        execute(file, out=out)
+        assert (tmp_path / "out.previous" / "chapter").read_text() == "mine"
+    assert names(tmp_path) == ["out", "out.previous", "toy"]
+
+
+def test_a_run_is_replaced_only_if_mijax_wrote_all_of_it(tmp_path):
+    out = tmp_path / "out"
+    file = make_toy(tmp_path)
+    out.mkdir()
+    (out / "record.json").write_text("{}")
+    (out / "chapter").write_text("mine")
+    with pytest.raises(OutputError, match=r"is not a run of mijax.*may be yours"):
+        execute(file, out=out)
+    assert names(out) == ["chapter", "record.json"]
+    (out / "chapter").unlink()
+    (out / "record.json").unlink()
     execute(file, out=out)
-    out.rename(tmp_path / "out.previous")
+    (out / "notes").write_text("mine")
+    with pytest.raises(OutputError, match="holds 'notes', which mijax did not write"):
+        execute(file, out=out)
+    (out / "notes").unlink()
+    (out / "report.html").write_text("mine")
+    with pytest.raises(OutputError, match=r"holds 'report\.html', which was changed"):
+        execute(file, out=out)
+    assert (out / "report.html").read_text() == "mine"
+    mijax.io.replace_folder(tmp_path / "b", lambda new: (new / "a").write_text(""))
+    with pytest.raises(OutputError, match="for something else"):
+        execute(file, out=tmp_path / "b")
+
+
+def test_links_are_not_followed(tmp_path):
+    file = make_toy(tmp_path)
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter").write_text("mine")
+    (tmp_path / "out.partial").symlink_to("thesis")
+    with pytest.raises(OutputError, match=r"out\.partial is not an .* is a link"):
+        execute(file, out=tmp_path / "out")
+    (tmp_path / "out.partial").unlink()
+    (tmp_path / "out").symlink_to("thesis")
+    with pytest.raises(OutputError, match="is a link"):
+        execute(file, out=tmp_path / "out")
+    (tmp_path / "out").unlink()
+    kill(tmp_path, tmp_path / "out")
+    scratch = tmp_path / "out.partial" / "scratch"
+    scratch.rename(tmp_path / "aside")
+    scratch.symlink_to(tmp_path / "thesis")
+    with pytest.raises(OutputError, match="holds 'scratch', which mijax did not"):
+        execute(file, out=tmp_path / "out")
+    assert names(thesis) == ["chapter"]
+
+
+def torn(partial):
+    (partial / "unfinished.json").write_text('{"name": "to')
+
+
+def empty(partial):
+    (partial / "unfinished.json").write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [torn, empty])
+def test_a_run_with_a_damaged_state_is_taken_up_again(tmp_path, damage):
+    out = tmp_path / "out"
+    file = kill(tmp_path, out)
+    damage(tmp_path / "out.partial")
+    assert execute(file, ["--kill"], out=out).numbers[0].value == 4
+    assert json.loads((out / "record.json").read_text())["resumed"] is True
+    assert names(tmp_path) == ["out", "toy"]
+
+
+@pytest.mark.parametrize("left", ["", "lock", ".unfinished.json.mijax-abcdefgh/new"])
+def test_a_run_killed_before_its_first_write_starts(tmp_path, left):
+    out, file = tmp_path / "out", make_toy(tmp_path)
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / ".out.partial.mijax-lock").touch()
+    if left:
+        (tmp_path / "out.partial" / left).parent.mkdir(exist_ok=True)
+        (tmp_path / "out.partial" / left).touch()
     execute(file, out=out)
     assert names(tmp_path) == ["out", "toy"]
+
+
+def test_files_in_a_working_folder_are_not_touched(tmp_path):
+    out = tmp_path / "out"
+    file = kill(tmp_path, out)
+    partial = tmp_path / "out.partial"
+    (partial / "chapter").write_text("mine")
+    before = names(partial)
+    for words in (["--kill"], []):
+        with pytest.raises(OutputError, match="holds 'chapter', which mijax did not"):
+            execute(file, words, out=out)
+        assert names(partial) == before
+    (partial / "chapter").unlink()
+    assert execute(file, ["--kill"], out=out).numbers[0].value == 4
 
 
 def test_strange_folders_are_refused(tmp_path):
