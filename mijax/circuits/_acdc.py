@@ -179,28 +179,28 @@ def _sweep(
     steps = steps_of(graph, late=method.order == "late", whole=method.whole)
     evaluate = _evaluator(model, graph, task, method.batch, options.memory)
     searches: list[Search] = []
-    journal = Journal(options.resume, (model, graph, task, method, thresholds))
-    guess = np.zeros(len(steps), bool)
-    blank = Search(graph, steps, 0.0, absolute=False, guess=guess).state()
-    log = np.zeros((len(thresholds), len(blank)))
-    journal.load(log)
+    with Journal(options.resume, (model, graph, task, method, thresholds)) as journal:
+        guess = np.zeros(len(steps), bool)
+        blank = Search(graph, steps, 0.0, absolute=False, guess=guess).state()
+        log = np.zeros((len(thresholds), len(blank)))
+        journal.load(log)
 
-    def report() -> None:
-        at, i = searches[-1].at, len(searches) - 1
-        if options.progress:
-            options.progress(i * len(steps) + at, len(thresholds) * len(steps))
-        if journal.due():
-            log[i] = searches[i].state()
-            journal.save(log, i)
+        def report() -> None:
+            at, i = searches[-1].at, len(searches) - 1
+            if options.progress:
+                options.progress(i * len(steps) + at, len(thresholds) * len(steps))
+            if journal.due():
+                log[i] = searches[i].state()
+                journal.save(log, i)
 
-    for i, threshold in enumerate(thresholds):
-        absolute = method.absolute
-        search = Search(graph, steps, threshold, absolute=absolute, guess=guess)
-        if log[i].any():
-            search.restore(log[i])
-        searches.append(search)
-        guess = search.run(evaluate, method.batch, report).guess
-        log[i] = search.state()
+        for i, threshold in enumerate(thresholds):
+            absolute = method.absolute
+            search = Search(graph, steps, threshold, absolute=absolute, guess=guess)
+            if log[i].any():
+                search.restore(log[i])
+            searches.append(search)
+            guess = search.run(evaluate, method.batch, report).guess
+            log[i] = search.state()
     edges, whole = zip(*(search.kept for search in searches), strict=True)
     tested, forwards, calls = (
         np.array([search.count[name] for search in searches]) for name in COUNTS

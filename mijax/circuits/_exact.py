@@ -45,21 +45,23 @@ class Exact(AbstractMethod):
         jobs = _jobs(graph, known, options.memory)
         total = np.cumsum([job.lanes for job in jobs])
         sizes = [job.lanes for job in jobs]
-        journal = Journal(options.resume, (model, graph, task, self, sizes))
-        journal.load(values)
-        waiting: list[tuple[Job, Array]] = []
-        for i in range(journal.done, len(jobs) + 1):
-            found = (
-                [] if i == len(jobs) else [(jobs[i], jobs[i].run(model, task, known))]
-            )
-            # The device works on this job while the last one's results are fetched.
-            for job, result in waiting:
-                job.place(values, result)
-                if options.progress:
-                    options.progress(int(total[i - 1]), int(total[-1]))
-                if journal.due():
-                    journal.save(values, i)
-            waiting = found
+        with Journal(options.resume, (model, graph, task, self, sizes)) as journal:
+            journal.load(values)
+            waiting: list[tuple[Job, Array]] = []
+            for i in range(journal.done, len(jobs) + 1):
+                found = (
+                    []
+                    if i == len(jobs)
+                    else [(jobs[i], jobs[i].run(model, task, known))]
+                )
+                # The device works on this job while the last one's results are fetched.
+                for job, result in waiting:
+                    job.place(values, result)
+                    if options.progress:
+                        options.progress(int(total[i - 1]), int(total[-1]))
+                    if journal.due():
+                        journal.save(values, i)
+                waiting = found
         mean = values.mean(0, dtype=np.float64)
         squares = jnp.float32(((values - mean) ** 2).sum(0))
         error = standard_error(squares, len(task))

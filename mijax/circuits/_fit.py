@@ -109,19 +109,20 @@ def learn(
         raise ConfigError("What is learned has no scores of single prompts to keep.")
     state = State(params, fit.optimiser().init(params), jnp.int32(0))
     packed = pack(state)
-    journal = Journal(options.resume, (model, graph, task, fit, params))
-    journal.load(packed)
-    state = unpack(packed, state)
-    # Numbers are traced, so that other seeds and penalties run the same program.
-    traced = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), fit)
-    key, chunk = jax.random.key(fit.seed), at_once(model, graph, task, options.memory)
-    for done in range(journal.done + 1, fit.steps + 1):
-        state = _step((traced, model, graph, task, key, chunk), state)
-        if journal.due() or done == fit.steps:
-            journal.save(pack(state), done)
-        if options.progress:
-            state.step.block_until_ready()
-            options.progress(done, fit.steps)
+    with Journal(options.resume, (model, graph, task, fit, params)) as journal:
+        journal.load(packed)
+        state = unpack(packed, state)
+        # Numbers are traced, so that other seeds and penalties run the same program.
+        traced = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), fit)
+        key = jax.random.key(fit.seed)
+        chunk = at_once(model, graph, task, options.memory)
+        for done in range(journal.done + 1, fit.steps + 1):
+            state = _step((traced, model, graph, task, key, chunk), state)
+            if journal.due() or done == fit.steps:
+                journal.save(pack(state), done)
+            if options.progress:
+                state.step.block_until_ready()
+                options.progress(done, fit.steps)
     return state.params
 
 

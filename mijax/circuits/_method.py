@@ -86,21 +86,21 @@ class AbstractAttribution(AbstractMethod):
         chunks = rows(task, fit(model, graph, task, options.memory))
         known = np.zeros((2, *self.shape(model, graph)), np.float32)
         sizes = [count for _, count in chunks]
-        journal = Journal(options.resume, (model, graph, task, self, sizes))
-        journal.load(known)
-        moments, kept = jnp.asarray(known), []
-        for i, (index, count) in enumerate(chunks):
-            if i < journal.done:
-                continue
-            found = _chunk(self, model, graph, task, jnp.asarray(index))[:count]
-            moments = merged(moments, int(index[0]), found)
-            if options.keep_prompts:
-                kept.append(np.asarray(found))
-            if options.progress:
-                moments.block_until_ready()
-                options.progress(int(index[count - 1]) + 1, len(task))
-            if journal.due():
-                journal.save(np.asarray(moments), i + 1)
+        with Journal(options.resume, (model, graph, task, self, sizes)) as journal:
+            journal.load(known)
+            moments, kept = jnp.asarray(known), []
+            for i, (index, count) in enumerate(chunks):
+                if i < journal.done:
+                    continue
+                found = _chunk(self, model, graph, task, jnp.asarray(index))[:count]
+                moments = merged(moments, int(index[0]), found)
+                if options.keep_prompts:
+                    kept.append(np.asarray(found))
+                if options.progress:
+                    moments.block_until_ready()
+                    options.progress(int(index[count - 1]) + 1, len(task))
+                if journal.due():
+                    journal.save(np.asarray(moments), i + 1)
         mean, error = moments[0], standard_error(moments[1], len(task))
         if not bool(jnp.any(mean)):
             warnings.warn(ZERO, stacklevel=5)

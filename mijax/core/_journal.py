@@ -1,20 +1,29 @@
-"""The file from which an interrupted sweep goes on."""
+"""The file from which an interrupted sweep or discovery goes on."""
 
+import contextlib
+import hashlib
 import os
 import time
+import zipfile
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from mijax._errors import OutputError
 from mijax.core._digest import digest
+from mijax.io import locked, replace_file
 
-SECONDS_BETWEEN_SAVES = 2.0
+# Jobs ask after every chunk, so a kill costs this much work and one chunk.
+SECONDS_BETWEEN_SAVES = 30.0
+DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile)
 
 
 class Journal:
-    """Keeps the finished chunks of one sweep on disk; with no path it does nothing.
+    """Finished chunks of one job on disk; with no path it does nothing.
+
+    Used as a context manager, it keeps other processes out of the file.
 
     Args:
         path: the file, or `None`.
@@ -29,48 +38,76 @@ class Journal:
         self.digest = "" if path is None else digest(job)
         self.done = 0
         self._saved = time.monotonic()
+        self._lock = contextlib.ExitStack()
+
+    def __enter__(self) -> "Journal":
+        if self.path is not None:
+            self._lock.enter_context(locked(self.path))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.close()
 
     def load(self, values: np.ndarray) -> None:
-        """Fills `values` from the file, if there is one.
+        """Fill `values` from the file, if it exists.
 
         Raises:
-            OutputError: if the file is of another sweep or cannot be read.
+            OutputError: if the file belongs to another job or was not written by
+                `save`, in full and as it is.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None or not os.path.lexists(self.path):
             return
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 found, done = str(file["digest"]), int(file["done"])
-                kept = file["values"]
-        except (OSError, ValueError, KeyError) as error:
-            raise OutputError(
-                f"{self.path} is not a sweep to resume ({error}): delete it."
-            ) from error
+                kept, checksum = file["values"], str(file["checksum"])
+        except DAMAGED as error:
+            raise self._refused("cannot be read as a file to resume from") from error
+        if checksum != checksum_of(found, done, kept):
+            raise self._refused("was changed after it was written, or is damaged")
         if found != self.digest or kept.shape != values.shape:
-            raise OutputError(
-                f"{self.path} holds another sweep (other model, prompts, edit, axes "
-                "or memory budget): delete it or give another file."
+            raise self._refused(
+                "holds another sweep (other model, prompts, edit, axes or memory "
+                "budget)"
             )
         values[...] = kept
         self.done = done
 
     def due(self) -> bool:
-        """Tells whether it is time to save."""
+        """Tell whether it is time to save."""
         waited = time.monotonic() - self._saved
         return self.path is not None and waited > SECONDS_BETWEEN_SAVES
 
     def save(self, values: np.ndarray, done: int) -> None:
-        """Writes the file, at once whole or not at all."""
+        """Write the file atomically."""
         if self.path is None:
             return
-        part = self.path.with_name(self.path.name + ".part")
-        try:
-            with open(part, "wb") as file:
-                np.savez(file, digest=self.digest, done=done, values=values)
-            os.replace(part, self.path)
-        except OSError as error:
-            raise OutputError(
-                f"Cannot write {self.path} ({error.strerror}): give a file in a folder "
-                "that exists and is writable."
-            ) from error
+        checksum = checksum_of(self.digest, done, values)
+
+        def write(scratch: Path) -> None:
+            with scratch.open("wb") as file:
+                np.savez(
+                    file,
+                    digest=self.digest,
+                    done=done,
+                    values=values,
+                    checksum=checksum,
+                )
+
+        replace_file(self.path, write)
         self._saved = time.monotonic()
+
+    def _refused(self, reason: str) -> OutputError:
+        return OutputError(f"{self.path} {reason}: delete it or give another file.")
+
+
+def checksum_of(job: str, done: int, values: np.ndarray) -> str:
+    """Return the SHA-256 of the content of a file."""
+    found = hashlib.sha256(f"{job} {done} {values.dtype} {values.shape}".encode())
+    found.update(np.ascontiguousarray(values).data)
+    return found.hexdigest()

@@ -84,6 +84,7 @@ class Cost(NamedTuple):
         row_bytes: working memory of a row.
         lane_bytes: working memory of a lane.
         overhead: rows that a tile's fixed cost per layer is worth.
+        row_flops: floating-point operations of a row in one layer.
     """
 
     layers: int
@@ -91,6 +92,7 @@ class Cost(NamedTuple):
     row_bytes: float
     lane_bytes: float
     overhead: int
+    row_flops: float = 0.0
 
 
 # Matrix products of fewer rows than this do not use all cores of a CPU.
@@ -99,6 +101,8 @@ LEAST_ROWS = 384
 SLACK = 1.02
 # More tiles in a chunk save little, and progress and interruption come between chunks.
 MOST_TILES = 16
+# Operations of a chunk on a CPU: a fraction of the half minute between saves.
+MOST_FLOPS = 2e12
 
 
 def layer_overhead() -> int:
@@ -126,13 +130,14 @@ def pack(lanes: Lanes, cost: Cost, memory: int) -> Plan:
     lanes = lanes.take(_order(lanes))
     longest, total = int(lanes.length.max()), int(lanes.length.sum())
     per_row = cost.row_bytes + cost.lane_bytes / lanes.length.mean() + cost.state_bytes
-    most = max(longest, int(memory / per_row))
+    within = rows_in_time(cost)
+    most = max(longest, min(int(memory / per_row), within))
     typical = _typical(lanes, cost.layers)
     rows = min(_rows(typical, cost, most), max(longest, bucket(total, steps=1)))
     cuts = _cut(lanes.length, rows)
     tiles = [lanes.take(np.arange(a, b)) for a, b in itertools.pairwise(cuts)]
     spare = memory - rows * (per_row - cost.state_bytes)
-    fit = max(1, int(spare / (rows * cost.state_bytes)))
+    fit = max(1, min(int(spare / (rows * cost.state_bytes)), within // rows))
     # Tiles that a chunk does not use cost nothing, so there are always as many.
     per_chunk = min(2 ** (fit.bit_length() - 1), MOST_TILES)
     widest = max(int(np.diff(c).max()) for c in (cuts, _cut(typical.length, rows)))
@@ -156,6 +161,14 @@ def _rows(typical: Lanes, cost: Cost, most: int) -> int:
         depth = cost.layers - typical.layer[_cut(typical.length, rows)[:-1]]
         work[rows] = float(depth.sum()) * (rows + cost.overhead)
     return min(n for n, each in work.items() if each <= SLACK * min(work.values()))
+
+
+def rows_in_time(cost: Cost) -> int:
+    """Return the rows that a chunk may run, so that a save never waits long for one."""
+    flops = cost.layers * cost.row_flops
+    if not flops or jax.default_backend() != "cpu":
+        return 2**31
+    return max(1, int(MOST_FLOPS / flops))
 
 
 def _order(lanes: Lanes) -> Ints:

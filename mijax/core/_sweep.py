@@ -196,10 +196,11 @@ def sweep(
     if lanes.cell.size:
         plan = pack(lanes, _cost(shapes, batch.shape[1], lanes), chunks.memory)
         job = (model, batch, placed, metric, lanes, (plan.rows, plan.per_chunk), grid)
-        journal = Journal(chunks.resume, job)
         call = _program(model, metric, placed, base, mesh)
         devices = 1 if mesh is None else mesh.devices.size
-        _run(_Job(call, devices, _feed(plan, grid)), plan, values, progress, journal)
+        ready = _Job(call, devices, _feed(plan, grid))
+        with Journal(chunks.resume, job) as journal:
+            _run(ready, plan, values, progress, journal)
         work = _work(values.size, plan, model.n_layers)
     values = values.reshape(grid.shape)
     if tokens.ndim == 1:
@@ -275,6 +276,7 @@ def _cost(shapes: Sites[Any], seq: int, lanes: Lanes) -> Cost:
         row_bytes=size * (6 * embed + 3 * mlp + 4 * heads * head_dim),
         lane_bytes=heads * (12 * width * seq + 2 * size * head_dim * (seq + width)),
         overhead=layer_overhead(),
+        row_flops=2 * embed * (4 * heads * head_dim + 3 * mlp),
     )
 
 

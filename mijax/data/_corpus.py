@@ -1,10 +1,8 @@
 """Texts as token ids, tokenised once."""
 
-import contextlib
 import dataclasses
 import hashlib
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -13,8 +11,9 @@ import numpy as np
 from jaxtyping import Integer
 
 from mijax._errors import LoadError, OutputError, TokenError
-from mijax.data._files import check_file, named, read_json, write_json
+from mijax.data._files import check_file, read_json, write_json
 from mijax.data._tokenizer import Tokenizer
+from mijax.io import check_files, locked, replace_folder
 
 FORM = "mijax tokens 1"
 MANIFEST, IDS, ENDS = "manifest.json", "ids.bin", "ends.npy"
@@ -140,10 +139,12 @@ def tokenize(
         work.check(ids.size)
         return Corpus(ids, ends, separator, int(ids.max()), work.digest)
     folder = Path(folder)
-    if folder.exists():
-        return kept(folder, work)
-    write(folder, work)
-    return read(folder)
+    if not filled(folder):
+        with locked(folder):
+            if not filled(folder):
+                replace_folder(folder, lambda new: fill(new, work))
+                return read(folder)
+    return kept(folder, work)
 
 
 class Work:
@@ -203,6 +204,11 @@ def chunks(texts: Iterator[str]) -> Iterator[list[str]]:
         yield chunk
 
 
+def filled(folder: Path) -> bool:
+    """Tell whether a folder exists and is not empty."""
+    return folder.exists() and any(folder.iterdir())
+
+
 def kept(folder: Path, work: Work) -> Corpus:
     """Returns the corpus of a folder if it is that of these texts."""
     for _ in work.read():
@@ -216,36 +222,23 @@ def kept(folder: Path, work: Work) -> Corpus:
     return corpus
 
 
-def write(folder: Path, work: Work) -> None:
-    """Writes a corpus to a folder that appears when it is whole."""
-    part = folder.with_name(f".{folder.name}.part")
-    with named(folder):
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-    try:
-        with named(folder), (part / IDS).open("wb") as file:
-            ends, last, found = pour(work, file)
-            file.flush()
-            os.fsync(file.fileno())
-        work.check(sum(ends[-1:]))
-        with named(folder):
-            np.save(part / ENDS, np.asarray(ends, np.int64))
-        record = {
-            "form": FORM,
-            "digest": work.digest,
-            "dtype": np.dtype(work.dtype).name,
-            "separator": work.separator,
-            "last": last,
-            "tokens": ends[-1],
-            "documents": len(ends),
-            "sha256": found,
-        }
-        write_json(part / MANIFEST, record)
-        with named(folder):
-            os.replace(part, folder)
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(part)
+def fill(folder: Path, work: Work) -> None:
+    """Write a corpus into an empty folder."""
+    with (folder / IDS).open("wb") as file:
+        ends, last, found = pour(work, file)
+    work.check(sum(ends[-1:]))
+    np.save(folder / ENDS, np.asarray(ends, np.int64))
+    record = {
+        "form": FORM,
+        "digest": work.digest,
+        "dtype": np.dtype(work.dtype).name,
+        "separator": work.separator,
+        "last": last,
+        "tokens": ends[-1],
+        "documents": len(ends),
+        "sha256": found,
+    }
+    write_json(folder / MANIFEST, record)
 
 
 def pour(work: Work, file: BinaryIO) -> tuple[list[int], int, str]:
@@ -269,6 +262,7 @@ def read(folder: Path) -> Corpus:
     record = read_json(folder / MANIFEST, FORM)
     dtype = np.dtype(record["dtype"])
     check_file(folder / IDS, record["tokens"] * dtype.itemsize, record["sha256"])
+    check_files(folder, [ENDS])
     try:
         ends = np.load(folder / ENDS, allow_pickle=False)
     except (OSError, ValueError) as error:

@@ -1,67 +1,68 @@
-"""Files of arrays: written whole or not at all, and checked."""
+"""Files of arrays and records, written durably and checked."""
 
-import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
 
-from mijax._errors import LoadError, OutputError
+from mijax._errors import LoadError
+from mijax.io import replace_file
+from mijax.io._durable import ADVICE, named
+from mijax.io._manifest import file_digest
 
-BLOCK = 1 << 22
+RESUME = f"{ADVICE[:-1]}, and run the same again: what is finished is kept."
 
 
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes a file under another name and renames it once it is on the disk.
+def write_file(
+    path: Path,
+    write: Callable[[BinaryIO], Any],
+    check: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a file durably.
+
+    Args:
+        path: the file.
+        write: writes to the open file that it receives.
+        check: receives the complete file before it replaces an older one, and raises
+            if it must not.
 
     Raises:
         OutputError: it cannot be written; nothing is left of it.
     """
-    part = path.with_name(path.name + ".part")
-    with named(path):
-        try:
-            with part.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
 
+    def fill(scratch: Path) -> None:
+        with named(path, RESUME), scratch.open("wb") as file:
+            write(file)
+        if check is not None:
+            check(scratch)
 
-@contextlib.contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Turns what the system says into one line that names the path."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(
-            f"Cannot write {path}: {reason}. Check the folder and its free space, and "
-            "run the same again: what is finished is kept."
-        ) from error
+    replace_file(path, fill)
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record."""
-    text = json.dumps(record, indent=1) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    """Write a record with its checksum."""
+    text = json.dumps({**record, "checksum": checksum_of(record)}, indent=1) + "\n"
+    write_file(path, lambda file: file.write(text.encode()))
+
+
+def checksum_of(record: dict[str, Any]) -> str:
+    """Return the SHA-256 of a record."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(path: Path, form: str) -> dict[str, Any]:
-    """Reads a record.
+    """Read a record and verify its checksum; records of 0.1.0 have none.
 
     Args:
         path: the file.
         form: what the record's `"form"` must be.
 
     Raises:
-        LoadError: the file is missing or something else.
+        LoadError: the file is missing, damaged or something else.
     """
     try:
         record = json.loads(path.read_text("utf-8"))
@@ -69,16 +70,10 @@ def read_json(path: Path, form: str) -> dict[str, Any]:
         raise LoadError(f"{path} cannot be read ({error}).") from error
     if not isinstance(record, dict) or record.get("form") != form:
         raise LoadError(f"{path} is not {form!r}. Name another folder.")
+    checksum = record.pop("checksum", None)
+    if checksum is not None and checksum != checksum_of(record):
+        raise LoadError(f"{path} is damaged or was changed. Delete it and store again.")
     return record
-
-
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            found.update(block)
-    return found.hexdigest()
 
 
 def check_file(path: Path, size: int, digest: str | None) -> None:

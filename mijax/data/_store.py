@@ -15,14 +15,15 @@ from mijax._progress import Progress, reports
 from mijax.core._digest import digest as digest_of
 from mijax.data._files import (
     file_digest,
-    named,
     plain,
     read_json,
     typed,
+    write_file,
     write_json,
-    write_whole,
 )
 from mijax.data._source import AbstractSource
+from mijax.io import locked
+from mijax.io._durable import named
 
 FORM = "mijax activations 1"
 MANIFEST, STATE = "manifest.json", "state.npz"
@@ -46,8 +47,8 @@ def store(
     The folder knows what it holds: a digest of weights, sites, tokens and settings,
     and the SHA-256 of every shard. If it holds these rows nothing is done; if writing
     was interrupted it goes on; if it holds something else it is refused. A shard
-    appears when it is whole, so that a full disk or a crash leaves nothing that would
-    be trusted.
+    appears when it is complete, so a full disk or a crash leaves nothing that would
+    be trusted. Only one process at a time can write to a folder.
 
     Args:
         source: where rows come from, for instance `Activations`; its batches are
@@ -85,10 +86,16 @@ def store(
             f"{type(source).__name__} has no digest: give digest=, a text that is "
             "different for different rows."
         )
-    record = opened(folder, digest_of((given, n, dtype)))
-    if record is not None and record["whole"]:
-        return
-    Writer(source, folder, n, dtype, given, progress).write(shard, record)
+    job = digest_of((given, n, dtype))
+    if (folder / MANIFEST).exists():
+        record = opened(folder, job)
+        if record is not None and record["whole"]:
+            return
+    with locked(folder):
+        check_link(folder)
+        record = opened(folder, job)
+        if record is None or not record["whole"]:
+            Writer(source, folder, n, dtype, given, progress).write(shard, record)
 
 
 def check(source: AbstractSource, n: int, dtype: str) -> None:
@@ -107,11 +114,23 @@ def check(source: AbstractSource, n: int, dtype: str) -> None:
         )
 
 
+def check_link(folder: Path) -> None:
+    """Refuse to write through a link."""
+    if folder.is_symlink():
+        raise OutputError(
+            f"{folder} is a link, and mijax does not write through links. Name the "
+            "folder that it points to."
+        )
+
+
 def opened(folder: Path, digest: str) -> dict[str, Any] | None:
     """Returns the record of a folder if it is of these rows, `None` of a new one."""
     if not (folder / MANIFEST).exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise OutputError(f"{folder} holds other files: give a folder of its own.")
+        if folder.exists() and any(not is_first(path) for path in folder.iterdir()):
+            raise OutputError(
+                f"{folder} holds other files. Nothing was changed: give an empty or "
+                "new folder."
+            )
         with named(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return None
@@ -123,6 +142,12 @@ def opened(folder: Path, digest: str) -> dict[str, Any] | None:
             "give another folder."
         )
     return record
+
+
+def is_first(path: Path) -> bool:
+    """Tell whether a file is what a store killed before its first record leaves."""
+    shard = path.name in ("x-00000.npy", "y-00000.npy")
+    return shard or ".mijax-" in path.name
 
 
 class Writer:
@@ -143,6 +168,7 @@ class Writer:
         self.dtype = dtype
         self.given = given
         self.progress: Progress = progress
+        self._known: dict[str, str] = {}
         self._saving = 0.0
         self._begun = time.monotonic()
 
@@ -161,6 +187,12 @@ class Writer:
                 "shards": [],
             }
         else:
+            self._known = {
+                entry[name]["file"]: entry[name]["sha256"]
+                for entry in record["shards"]
+                for name in ("x", "y")
+                if name in entry
+            }
             record["shards"] = record["shards"][:done]
         start = sum(entry["rows"] for entry in record["shards"])
         while start < self.n:
@@ -210,10 +242,25 @@ class Writer:
         for name, values in rows.items():
             path = self.folder / f"{name}-{index:05d}.npy"
             kept = plain(values)
-            write_whole(path, lambda file, kept=kept: np.save(file, kept))
+            write_file(
+                path,
+                lambda file, kept=kept: np.save(file, kept),
+                lambda new, path=path: self._check_older(new, path),
+            )
             size, found = path.stat().st_size, file_digest(path)
             entry[name] = {"file": path.name, "bytes": size, "sha256": found}
         return entry
+
+    def _check_older(self, new: Path, path: Path) -> None:
+        """Refuse to replace a file that no store of these rows wrote."""
+        if not path.is_file():
+            return
+        older = file_digest(path)
+        if older not in (file_digest(new), self._known.get(path.name)):
+            raise OutputError(
+                f"{path} is not the file that is stored here. Nothing was changed: "
+                "move it away, or give another folder."
+            )
 
     def _save(self, state: Any, done: int) -> None:
         """Keeps the state, unless that would take too much of the time."""
@@ -223,7 +270,7 @@ class Writer:
         leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
         arrays: dict[str, Any] = {f"leaf{i}": plain(a) for i, a in enumerate(leaves)}
         arrays["done"] = done
-        write_whole(self.folder / STATE, lambda file: np.savez(file, **arrays))
+        write_file(self.folder / STATE, lambda file: np.savez(file, **arrays))
         self._saving += time.monotonic() - begun
 
     def _resumed(self, start: Any) -> tuple[int, Any]:

@@ -202,7 +202,7 @@ def scratch_for(path: Path) -> Iterator[Path]:
         os.replace(scratch / "lock", scratch / LOCK)
         yield scratch
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        remove(scratch)
         release(file)
 
 
@@ -216,9 +216,20 @@ def remove_leftover(scratch: Path, path: Path) -> None:
             old = scratch / OLD
             if old.is_dir() and not path.exists():
                 os.replace(old, path)
-            shutil.rmtree(scratch, ignore_errors=True)
+            remove(scratch)
         finally:
             release(file)
+
+
+def remove(scratch: Path) -> None:
+    """Remove a scratch folder, its lock file last: that is what shows whose it is."""
+    with contextlib.suppress(OSError):
+        for path in scratch.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK:
+                path.unlink()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def glob_escaped(text: str) -> str:

@@ -1,6 +1,8 @@
-"""Checkpoints of a run: written whole or not at all, beside the training."""
+"""Checkpoints of a run, written atomically while training goes on."""
 
 import contextlib
+import hashlib
+import json
 import os
 from pathlib import Path
 from types import TracebackType
@@ -12,9 +14,13 @@ import numpy as np
 
 from mijax._errors import OutputError
 from mijax.core._digest import digest
-from mijax.io._checkpoint import flatten, name_of
+from mijax.io import locked, replace_file
+from mijax.io._checkpoint import flatten, name_of, one_line
 
 KEEP = 2
+MARK = "mijax_checkpoints.json"
+# Contents of the folder of a step, by orbax.
+PARTS = {"note", "state", "_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
 class Checkpoints:
@@ -26,22 +32,20 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, job: Any):
-        self.folder = None if folder is None else Path(folder).resolve()
+        self.folder = None if folder is None else Path(folder).absolute()
         self._digest = "" if folder is None else digest(job)
         self._manager: Any = None
+        self._lock = contextlib.ExitStack()
 
     def __enter__(self) -> "Checkpoints":
         if self.folder is None:
             return self
-        import orbax.checkpoint as ocp  # noqa: PLC0415 - slow to import
-
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True)
-        try:
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
-        except OSError as error:
-            raise OutputError(
-                f"Cannot write checkpoints to {self.folder} ({error.strerror})."
-            ) from error
+        with contextlib.ExitStack() as stack:
+            if jax.process_index() == 0:
+                stack.enter_context(locked(self.folder))
+                claim(self.folder)
+            self._manager = open_manager(self.folder)
+            self._lock = stack.pop_all()
         return self
 
     def __exit__(
@@ -61,12 +65,13 @@ class Checkpoints:
         finally:
             with contextlib.suppress(Exception):
                 self._manager.close()
+            self._lock.close()
 
     def load(self, like: Any) -> Any:
-        """Returns the last state that was kept, or `like` if there is none.
+        """Return the last state that was kept, or `like` if there is none.
 
         Raises:
-            OutputError: the folder holds another run, or no whole checkpoint.
+            OutputError: the folder holds another run, or the checkpoint is damaged.
         """
         manager = self._manager
         step = None if manager is None else manager.latest_step()
@@ -78,10 +83,9 @@ class Checkpoints:
             note = manager.restore(
                 step, args=ocp.args.Composite(note=ocp.args.JsonRestore())
             )["note"]
-        except (OSError, ValueError, KeyError) as error:
-            raise OutputError(
-                f"{self.folder} does not hold checkpoints of a run ({error})."
-            ) from error
+            checksums = note.pop("sha256")
+        except Exception as error:  # orbax raises many unrelated kinds
+            raise self._damaged(step, one_line(error)) from error
         arrays = flatten(raw(like))
         if note != {"run": self._digest, "arrays": shapes(arrays)}:
             raise OutputError(
@@ -89,21 +93,28 @@ class Checkpoints:
                 "source or sizes): give another folder, or delete it."
             )
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, arrays)
-        found = manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        )["state"]
+        try:
+            found = manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target))
+            )["state"]
+        except Exception as error:
+            raise self._damaged(step, one_line(error)) from error
+        for name, checksum in checksums_of(found).items():
+            if checksum != checksums.get(name, checksum):
+                raise self._damaged(step, f"the checksum of '{name}' differs")
         leaves, structure = jax.tree_util.tree_flatten_with_path(raw(like))
         values = [found.get(name_of(where), leaf) for where, leaf in leaves]
         return typed(jax.tree.unflatten(structure, values), like)
 
     def save(self, step: int, state: Any) -> None:
-        """Keeps a state; returns as soon as it is copied from the device."""
+        """Keep a state; return as soon as it is copied from the device."""
         if self._manager is None or self._manager.latest_step() == step:
             return
         import orbax.checkpoint as ocp  # noqa: PLC0415
 
         arrays = {name: global_of(a) for name, a in flatten(raw(state)).items()}
         note = {"run": self._digest, "arrays": shapes(arrays)}
+        note["sha256"] = checksums_of(arrays)
         try:
             self._manager.save(
                 step,
@@ -113,6 +124,12 @@ class Checkpoints:
             )
         except Exception as error:
             raise self._unwritten(error) from error
+
+    def _damaged(self, step: int, why: str) -> OutputError:
+        return OutputError(
+            f"The checkpoint {self.folder}/{step} is damaged ({why}): delete that "
+            "folder to go on from the checkpoint before it."
+        )
 
     def _unwritten(self, error: Exception) -> OutputError:
         """The error for a write that failed, now or behind the training's back."""
@@ -135,6 +152,71 @@ class Checkpoints:
         if step is None:
             return "There is no checkpoint."
         return f"The last checkpoint is step {step} in {self.folder}."
+
+
+def claim(folder: Path) -> None:
+    """Mark a new folder as one for checkpoints; refuse one with anything else in it.
+
+    Old checkpoints are deleted during a run, so a folder of the user that looks like
+    one must not be there.
+    """
+    reason = ""
+    if folder.is_symlink():
+        reason = "is a link, and mijax does not write through links"
+    elif folder.exists() and not folder.is_dir():
+        reason = "is a file"
+    elif folder.is_dir() and any(folder.iterdir()):
+        strange = [path.name for path in folder.iterdir() if not is_own(path)]
+        if strange:
+            reason = f"holds '{strange[0]}', which no training of mijax wrote"
+        elif not (folder / MARK).exists() and any(
+            p.name.isdigit() for p in folder.iterdir()
+        ):
+            reason = f"has no {MARK}, so it may hold files of yours"
+    if reason:
+        raise OutputError(
+            f"{folder} {reason}. Nothing was changed: move it away, or give another "
+            "folder for checkpoints."
+        )
+    text = json.dumps({"form": "mijax checkpoints 1"}) + "\n"
+    if not (folder / MARK).exists():
+        replace_file(folder / MARK, lambda scratch: scratch.write_text(text))
+
+
+def is_own(path: Path) -> bool:
+    """Tell whether an entry of a folder is one that checkpoints make."""
+    if path.is_symlink():
+        return False
+    if path.is_dir():
+        if path.name.isdigit():
+            return {part.name for part in path.iterdir()} <= PARTS
+        return ".orbax-checkpoint-tmp" in path.name or path.name.startswith(
+            f".{MARK}.mijax-"
+        )
+    return path.name == MARK
+
+
+def open_manager(folder: Path) -> Any:
+    """Open the folder with orbax."""
+    import orbax.checkpoint as ocp  # noqa: PLC0415 - slow to import
+
+    options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True)
+    try:
+        return ocp.CheckpointManager(folder, options=options)
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write checkpoints to {folder} ({error.strerror})."
+        ) from error
+
+
+def checksums_of(arrays: dict[str, Any]) -> dict[str, str]:
+    """Return the SHA-256 of the arrays that this process holds in full."""
+    found = {}
+    for name, array in arrays.items():
+        if getattr(array, "is_fully_addressable", True):
+            data = np.ascontiguousarray(array).view(np.uint8).data
+            found[name] = hashlib.sha256(data).hexdigest()
+    return found
 
 
 def global_of(array: Any) -> Any:

@@ -13,6 +13,9 @@ from typing import Any
 from mijax._errors import ConfigError, OutputError
 from mijax.io import replace_file
 
+# Every line of a `Jsonl` begins with this.
+FIRST = '{"step": '
+
 
 class AbstractSink(abc.ABC):
     """Takes the numbers of updates; a context manager around the run."""
@@ -57,14 +60,14 @@ class Memory(AbstractSink):
 class Jsonl(AbstractSink):
     """Writes a line of JSON per report.
 
-    A run that goes on from a checkpoint cuts what was written after it: the file is
-    that of a run without interruption.
+    A run that goes on from a checkpoint cuts the lines written after it, so the file
+    equals the file of a run without interruption. A new run begins the file again.
 
     Args:
         path: the file.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or holds anything but such lines.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -73,7 +76,7 @@ class Jsonl(AbstractSink):
 
     def open(self, done: int, steps: int) -> None:
         """Keeps the lines of the updates that are done."""
-        kept = [line for line in self._lines() if 0 < json.loads(line)["step"] <= done]
+        kept = [line for step, line in self._lines() if 0 < step <= done]
 
         def write(path: Path) -> None:
             path.write_text("".join(kept), encoding="utf-8")
@@ -96,12 +99,20 @@ class Jsonl(AbstractSink):
         if self._file is not None:
             self._file.close()
 
-    def _lines(self) -> list[str]:
-        """Reads whole lines; one that a crash has cut does not count."""
-        if not self.path.exists():
+    def _lines(self) -> list[tuple[int, str]]:
+        """Read steps and their lines; a last line that a crash has cut is left out."""
+        if not self.path.is_file():
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [line for line in lines if line.endswith("}\n")]
+        try:
+            *lines, last = self.path.read_text(encoding="utf-8").split("\n")
+            if not last.startswith(FIRST[: len(last)]):
+                raise ValueError(last)
+            return [(int(json.loads(line)["step"]), f"{line}\n") for line in lines]
+        except (ValueError, KeyError, TypeError) as error:
+            raise OutputError(
+                f"{self.path} holds lines that no training wrote. Nothing was changed: "
+                "move it away, or name another file."
+            ) from error
 
 
 class TensorBoard(AbstractSink):

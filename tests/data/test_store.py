@@ -12,6 +12,7 @@ import mijax
 from mijax._errors import ConfigError, LoadError, OutputError, ShapeError, TokenError
 from mijax.data import AbstractSource, Batch, Stored, _store, store
 from mijax.data._permute import permuted
+from mijax.io import locked
 
 ROWS = np.random.default_rng(0).normal(size=(64, 2, 5)).astype(np.float32)
 
@@ -265,3 +266,37 @@ def test_activations_are_stored_and_resumed(tmp_path, monkeypatch):
     store(source, tmp_path / "a", 100, shard=16)
     assert contents(tmp_path / "a") == contents(tmp_path / "whole")
     assert shards == [0, 1, 2, 3, 4]
+
+
+def test_files_of_the_user_are_not_replaced(tmp_path):
+    folder = tmp_path / "a"
+    with pytest.raises(RuntimeError, match="stopped"):
+        store(Given(ROWS, stop=12), folder, 32, shard=8)
+    (folder / "x-00001.npy").write_text("mine")
+    before = contents(folder)
+    with pytest.raises(OutputError, match=r"x-00001\.npy is not the file that is st"):
+        store(Given(ROWS), folder, 32, shard=8)
+    assert contents(folder) == before
+    (folder / "x-00001.npy").unlink()
+    (tmp_path / "link").symlink_to("a")
+    with pytest.raises(OutputError, match="is a link"):
+        store(Given(ROWS), tmp_path / "link", 32, shard=8)
+    with locked(folder), pytest.raises(OutputError, match="another process"):
+        store(Given(ROWS), folder, 32, shard=8)
+    store(Given(ROWS), folder, 32, shard=8)
+    with locked(folder):  # a complete store is read only
+        store(Given(ROWS), tmp_path / "link", 32, shard=8)
+
+
+def test_an_edited_record_is_refused(tmp_path):
+    folder = tmp_path / "a"
+    store(Given(ROWS), folder, 32, shard=8)
+    record = json.loads((folder / "manifest.json").read_text())
+    record["shards"][1]["rows"] = 7
+    (folder / "manifest.json").write_text(json.dumps(record))
+    with pytest.raises(LoadError, match=r"manifest\.json is damaged or was changed"):
+        Stored(folder, batch=4)
+    del record["checksum"]  # as version 0.1.0 wrote it
+    record["shards"][1]["rows"] = 8
+    (folder / "manifest.json").write_text(json.dumps(record))
+    assert Stored(folder, batch=4).n == 32
