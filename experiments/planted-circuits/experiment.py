@@ -104,8 +104,8 @@ def run(config: Config, run: mijax.experiment.Run) -> None:
                     drawn[name] = result
                 if (name, case.label) not in known:
                     done += cells(name, case, result, resamples=config.resamples)
-                    rows = [dataclasses.asdict(one) for one in done]
-                    file.write_text(json.dumps(rows))
+                    text = json.dumps([dataclasses.asdict(one) for one in done])
+                    mijax.io.replace_file(file, lambda new, t=text: new.write_text(t))
             progress(i + 1, len(jobs))
     report(done, found, config.methods, run)
     for case in found:

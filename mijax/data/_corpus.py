@@ -13,7 +13,7 @@ from jaxtyping import Integer
 from mijax._errors import LoadError, OutputError, TokenError
 from mijax.data._files import check_file, read_json, write_json
 from mijax.data._tokenizer import Tokenizer
-from mijax.io import check_files, locked, replace_folder
+from mijax.io import check_files, replace_folder
 
 FORM = "mijax tokens 1"
 MANIFEST, IDS, ENDS = "manifest.json", "ids.bin", "ends.npy"
@@ -139,12 +139,10 @@ def tokenize(
         work.check(ids.size)
         return Corpus(ids, ends, separator, int(ids.max()), work.digest)
     folder = Path(folder)
-    if not filled(folder):
-        with locked(folder):
-            if not filled(folder):
-                replace_folder(folder, lambda new: fill(new, work))
-                return read(folder)
-    return kept(folder, work)
+    if folder.exists() and any(folder.iterdir()):
+        return kept(folder, work)
+    replace_folder(folder, lambda new: fill(new, work))
+    return read(folder)
 
 
 class Work:
@@ -202,11 +200,6 @@ def chunks(texts: Iterator[str]) -> Iterator[list[str]]:
             chunk, size = [], 0
     if chunk:
         yield chunk
-
-
-def filled(folder: Path) -> bool:
-    """Tell whether a folder exists and is not empty."""
-    return folder.exists() and any(folder.iterdir())
 
 
 def kept(folder: Path, work: Work) -> Corpus:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mijax._errors import OutputError
-from mijax.io._lock import acquire, hold, release
+from mijax.io._lock import acquire, hold, locked, release
 from mijax.io._manifest import check_replaceable, foreign, write_manifest
 
 ADVICE = "Check the folder and its free space."
@@ -60,8 +60,9 @@ def replace_folder(path: str | os.PathLike[str], fill: Callable[[Path], Any]) ->
         fill: writes files into the empty folder that it receives.
 
     Raises:
-        OutputError: the folder cannot be written, or a link, a file, or a folder with
-            anything that mijax did not write is in its place.
+        OutputError: the folder cannot be written, another process is writing it, or a
+            link, a file, or a folder with anything that mijax did not write is in its
+            place.
 
     Examples:
         >>> import tempfile
@@ -72,7 +73,7 @@ def replace_folder(path: str | os.PathLike[str], fill: Callable[[Path], Any]) ->
     """
     path = Path(path)
     check_replaceable(path)
-    with named(path), scratch_for(path) as scratch:
+    with named(path), locked(path), scratch_for(path) as scratch:
         new = scratch / NEW
         new.mkdir()
         fill(new)
@@ -90,7 +91,7 @@ def publish(folder: Path, path: Path) -> None:
         OutputError: as of `replace_folder`; `folder` is then unchanged.
     """
     check_replaceable(path)
-    with named(path), scratch_for(path) as scratch:
+    with named(path), locked(path), scratch_for(path) as scratch:
         put(folder, path, scratch)
 
 

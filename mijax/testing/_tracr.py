@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import LoadError, TokenError, nearest
-from mijax.io import SafeTensors, read_json, save_safetensors
+from mijax.io import SafeTensors, read_json, replace_file, save_safetensors
 from mijax.nn import (
     MLP,
     Attention,
@@ -219,7 +219,7 @@ def save_compiled(assembled: Assembled, folder: Path = FOLDER) -> None:
     name = assembled.about["name"]
     save_safetensors(assembled.arrays, folder / f"{name}.safetensors")
     text = json.dumps(assembled.about) + "\n"
-    (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    replace_file(folder / f"{name}.json", lambda new: new.write_text(text))
 
 
 def used_edges(model: Transformer) -> Iterator[tuple[str, str]]:

@@ -124,6 +124,15 @@ def test_files_replace_files_only(tmp_path):
     assert (tmp_path / "file").read_text() == "new"
 
 
+@pytest.mark.parametrize("name", WRITERS)
+def test_two_writers_of_one_folder(name, tmp_path):
+    write, path = WRITERS[name], tmp_path / "out"
+    write(path)
+    with locked(path):
+        refused(tmp_path, lambda: write(path), "being written by another process")
+    write(path)
+
+
 def test_files_that_come_during_the_writing_are_kept(tmp_path, monkeypatch):
     path = tmp_path / "out"
     one(path, "old")

@@ -87,9 +87,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     assert set(content["sha256"]) == {"a", "b"}
     content["sha256"]["a"] = "0" * 64
     note.write_text(json.dumps(content))
-    with pytest.raises(
-        OutputError, match=r"run/2 is damaged .*checksum of 'a'"
-    ):
+    with pytest.raises(OutputError, match=r"run/2 is damaged .*checksum of 'a'"):
         load(tmp_path / "run")
     note.write_text("{")
     with pytest.raises(OutputError, match="run/2 is damaged"):
