@@ -128,7 +128,8 @@ def swap(new: Path, path: Path, old: Path) -> None:
 
 def exchange(one: Path, other: Path) -> bool:
     """Swap two names atomically; false where the system cannot."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    system = ctypes.CDLL(None) if os.name == "posix" else None
+    rename = getattr(system, "renameat2", None)
     if rename is None:
         return False
     here, swapped = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
@@ -137,7 +138,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 def sync(path: Path) -> None:
     """Wait until a file or the entries of a folder are on the disk; skips links."""
-    if path.is_symlink():
+    if path.is_symlink() or (os.name == "nt" and path.is_dir()):
         return
     file = os.open(path, os.O_RDONLY)
     try:

@@ -138,7 +138,6 @@ def load_folder(folder: Path, source: str, dtype: DTypeLike) -> Loaded:
         model, spec = read_checkpoint(folder, checkpoint_metadata(folder), dtype)
         files = [file for file in folder.rglob("*") if file.is_file()]
         return Loaded(model, tokenizer_in(folder, {}), spec, source, digest(files))
-    check_files(folder)
     path = folder / "config.json"
     config = read_json(path)
     tensors = open_weights(folder)
@@ -154,6 +153,8 @@ def load_folder(folder: Path, source: str, dtype: DTypeLike) -> Loaded:
         spec = family.from_config(config, str(path))
         model = assemble(family, spec, tensors, family.table(spec), dtype)
     text = tokenizer_in(folder, config)
+    # Last, since errors of the readers above say more about what is wrong.
+    check_files(folder)
     return Loaded(model, text, spec, source, digest(tensors.files))
 
 

@@ -12,6 +12,7 @@ import mijax
 from mijax._errors import ConfigError
 from mijax.cli import main
 from mijax.experiment import _discover as discover
+from mijax.io._manifest import write_manifest
 
 COMMANDS = ["list", "run", "reproduce", "show", "patch", "logits", "attention"]
 
@@ -188,6 +189,11 @@ def test_reproduce_all_of_a_size(capsys, toy, monkeypatch):
     kept.write_text("".join(older))
     assert main(words) == 1
     assert Path("kept/toy/record.json").stat().st_mtime_ns == before
+    # It is not replaced as long as it holds an edit that mijax did not make.
+    assert main([*words, "--which", "all"]) == 1
+    assert "which was" in capsys.readouterr().out
+    assert Path("kept/toy/record.json").stat().st_mtime_ns == before
+    write_manifest(kept.parent)
     assert main([*words, "--which", "all"]) == 1
     assert Path("kept/toy/record.json").stat().st_mtime_ns > before
     assert main(["run", "toy/whole", "--out", "kept/toy-whole"]) == 0

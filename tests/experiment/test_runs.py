@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,31 +172,7 @@ def test_links_are_not_followed(tmp_path):
     with pytest.raises(OutputError, match="is a link"):
         execute(file, out=tmp_path / "out")
     (tmp_path / "out").unlink()
-    kill(tmp_path, tmp_path / "out")
-    scratch = tmp_path / "out.partial" / "scratch"
-    scratch.rename(tmp_path / "aside")
-    scratch.symlink_to(tmp_path / "thesis")
-    with pytest.raises(OutputError, match="holds 'scratch', which mijax did not"):
-        execute(file, out=tmp_path / "out")
     assert names(thesis) == ["chapter"]
-
-
-def torn(partial):
-    (partial / "unfinished.json").write_text('{"name": "to')
-
-
-def empty(partial):
-    (partial / "unfinished.json").write_bytes(b"")
-
-
-@pytest.mark.parametrize("damage", [torn, empty])
-def test_a_run_with_a_damaged_state_is_taken_up_again(tmp_path, damage):
-    out = tmp_path / "out"
-    file = kill(tmp_path, out)
-    damage(tmp_path / "out.partial")
-    assert execute(file, ["--kill"], out=out).numbers[0].value == 4
-    assert json.loads((out / "record.json").read_text())["resumed"] is True
-    assert names(tmp_path) == ["out", "toy"]
 
 
 @pytest.mark.parametrize("left", ["", "lock", ".unfinished.json.mijax-abcdefgh/new"])
@@ -210,10 +187,9 @@ def test_a_run_killed_before_its_first_write_starts(tmp_path, left):
     assert names(tmp_path) == ["out", "toy"]
 
 
-def test_files_in_a_working_folder_are_not_touched(tmp_path):
-    out = tmp_path / "out"
+def test_a_working_folder_is_checked_and_taken_up_again(tmp_path):
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
     file = kill(tmp_path, out)
-    partial = tmp_path / "out.partial"
     (partial / "chapter").write_text("mine")
     before = names(partial)
     for words in (["--kill"], []):
@@ -221,7 +197,21 @@ def test_files_in_a_working_folder_are_not_touched(tmp_path):
             execute(file, words, out=out)
         assert names(partial) == before
     (partial / "chapter").unlink()
-    assert execute(file, ["--kill"], out=out).numbers[0].value == 4
+    (partial / "scratch").rename(tmp_path / "aside")
+    (partial / "scratch").symlink_to(tmp_path / "aside")
+    with pytest.raises(OutputError, match="holds 'scratch', which mijax did not"):
+        execute(file, out=out)
+    (partial / "scratch").unlink()
+    (tmp_path / "aside").rename(partial / "scratch")
+    shutil.copytree(partial, tmp_path / "copy")
+    for text in ('{"name": "to', ""):
+        if not partial.exists():
+            (tmp_path / "copy").rename(partial)
+        (partial / "unfinished.json").write_text(text)
+        # Four lines: the steps before the kill were not done a second time.
+        assert execute(file, ["--kill"], out=out).numbers[0].value == 4
+        assert json.loads((out / "record.json").read_text())["resumed"] is True
+    assert names(tmp_path) == ["out", "toy"]
 
 
 def test_strange_folders_are_refused(tmp_path):

@@ -218,7 +218,7 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path, monkeypatch):
         "replace_folder(sys.argv[1], lambda new: os.kill(os.getpid(), signal.SIGKILL))"
     )
     subprocess.run([sys.executable, "-c", code, str(path)], check=False)
-    (left,) = tmp_path.glob(".out.mijax-*")
+    (left,) = tmp_path.glob(".out.mijax-????????")
     assert (path / "a").read_text() == "old"
     thesis(tmp_path / ".out.mijax-thesis12")
     # Killed between the two renames of a system that cannot exchange names.

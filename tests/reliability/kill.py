@@ -312,15 +312,16 @@ def main():
     for name in options.only:
         draw = random.Random(f"{options.seed} {name}")
         wanted, seconds = full(JOBS[name])
-        hits, found = 0, []
-        for i in range(options.kills):
-            killed, faults = trial(JOBS[name], wanted, draw.uniform(0.0, seconds))
-            hits += killed
-            found += [f"kill {i}: {fault}" for fault in faults]
+        kills, found = 0, []
+        while kills < options.kills:
+            moment = draw.uniform(0.0, seconds)
+            killed, faults = trial(JOBS[name], wanted, moment)
+            kills += killed
+            found += [f"at {moment:.3f} s: {fault}" for fault in faults]
+            seconds = seconds if killed else moment
         bad += len(found)
         print(
-            f"{name}: {options.kills} runs, {hits} killed within {seconds:.2f} s, "
-            f"{len(found)} faults",
+            f"{name}: {kills} kills within {seconds:.2f} s, {len(found)} faults",
             flush=True,
         )
         print("".join(f"  {line}\n" for line in found), end="", flush=True)
