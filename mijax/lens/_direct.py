@@ -3,94 +3,121 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mijax._errors import ShapeError
-from mijax.core import Site, capture
-from mijax.core._check import one_each
-from mijax.core._tokens import TokensLike, as_tokens
+from mijax._errors import PositionError, ShapeError, SiteError
+from mijax.core import BlockSites, Site
+from mijax.core._check import check_prompts, check_sites, one_each
+from mijax.core._model import scan_blocks
+from mijax.core._rows import Sequence
+from mijax.core._run import over_prompts
+from mijax.core._sites import empty
+from mijax.core._text import ModelLike, TextLike, opened
+from mijax.core._tokens import as_tokens, lengths_of, padded_lengths
 from mijax.nn import Transformer, Unembedding, scaled_like
 
 
 class Direct(eqx.Module):
-    """What each part writes directly to a logit difference, in nats.
+    """Direct contribution of each part to a logit or logit difference, in nats.
+
+    The axis `seq` is present where every position was read.
 
     Attributes:
-        heads: every attention head, `[batch, layer, heads]`.
-        mlps: every MLP, `[batch, layer]`; zeros without MLPs.
-        attention_bias: the output bias of attention, `[batch, layer]`.
-        embed: the embedding, `[batch]`.
-        bias: biases of the final norm and the unembedding, `[batch]`.
+        heads: every attention head, `[batch, layer, *seq, heads]`.
+        mlps: every MLP, `[batch, layer, *seq]`; zeros without MLPs.
+        attention_bias: the output bias of attention, `[batch, layer, *seq]`.
+        embed: the embedding, `[batch, *seq]`.
+        bias: biases of the final norm and the unembedding, `[batch, *seq]`.
+        neurons: every neuron of the MLPs, `[batch, layer, *seq, mlp]`; `None` where
+            they were not asked for. Their sum and `mlp_bias` add up to `mlps`.
+        mlp_bias: the output bias of the MLPs, `[batch, layer, *seq]`, or `None`.
     """
 
-    heads: Float[Array, "batch layer heads"]
-    mlps: Float[Array, "batch layer"]
-    attention_bias: Float[Array, "batch layer"]
-    embed: Float[Array, " batch"]
-    bias: Float[Array, " batch"]
+    heads: Float[Array, "batch layer *seq heads"]
+    mlps: Float[Array, "batch layer *seq"]
+    attention_bias: Float[Array, "batch layer *seq"]
+    embed: Float[Array, "batch *seq"]
+    bias: Float[Array, "batch *seq"]
+    neurons: Float[Array, "batch layer *seq mlp"] | None = None
+    mlp_bias: Float[Array, "batch layer *seq"] | None = None
 
-    def total(self) -> Float[Array, " batch"]:
-        """Returns the sum of all parts: the logit difference of the model."""
-        layers = self.heads.sum((1, 2)) + (self.mlps + self.attention_bias).sum(1)
-        return layers + self.embed + self.bias
+    def total(self) -> Float[Array, "batch *seq"]:
+        """Return the sum of all parts: the logit or logit difference of the model."""
+        layers = self.heads.sum(-1) + self.mlps + self.attention_bias
+        return layers.sum(1) + self.embed + self.bias
 
 
 def direct_logit_attribution(
-    model: Transformer,
-    tokens: TokensLike,
-    answer: Int[Array, "*batch"],
-    wrong: Int[Array, "*batch"],
+    model: ModelLike,
+    tokens: TextLike,
+    answer: Any,
+    wrong: Any = None,
     *,
-    position: Int[Array, " batch"],
+    position: Any = None,
+    neurons: bool = False,
 ) -> Direct:
-    r"""Splits a logit difference over the parts that write to the residual stream.
+    r"""Split a logit or logit difference over the parts that write to the stream.
 
     The final residual stream is a sum of terms, and with the scale of the final norm
-    frozen the logit difference is linear in them:
+    frozen a logit, or a difference of two, is linear in them:
     $\Delta = \sum_i \mathrm{LN}_x(r_i) \cdot (W_U[a] - W_U[w]) + b$
     (Elhage et al. 2021, transformer-circuits.pub/2021/framework; Wang et al. 2023,
-    arXiv:2211.00593). It sees direct effects only: what a head does through later
-    layers counts for those.
+    arXiv:2211.00593). It measures direct effects only: the effect of a head through
+    later layers counts for those.
+
+    Each layer is attributed while it runs, so memory is that of the result: neurons of
+    all positions take `layer * seq * mlp` numbers per prompt, everything else little.
 
     Args:
-        model: a transformer whose blocks add to the residual stream.
-        tokens: token ids of a batch, or `mijax.data.Prompts`.
-        answer: id of the answer of each prompt.
-        wrong: id of the wrong answer of each prompt.
-        position: position that is read in each prompt (`prompts.last`).
+        model: a transformer whose blocks add to the residual stream, or a language
+            model (`mijax.models.load(...)`).
+        tokens: token ids of a batch, `mijax.data.Prompts`, or a list of texts.
+        answer: id of the answer, one for all prompts or one for each.
+        wrong: id of the wrong answer, in the same form; without it the logit of the
+            answer is split.
+        position: position to read, one for all prompts or one for each
+            (`prompts.last`); every position by default, NaN at padding.
+        neurons: whether to split the MLPs over their neurons too.
 
     Returns:
-        The parts; `total()` is the logit difference.
+        The parts; `total()` is the logit, or the logit difference.
 
     Raises:
         ShapeError: tokens that are not a batch, or answers beyond the vocabulary.
+        PositionError: a position beyond the prompt.
+        SiteError: neurons of a model without MLPs.
 
     Examples:
         >>> import jax, jax.numpy as jnp, mijax
         >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
-        >>> one = jnp.array([3])
-        >>> direct = mijax.lens.direct_logit_attribution(
-        ...     model, jnp.array([[5, 6, 7]]), one, one + 1, position=one - 1
-        ... )
-        >>> direct.heads.shape
+        >>> tokens = jnp.array([[5, 6, 7]])
+        >>> split = mijax.lens.direct_logit_attribution
+        >>> split(model, tokens, 3, 4, position=2).heads.shape
         (1, 3, 4)
+        >>> logit = split(model, tokens, 3, neurons=True)
+        >>> logit.neurons.shape, logit.total().shape  # of every position
+        ((1, 3, 3, 64), (1, 3))
     """
-    given, tokens = tokens, as_tokens(tokens)
+    model, given = opened(model, tokens)
+    assert isinstance(model, Transformer)
+    lengths, tokens = lengths_of(given), as_tokens(given)
     if tokens.ndim != 2:
         raise ShapeError(f"Tokens are [batch, seq] here, got {tokens.shape}.")
-    names = ("z", "resid_post") if _mlp_free(model) else ("z", "resid_post", "mlp_out")
-    sites: dict[str, Site] = {name: Site(name, position=position) for name in names}
-    sites["embed"] = Site("embed", position=position)
-    acts = capture(model, given, sites)
-    batch = (tokens.shape[0],)
-    vocab = _head(model).weight.shape[0]
-    answer, wrong = (one_each(ids, batch, vocab) for ids in (answer, wrong))
-    return _split(model, acts, answer, wrong)
-
-
-def _mlp_free(model: Transformer) -> bool:
-    return getattr(model.blocks, "mlp", None) is None
+    if isinstance(position, slice):
+        raise PositionError(f"Give one position per prompt, or none, got {position}.")
+    check_sites(model, tokens, Site("embed", position=position), lengths=lengths)
+    check_prompts(model, tokens)
+    if neurons and getattr(model.blocks, "mlp", None) is None:
+        raise SiteError("The model has no MLPs, so it has no neurons to attribute to.")
+    batch, vocab = (tokens.shape[0],), _head(model).weight.shape[0]
+    answer = one_each(answer, batch, vocab)
+    wrong = None if wrong is None else one_each(wrong, batch, vocab)
+    if position is not None:
+        position = jnp.broadcast_to(jnp.asarray(position, jnp.int32), batch)
+    padded = padded_lengths(given, tokens.shape[1]) if position is None else None
+    return _split(model, tokens, (answer, wrong), position, padded, neurons)
 
 
 def _head(model: Transformer) -> Unembedding:
@@ -98,27 +125,99 @@ def _head(model: Transformer) -> Unembedding:
 
 
 @eqx.filter_jit
-def _split(model: Transformer, acts: Any, answer: Array, wrong: Array) -> Direct:
-    head = _head(model)
-    attention: Any = getattr(model.blocks, "attention")  # noqa: B009
-    weight = head.weight[answer] - head.weight[wrong]
-    last = acts["resid_post"][:, -1]
+def _split(
+    model: Transformer,
+    tokens: Int[Array, "batch seq"],
+    ids: tuple[Int[Array, " batch"], Int[Array, " batch"] | None],
+    position: Int[Array, " batch"] | None,
+    lengths: Int[Array, " batch"] | None,
+    neurons: bool,
+) -> Direct:
+    """Run every prompt twice: to the final norm, then again to attribute each layer."""
 
-    def direct(term: Array) -> Array:
-        axes = (1,) * (term.ndim - 2)
-        x = last.reshape(len(last), *axes, -1)
-        to = weight.reshape(len(weight), *axes, -1)
-        return (scaled_like(model.norm, term, x) * to).sum(-1)
+    def one(tokens: Array, prompt: Array) -> Direct:
+        every = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+        rows = Sequence(every, prompt, prompt)
+        embed = model.embed(tokens, every)
+        run = lambda select: scan_blocks(  # noqa: E731
+            model, embed, empty().blocks, rows, select=select
+        )
+        x, _ = run(lambda kept, acts, layer: (kept, None))
+        at = every if position is None else position[prompt][None]
+        of_prompt = jax.tree.map(lambda i: i[prompt], ids)
+        to, bias = _direction(model, x[at], of_prompt)
 
-    written = jnp.einsum("blhd,lhde->blhe", acts["z"], attention.w_o)
-    layers = acts["z"].shape[:2]
-    b_o = jnp.zeros((*layers, last.shape[-1]))
-    if attention.b_o is not None:
-        b_o = jnp.broadcast_to(attention.b_o, b_o.shape)
-    bias = jnp.zeros(len(last)) if head.bias is None else head.bias[answer]
-    bias = bias if head.bias is None else bias - head.bias[wrong]
+        def tidy(part: Array) -> Array:
+            """Mark padding in an array with rows first, and drop the axis of one."""
+            if lengths is not None:
+                real = every < lengths[prompt]
+                real = real.reshape(-1, *(1,) * (part.ndim - 1))
+                part = jnp.where(real, part, jnp.nan)
+            return part if position is None else part[0]
+
+        def select(kept: Any, acts: BlockSites[Any], layer: Array) -> Any:
+            parts = _parts(model, acts, layer, at, to, neurons)
+            return kept, jax.tree.map(tidy, parts)
+
+        _, (_, found) = run(select)
+        first = tidy((embed[at] * to).sum(-1))
+        bias = tidy(jnp.broadcast_to(bias, at.shape))
+        return Direct(embed=first, bias=bias, **found)
+
+    return over_prompts(one, tokens)
+
+
+def _direction(
+    model: Transformer, x: Float[Array, "rows embed"], ids: Any
+) -> tuple[Float[Array, "rows embed"], Float[Array, ""]]:
+    """Return the direction in the stream that the logits read, and what biases add.
+
+    Args:
+        model: the model.
+        x: the last residual stream, which sets the scale of the final norm.
+        ids: the answer, and the wrong answer or `None`.
+
+    Returns:
+        The gradient of the logits in the stream with the scale frozen, and a bias.
+    """
+    head, (answer, wrong) = _head(model), ids
+    to = head.weight[answer].astype(jnp.float32)
+    bias = jnp.float32(0.0) if head.bias is None else head.bias[answer]
+    if wrong is not None:
+        to = to - head.weight[wrong]
+        bias = bias if head.bias is None else bias - head.bias[wrong]
     norm_bias = getattr(model.norm, "bias", None)
     if norm_bias is not None:
-        bias = bias + weight @ norm_bias
-    mlps = direct(acts["mlp_out"]) if "mlp_out" in acts else jnp.zeros(layers)
-    return Direct(direct(written), mlps, direct(b_o), direct(acts["embed"]), bias)
+        bias = bias + to @ norm_bias
+    wide = x.astype(jnp.float32)
+    linear = lambda term: (scaled_like(model.norm, term, wide) * to).sum()  # noqa: E731
+    return jax.grad(linear)(jnp.zeros_like(wide)), bias
+
+
+def _parts(
+    model: Transformer,
+    acts: BlockSites[Any],
+    layer: Array,
+    at: Int[Array, " rows"],
+    to: Float[Array, "rows embed"],
+    neurons: bool,
+) -> dict[str, Array]:
+    """Return the contributions of one layer's parts, with rows first."""
+    attention: Any = getattr(model.blocks, "attention")  # noqa: B009
+    mlp: Any = getattr(model.blocks, "mlp", None)
+    read = jnp.einsum("hde,ne->nhd", attention.w_o[layer], to)
+    nothing = jnp.zeros(at.shape, to.dtype)
+    parts = {
+        "heads": (acts.z[at] * read).sum(-1),
+        "mlps": nothing if mlp is None else (acts.mlp_out[at] * to).sum(-1),
+        "attention_bias": _of_bias(attention, "b_o", layer, to),
+    }
+    if neurons and mlp is not None:
+        parts["neurons"] = acts.mlp_post[at] * (to @ mlp.w_out[layer].T)
+        parts["mlp_bias"] = _of_bias(mlp, "b_out", layer, to)
+    return parts
+
+
+def _of_bias(module: Any, name: str, layer: Array, to: Array) -> Float[Array, " rows"]:
+    bias = getattr(module, name, None)
+    return jnp.zeros(len(to), to.dtype) if bias is None else to @ bias[layer]

@@ -2,12 +2,13 @@
 
 import chex
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import pytest
 from cases import CLEAN, LAST, METRIC, MODELS, model
 
 import mijax
-from mijax._errors import ShapeError
+from mijax._errors import ShapeError, SiteError
 from mijax.lens import direct_logit_attribution
 
 
@@ -37,6 +38,40 @@ def test_without_a_norm_a_head_of_the_last_layer_is_its_own_ablation():
     change = METRIC(mijax.run(plain, CLEAN)) - METRIC(mijax.run(plain, CLEAN, ablate))
     assert abs(change).min() > 1e-3
     chex.assert_trees_all_close(direct.heads[:, last, 2], change, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_logit_at_every_position_and_per_neuron(name):
+    one = model(name)
+    wide = name != "attention_only"
+    direct = direct_logit_attribution(one, CLEAN, METRIC.answer, neurons=wide)
+    logits = mijax.run(one, CLEAN)
+    expected = jnp.take_along_axis(logits, METRIC.answer[:, None, None], axis=2)[..., 0]
+    chex.assert_shape(direct.heads, (3, one.n_layers, 7, 4))
+    chex.assert_trees_all_close(direct.total(), expected, atol=1e-4)
+    if wide:
+        chex.assert_shape(direct.neurons, (3, one.n_layers, 7, None))
+        parts = direct.neurons.sum(-1) + direct.mlp_bias
+        chex.assert_trees_all_close(parts, direct.mlps, atol=1e-4)
+    # A position of each prompt is that entry of all positions.
+    last = direct_logit_attribution(one, CLEAN, METRIC.answer, position=LAST)
+    rows = jnp.arange(3)
+    chex.assert_trees_all_close(last.heads, direct.heads[rows, :, LAST], atol=1e-5)
+    assert last.neurons is None
+
+
+def test_padding_is_nan_and_neurons_need_mlps():
+    prompts = mijax.data.Prompts.from_ids([[5, 9, 2], [1, 2]])
+    total = direct_logit_attribution(model("gpt2"), prompts, 3).total()
+    assert jnp.isnan(total).tolist() == [[False] * 3, [False, False, True]]
+    with pytest.raises(SiteError, match="no MLPs"):
+        direct_logit_attribution(model("attention_only"), CLEAN, 3, neurons=True)
+
+
+def test_logit_parts_are_added_while_layers_run():
+    """No array holds what every head writes, `[layer, seq, heads, embed]`."""
+    split = lambda t: direct_logit_attribution(model("gpt2"), t, 3)  # noqa: E731
+    assert "3,7,4,32]" not in str(jax.make_jaxpr(split)(CLEAN))
 
 
 @pytest.mark.parametrize("token", [-1, 10_000])
