@@ -63,7 +63,8 @@ class Journal:
         if self.path is None or not os.path.lexists(self.path):
             return
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            # NumPy leaves a file open that it opened and cannot read.
+            with self.path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 found, done = str(file["digest"]), int(file["done"])
                 kept, checksum = file["values"], str(file["checksum"])
         except DAMAGED as error:

@@ -139,7 +139,7 @@ def tokenize(
         work.check(ids.size)
         return Corpus(ids, ends, separator, int(ids.max()), work.digest)
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists():
         return kept(folder, work)
     replace_folder(folder, lambda new: fill(new, work))
     return read(folder)

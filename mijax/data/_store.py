@@ -278,7 +278,7 @@ class Writer:
         path = self.folder / STATE
         leaves, tree = jax.tree.flatten(start)
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 done = int(file["done"])
                 found = [file[f"leaf{i}"] for i in range(len(leaves))]
         except FileNotFoundError:

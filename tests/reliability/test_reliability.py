@@ -10,7 +10,7 @@ from reliability import flips
 
 def test_killed_jobs_resume_with_identical_results():
     script = Path(__file__).parent / "kill.py"
-    command = [sys.executable, script, "--kills", "2", "--only", "training", "save"]
+    command = [sys.executable, script, "--kills", "1", "--only", "training", "save"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(" 0 faults") == 2
