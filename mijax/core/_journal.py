@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import time
-import zipfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +16,6 @@ from mijax.io import locked, replace_file
 
 # Jobs ask after every chunk, so a kill costs this much work and one chunk.
 SECONDS_BETWEEN_SAVES = 30.0
-DAMAGED = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile)
 
 
 class Journal:
@@ -67,7 +65,7 @@ class Journal:
             with self.path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 found, done = str(file["digest"]), int(file["done"])
                 kept, checksum = file["values"], str(file["checksum"])
-        except DAMAGED as error:
+        except Exception as error:  # NumPy and zipfile raise many unrelated kinds
             raise self._refused("cannot be read as a file to resume from") from error
         if checksum != checksum_of(found, done, kept):
             raise self._refused("was changed after it was written, or is damaged")

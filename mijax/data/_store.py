@@ -2,7 +2,6 @@
 
 import os
 import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from mijax.data._files import (
 )
 from mijax.data._source import AbstractSource
 from mijax.io import locked
+from mijax.io._checkpoint import one_line
 from mijax.io._durable import named
 
 FORM = "mijax activations 1"
@@ -283,9 +283,9 @@ class Writer:
                 found = [file[f"leaf{i}"] for i in range(len(leaves))]
         except FileNotFoundError:
             return 0, start
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except Exception as error:  # NumPy and zipfile raise many unrelated kinds
             raise LoadError(
-                f"{path} is damaged ({error}): delete it to begin again."
+                f"{path} is damaged ({one_line(error)}): delete it to begin again."
             ) from error
         found = [
             typed(value, leaf.dtype.name)
