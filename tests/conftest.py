@@ -57,7 +57,8 @@ SLOW = (
     "train/test_processes.py",
 )
 # Of the model kinds that laws run over, those that others have most in common with.
-SLOW_MODELS = {"parallel", "attention_only", "tiny_parallel", "tiny_attention_only"}
+KINDS = ("parallel", "attention_only", "attention only")
+SLOW_MODELS = {*KINDS, "tiny_parallel", "tiny_attention_only"}
 
 
 def pytest_collection_modifyitems(items):
@@ -87,6 +88,12 @@ def forget_programs():
     yield
     if maps() > 8_000:
         jax.clear_caches()
+
+
+@pytest.fixture
+def no_programs():
+    """Without programs of earlier tests, for tests that count traces."""
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import jaxtyping
 import pytest
 import yaml
 
@@ -114,14 +113,6 @@ def trailing_comment(line):
     except (SyntaxError, ValueError):
         return None
     return comment
-
-
-@pytest.fixture
-def unchecked():
-    """Turns run-time types off, as they are for users."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("unchecked")

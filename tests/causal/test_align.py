@@ -116,7 +116,7 @@ def test_boundaries_are_learned_and_neurons_do_not_do():
     np.testing.assert_array_equal(masks.subspaces.mask[0], np.eye(WIDTH)[:2])
 
 
-def test_other_numbers_share_the_program(monkeypatch):
+def test_other_numbers_share_the_program(no_programs, monkeypatch):
     traces = []
     losses = module.losses
     monkeypatch.setattr(

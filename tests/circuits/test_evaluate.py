@@ -240,7 +240,7 @@ def test_neurons_between_none_and_all():
     chex.assert_trees_all_close(nothing, empty, atol=1e-4)
 
 
-def test_one_program_for_all_sizes(monkeypatch):
+def test_one_program_for_all_sizes(no_programs, monkeypatch):
     model, graph = cases.model("parallel"), Graph.of(cases.model("parallel"))
     traces = []
     counted = module.score

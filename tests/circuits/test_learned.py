@@ -157,7 +157,7 @@ QUICK = {
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_seeds_decide_and_only_shapes_are_compiled(name, monkeypatch):
+def test_seeds_decide_and_only_shapes_are_compiled(name, no_programs, monkeypatch):
     traces = []
 
     def counted(*args):

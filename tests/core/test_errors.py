@@ -1,7 +1,6 @@
 """Bad input gets one line that says what was given, expected and to do."""
 
 import jax.numpy as jnp
-import jaxtyping
 import pytest
 from cases import CLEAN, acts_of, model
 
@@ -89,14 +88,6 @@ CASES = [
         "fixed integers",
     ),
 ]
-
-
-@pytest.fixture
-def unchecked():
-    """Turns run-time types off, so that the library's own checks are reached."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -215,7 +215,7 @@ def test_k_may_differ_between_lanes():
         assert int((found.encode(source().x) > 0).sum(1).max()) == k
 
 
-def test_another_number_is_the_same_program():
+def test_another_number_is_the_same_program(no_programs):
     from mijax.train import _update  # noqa: PLC0415
 
     d.train(training(learning_rate=1e-2), source())
