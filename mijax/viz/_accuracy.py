@@ -16,6 +16,7 @@ from mijax.viz._style import (
     name_axes,
     new_figure,
     tick,
+    write_title,
 )
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def accuracy_bands(
     positions: Sequence[object] | None = None,
     lines: Mapping[str, float | Cells] | None = None,
     title: str = "",
-    x: str = "layer",
-    y: str = "held-out accuracy",
+    x: str = "Layer",
+    y: str = "Held-out accuracy",
 ) -> "Figure":
     """Draws accuracies by layer with bands, one panel per position.
 
@@ -92,13 +93,12 @@ def accuracy_bands(
         left, lowest = place % across == 0, place + across >= n_positions
         name_axes(axes, x=x if lowest else "", y=y if left else "")
         if n_positions > 1 or positions is not None:
-            name = f"position {place}" if positions is None else str(positions[place])
+            name = f"Position {place}" if positions is None else str(positions[place])
             name_axes(axes, title=readable(name))
     if len(parts) + len(lines or {}) > 1:
         columns = min(len(parts) + len(lines or {}), 2 * across + 1)
         legend_below(figure, panels[:1], columns=columns)
-    if title:
-        figure.suptitle(drawable(title), fontsize=11, parse_math=False)
+    write_title(figure, title)
     return figure
 
 

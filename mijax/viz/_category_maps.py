@@ -7,7 +7,7 @@ import numpy as np
 
 from mijax._errors import ShapeError
 from mijax.viz._labels import drawable
-from mijax.viz._style import Grid, name_axes, new_figure, tick
+from mijax.viz._style import Grid, name_axes, new_figure, tick, write_title
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,8 +85,7 @@ def category_maps(
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-    if title:
-        figure.suptitle(drawable(title), fontsize=11, parse_math=False)
+    write_title(figure, title)
     return figure
 
 

@@ -29,7 +29,7 @@ def circuit_graph(
     edges: Circuit | Mask | None = None,
     top: int | None = None,
     title: str = "",
-    measure: str = "score",
+    measure: str = "Score",
 ) -> "Figure":
     """Draws the edges of a circuit that matter most.
 
@@ -257,7 +257,7 @@ def _legend(
         axes.text(
             middle,
             -0.86 * _BELOW,
-            "q, k, v: what of a head an edge enters",
+            "q, k, v: query, key or value that an edge enters",
             ha="center",
             va="center",
             fontsize=7,

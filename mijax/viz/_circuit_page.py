@@ -11,6 +11,7 @@ import numpy as np
 from mijax._errors import ShapeError
 from mijax.circuits import Circuit, Scores
 from mijax.viz._circuit import shortened, tip
+from mijax.viz._html import Page
 from mijax.viz._layout import Box, Layout, lay_out
 from mijax.viz._selection import Edge, Mask, points, select, shares, strength
 
@@ -25,8 +26,8 @@ def circuit_page(
     top: int | None = None,
     shown: int = 60,
     title: str = "Circuit",
-    measure: str = "score",
-) -> str:
+    measure: str = "Score",
+) -> Page:
     """Writes a page that shows a circuit and the paths through it.
 
     The picture is that of `circuit_graph`. Pointing at a node or an edge shows its
@@ -43,7 +44,8 @@ def circuit_page(
         measure: what the scores measure.
 
     Returns:
-        HTML with its style, program, picture and data inside it.
+        HTML with its style, program, picture and data inside it; a notebook shows it
+        in a frame.
 
     Raises:
         ShapeError: the scores are not of edges, the mask does not fit, or there is
@@ -80,7 +82,7 @@ def circuit_page(
     text = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
     page = resources.files("mijax.viz").joinpath("_circuit.html").read_text("utf-8")
     parts = {"data": text, "picture": _svg(layout, chosen), "title": escape(title)}
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
+    return Page(re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page))
 
 
 def _number(value: float | None) -> float | None:

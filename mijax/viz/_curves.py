@@ -30,8 +30,8 @@ def faithfulness_curves(
     *,
     log: bool = False,
     title: str = "",
-    x: str = "share of edges",
-    y: str = "faithfulness",
+    x: str = "Fraction of edges",
+    y: str = "Faithfulness",
 ) -> "Figure":
     """Draws how faithful circuits of growing size are, with bands.
 
@@ -102,8 +102,8 @@ def score_scatter(
     labels: Sequence[str] | None = None,
     outliers: int = 8,
     title: str = "",
-    x: str = "exact score",
-    y: str = "estimated score",
+    x: str = "Exact score",
+    y: str = "Estimated score",
 ) -> "Figure":
     r"""Draws estimated scores against exact ones.
 
@@ -151,12 +151,7 @@ def score_scatter(
     clean_frame(axes)
     axes.grid(color="#dddddd", linewidth=0.6)
     head = f"{title}\n" if title else ""
-    name_axes(axes, x=x, y=y)
-    axes.set_title(
-        "\n".join(map(drawable, f"{head}{_agreement(one, two)}".split("\n"))),
-        fontsize=10,
-        parse_math=False,
-    )
+    name_axes(axes, title=f"{head}{_agreement(one, two)}", x=x, y=y)
     if names:
         far = np.argsort(-np.abs(two - one), kind="stable")[:outliers]
         name_points(axes, one, two, {i: names[i] for i in far.tolist()})

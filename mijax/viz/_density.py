@@ -30,7 +30,7 @@ def density_histogram(
     dense: float = 0.1,
     bins: int = 50,
     title: str = "",
-    x: str = "share of examples in which a latent is active",
+    x: str = "Fraction of examples in which a latent is active",
 ) -> "Figure":
     """Draws how often latents are active, on a logarithmic axis.
 
@@ -87,7 +87,7 @@ def density_histogram(
         axes.axvline(np.log10(dense), color=_GREY, linewidth=0.9, linestyle=(0, (5, 3)))
     axes.set_xlim(low - width * (2.5 + len(shares)), 0)
     clean_frame(axes)
-    name_axes(axes, title=title, x=x, y="share of latents")
+    name_axes(axes, title=title, x=x, y="Fraction of latents")
     # Room for the legend above the highest bar.
     axes.set_ylim(0, axes.get_ylim()[1] * (1.02 + 0.08 * len(shares)))
     write_legend(axes, loc="upper left", bbox_to_anchor=(0.12, 1.0))
@@ -115,5 +115,5 @@ def _marks(axes: "Axes", *, low: float, middle: float) -> None:
     powers = np.arange(low, 1)
     step = max(1, -(-len(powers) // 7))
     shown = powers[::-1][::step][::-1]
-    texts = ["dead", *(f"{10.0**power:g}" for power in shown)]
+    texts = ["Dead", *(f"{10.0**power:g}" for power in shown)]
     axes.set_xticks([middle, *shown], texts, fontsize=8)

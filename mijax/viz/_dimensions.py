@@ -74,14 +74,14 @@ def feature_dimensions(
         ends = (stars.min(0), stars.max(0))
         above.fill_between(places, *ends, color=COLOURS[0], alpha=0.2, linewidth=0)
     _mark(above, {"": 1.0, " ": 0.5})
-    name_axes(above, title=title, y="dimensions per feature, D*")
+    name_axes(above, title=title, y="Dimensions per feature, D*")
     # Features of one model stand side by side, over the width of the gap to the next.
     step = np.log(places.max() / places.min()) / max(len(p) - 1, 1) or 0.1
     spread = np.linspace(-0.35, 0.35, shares.shape[1]) * step
     x = np.exp(np.log(places)[:, None] + spread)
     below.scatter(x, shares, s=3, color=COLOURS[1], alpha=0.6, linewidth=0)
     _mark(below, lines)
-    name_axes(below, x="1 / density, 1 / (1 - S)", y="dimensionality of a feature, D")
+    name_axes(below, x="1 / density, 1 / (1 - S)", y="Dimensionality of a feature, D")
     for axes, heights in ((above, stars), (below, shares)):
         axes.set_xscale("log")
         axes.set_xlim(x.min() / 1.02, x.max() * 1.02)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from mijax.data import Tokenizer
 from mijax.dictionaries import Features
+from mijax.viz._html import Page
 
 # Activations travel as shares of the latent's largest, in 16 bits.
 _FULL, _NONE = 65534, 65535
@@ -27,7 +28,7 @@ def feature_page(
     tokenizer: Tokenizer | None = None,
     title: str = "",
     index: str | None = None,
-) -> str:
+) -> Page:
     """Writes a page about one latent.
 
     It holds the examples with tokens coloured by activation, the histogram of
@@ -43,7 +44,7 @@ def feature_page(
         index: address of the page of `feature_pages`, for links to neighbours.
 
     Returns:
-        HTML with its style, program and data inside it.
+        HTML with its style, program and data inside it; a notebook shows it in a frame.
 
     Raises:
         ShapeError: the latent is not among the features.
@@ -69,7 +70,7 @@ def feature_pages(
     *,
     tokenizer: Tokenizer | None = None,
     title: str = "Features",
-) -> str:
+) -> Page:
     """Writes one page about thousands of latents.
 
     A list that can be sorted, and searched by number, by tokens at which latents are
@@ -83,7 +84,7 @@ def feature_pages(
         title: title of the page.
 
     Returns:
-        HTML with its style, program and data inside it.
+        HTML with its style, program and data inside it; a notebook shows it in a frame.
 
     Examples:
         >>> from mijax import dictionaries as d
@@ -105,7 +106,7 @@ def _page(
     tokenizer: Tokenizer | None,
     title: str,
     index: str | None,
-) -> str:
+) -> Page:
     data = _data(features, np.asarray(places, np.int64), tokenizer) | {"index": index}
     # A "</script>" inside a token must not end the script.
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
@@ -114,7 +115,7 @@ def _page(
         resources.files("mijax.viz").joinpath("_features.html").read_text("utf-8")
     )
     before, after = template.split("{{data}}")
-    return "".join((before.replace("{{title}}", escape(title)), text, after))
+    return Page("".join((before.replace("{{title}}", escape(title)), text, after)))
 
 
 def _data(

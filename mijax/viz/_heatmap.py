@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Real
 
 from mijax._errors import ShapeError
-from mijax.viz._labels import drawable
-from mijax.viz._style import Grid, name_axes, new_figure, tick
+from mijax.viz._style import Grid, name_axes, new_figure, tick, wrapped, write_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -127,9 +126,9 @@ def heatmaps(
     for panel in axes[len(grids) :]:
         panel.set_visible(False)
     bar = figure.colorbar(images[0], ax=axes, shrink=0.9, aspect=28)
-    bar.set_label(drawable(label), parse_math=False)
-    if title:
-        figure.suptitle(drawable(title), fontsize=11, parse_math=False)
+    tall = figure.get_figheight() - 1.0
+    bar.set_label(wrapped(label, tall, size=10), parse_math=False)
+    write_title(figure, title)
     return figure
 
 
@@ -159,7 +158,7 @@ def attention_grid(
         >>> import numpy as np
         >>> figure = attention_grid(np.eye(3)[None], tokens=["The", " cat", " sat"])
         >>> figure.axes[0].get_title()
-        'head 0'
+        'Head 0'
     """
     grid = finite(patterns)
     if grid.ndim != 3:
@@ -192,13 +191,12 @@ def attention_grid(
         panel.set_aspect("equal")
         tick(panel, count=keys, labels=tokens, most=int(side / 0.14))
         tick(panel, count=queries, labels=tokens, vertical=True, most=int(side / 0.14))
-        name_axes(panel, title=f"head {head}")
+        name_axes(panel, title=f"Head {head}")
     bar = figure.colorbar(images[0], ax=axes, shrink=0.8, aspect=30)
-    bar.set_label("attention probability")
-    figure.supxlabel("key", fontsize=9)
-    figure.supylabel("query", fontsize=9)
-    if title:
-        figure.suptitle(drawable(title), fontsize=11, parse_math=False)
+    bar.set_label("Attention probability")
+    figure.supxlabel("Key", fontsize=9)
+    figure.supylabel("Query", fontsize=9)
+    write_title(figure, title)
     return figure
 
 

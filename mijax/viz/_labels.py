@@ -42,6 +42,11 @@ def drawable(text: str) -> str:
     )
 
 
+def drawable_lines(text: str) -> str:
+    """Return a text of several lines, each drawable."""
+    return "\n".join(map(drawable, text.split("\n")))
+
+
 def axis_labels(labels: Sequence[object]) -> list[str]:
     """Tick labels of an axis, each readable and drawable."""
     return [drawable(readable(str(label))) for label in labels]

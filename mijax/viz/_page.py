@@ -11,6 +11,7 @@ from jaxtyping import Array, Real
 
 from mijax._errors import ShapeError
 from mijax.viz._heatmap import finite
+from mijax.viz._html import Page
 from mijax.viz._labels import readable
 
 # Probabilities travel as 16-bit integers: errors below 1e-5, a third of the size.
@@ -23,7 +24,7 @@ def attention_page(
     tokens: Sequence[str],
     title: str = "Attention",
     first_layer: int = 0,
-) -> str:
+) -> Page:
     """Writes a page that shows where each token of each head attends.
 
     Small multiples of all heads; pointing at a token (or the arrow keys) highlights
@@ -37,7 +38,7 @@ def attention_page(
         first_layer: the number of the first layer, for the captions.
 
     Returns:
-        HTML with its style, program and data inside it.
+        HTML with its style, program and data inside it; a notebook shows it in a frame.
 
     Raises:
         ShapeError: when the patterns are not square or do not fit the tokens.
@@ -70,4 +71,5 @@ def attention_page(
     template = (
         resources.files("mijax.viz").joinpath("_attention.html").read_text("utf-8")
     )
-    return template.replace("{{title}}", escape(title)).replace("{{data}}", text)
+    page = template.replace("{{title}}", escape(title)).replace("{{data}}", text)
+    return Page(page)

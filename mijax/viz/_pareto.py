@@ -186,13 +186,13 @@ def _front(axes: "Axes", series: Sequence[tuple[np.ndarray, np.ndarray]]) -> Non
         linewidth=4,
         solid_joinstyle="round",
         zorder=1,
-        label="front",
+        label="Front",
     )
 
 
 def _better(axes: "Axes") -> None:
     axes.annotate(
-        "better",
+        "Better",
         xy=(0.02, 0.03),
         xytext=(0.1, 0.13),
         xycoords="axes fraction",

@@ -1,12 +1,13 @@
 """How every picture of mijax looks."""
 
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from jaxtyping import Array, Real
 
-from mijax.viz._labels import axis_labels, drawable
+from mijax.viz._labels import axis_labels, drawable_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,22 +37,60 @@ def new_figure(
         The figure and its panels, row by row.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    from mijax.viz._figure import NotebookFigure  # noqa: PLC0415 - slow to import
+
+    figure = NotebookFigure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False)
     return figure, [cast("Any", a) for a in axes.ravel()]
 
 
 def name_axes(axes: "Axes", *, title: str = "", x: str = "", y: str = "") -> None:
-    """Writes the title and the names of both axes, without mathematical markup."""
+    """Write the title and the names of both axes, on several lines where they are long.
+
+    Names are sentence case with units in parentheses: `Logit difference (nats)`.
+    """
+    wide, tall = _panel_inches(axes)
     if title:
-        axes.set_title(drawable(title), fontsize=10, parse_math=False)
+        text = wrapped(title, wide, size=10)
+        axes.set_title(text, fontsize=10, parse_math=False)
     if x:
-        axes.set_xlabel(drawable(x), parse_math=False)
+        axes.set_xlabel(wrapped(x, wide, size=10), parse_math=False)
     if y:
-        axes.set_ylabel(drawable(y), parse_math=False)
+        axes.set_ylabel(wrapped(y, tall, size=10), parse_math=False)
+
+
+def write_title(figure: "Figure", title: str) -> None:
+    """Write the title of a picture above all its panels, if there is one."""
+    if title:
+        text = wrapped(title, figure.get_figwidth() - 0.3, size=11)
+        figure.suptitle(text, fontsize=11, parse_math=False)
+
+
+def wrapped(text: str, inches: float, *, size: float) -> str:
+    """Return a text without mathematical markup, on lines that fit a width.
+
+    Args:
+        text: the text; its line ends are kept.
+        inches: width of a line.
+        size: of the letters, in points.
+    """
+    # A letter is a little more than half as wide as it is high, on average.
+    letters = max(8, int(inches * 72 / (0.58 * size)))
+    lines = [textwrap.wrap(line, letters) or [""] for line in text.split("\n")]
+    return drawable_lines("\n".join(part for line in lines for part in line))
+
+
+def _panel_inches(axes: "Axes") -> tuple[float, float]:
+    """Return about how wide and high a panel of a figure of panels is."""
+    figure: Any = axes.figure
+    width, height = figure.get_size_inches()
+    place = axes.get_subplotspec()
+    if place is None:
+        return width, height
+    grid = place.get_gridspec()
+    return (width - 0.6) / grid.ncols, (height - 0.6) / grid.nrows
 
 
 def tick(

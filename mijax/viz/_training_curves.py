@@ -8,7 +8,14 @@ from jaxtyping import Float
 
 from mijax._errors import ShapeError
 from mijax.viz._labels import drawable
-from mijax.viz._style import COLOURS, clean_frame, legend_below, name_axes, new_figure
+from mijax.viz._style import (
+    COLOURS,
+    clean_frame,
+    legend_below,
+    name_axes,
+    new_figure,
+    write_title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -78,13 +85,12 @@ def training_curves(
         if name in log:
             axes.set_yscale("log", nonpositive="mask")
         clean_frame(axes)
-        name_axes(axes, x="step", y=name)
+        name_axes(axes, x="Step", y=name)
     if len(styles) > 1:
         legend_below(figure, panels, columns=min(len(styles), 2 * across))
     for axes in panels[len(names) :]:
         axes.set_visible(False)
-    if title:
-        figure.suptitle(drawable(title), fontsize=11, parse_math=False)
+    write_title(figure, title)
     return figure
 
 

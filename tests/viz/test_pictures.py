@@ -113,3 +113,46 @@ def test_attention_grid_and_bars_draw():
 @pytest.mark.parametrize("size", [1, 100])
 def test_extreme_sizes_draw(size):
     viz.heatmap(np.ones((size, size))).canvas.draw()
+
+
+LONG = "A title that says more than fits on one line of a picture of this width, " * 3
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: viz.heatmap(np.eye(3), title=LONG, x=LONG, y=LONG, label=LONG),
+        lambda: viz.heatmaps({LONG: np.eye(3), "b": np.eye(3)}, title=LONG),
+        lambda: viz.attention_grid(np.eye(3)[None], title=LONG),
+        lambda: viz.bars(np.ones(2), labels=["a", "b"], title=LONG),
+        lambda: viz.line({"a": np.ones(2)}, title=LONG),
+        lambda: viz.score_scatter(np.arange(3), np.arange(3), title=LONG),
+        lambda: viz.density_histogram(np.full(3, 0.1), title=LONG),
+        lambda: viz.pareto({"a": (1.0, 0.5)}, title=LONG),
+        lambda: viz.category_maps({LONG: np.eye(2)}, names=["a", "b"], title=LONG),
+        lambda: viz.training_curves([{"step": 1, "loss": 2.0}], title=LONG),
+    ],
+)
+def test_long_titles_stay_in_the_picture(draw):
+    figure = draw()
+    figure.canvas.draw()
+    texts = [t for axes in figure.axes for t in (axes.title, axes.xaxis.label)]
+    if figure._suptitle is not None:
+        texts.append(figure._suptitle)
+    for text in texts:
+        box = text.get_window_extent()
+        assert box.x0 >= -1, text.get_text()
+        assert box.x1 <= figure.bbox.x1 + 1, text.get_text()
+        assert box.y1 <= figure.bbox.y1 + 1, text.get_text()
+
+
+def test_figures_and_pages_show_in_a_notebook():
+    data, shown = viz.heatmap(np.eye(2))._repr_png_()
+    assert data.startswith(b"\x89PNG")
+    assert 200 < shown["width"] < 1000
+    page = viz.attention_page(np.eye(2)[None], tokens=["<b>", '"'])
+    frame = page._repr_html_()
+    assert frame.startswith("<iframe srcdoc=")
+    assert "<style>" not in frame  # the styles are inside the attribute
+    assert frame.count('"') == frame.split("srcdoc=")[0].count('"') + 8
+    assert len(repr(page)) < 60
