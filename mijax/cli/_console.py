@@ -5,21 +5,16 @@ from contextlib import contextmanager
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from mijax._progress import reporting, terminal_bars
 from mijax.experiment import Number, Table, Verdict, cell_text
 from mijax.experiment import Progress as Advance
 
-VERDICT_STYLES = {"PASS": "bold green", "FAIL": "bold red", "missing": "bold yellow"}
+# Legible on light and dark terminals: no yellow, white or bright colors.
+VERDICT_STYLES = {"PASS": "bold green", "FAIL": "bold red", "missing": "bold magenta"}
 
 
 def output() -> Console:
@@ -35,17 +30,9 @@ def errors() -> Console:
 @contextmanager
 def bars() -> Iterator[Progress]:
     """Progress bars on standard error, where they do not disturb results."""
-    progress = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=errors(),
-        disable=not errors().is_terminal,
-    )
-    with progress:
-        yield progress
+    # Calls inside draw no further bars.
+    with reporting(False, ""), terminal_bars(disable=not errors().is_terminal) as bars:
+        yield bars
 
 
 class Watcher:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from mijax._errors import ConfigError, OutputError
+from mijax._progress import terminal_bars
 from mijax.io import replace_file
 
 # Every line of a `Jsonl` begins with this.
@@ -159,27 +160,13 @@ class Terminal(AbstractSink):
 
     def open(self, done: int, steps: int) -> None:
         """Starts the bar."""
-        from rich.console import Console  # noqa: PLC0415 - slow to import
-        from rich.progress import (  # noqa: PLC0415
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich.progress import TextColumn  # noqa: PLC0415 - slow to import
 
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            console=Console(stderr=True),
-        )
+        self._bar = terminal_bars(TextColumn("{task.fields[numbers]}", markup=False))
         self._bar.start()
-        self._task = self._bar.add_task("", total=steps, completed=done, numbers="")
+        self._task = self._bar.add_task(
+            "Training", total=steps, completed=done, numbers=""
+        )
         self._started = time.monotonic()
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> None:

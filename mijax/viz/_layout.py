@@ -154,7 +154,7 @@ def _net(edges: Sequence[Edge]) -> _Net:
     for item, row in enumerate(rank):
         order[row].append(item)
     weight = 0.15 + np.array(shares(edges))
-    labels = [f"layer {level}" if 0 <= level < LOGITS else "" for level in levels]
+    labels = [f"Layer {level}" if 0 <= level < LOGITS else "" for level in levels]
     sizes = np.array(width)
     return _Net(names, kinds, rank, sizes, chains, links, beside, weight, order, labels)
 

@@ -72,8 +72,8 @@ def test_only_nodes_that_take_part_are_drawn():
     figure = viz.circuit_graph({"a5.h1<v> <- token": 1.0, "logits <- a5.h1": -2.0})
     boxes = [p for p in figure.axes[0].patches if isinstance(p, FancyBboxPatch)]
     assert {p.get_gid() for p in boxes} == {"node-token", "node-a5.h1", "node-logits"}
-    assert {"layer 5", "v"} <= names_in(figure)
-    assert not {"q", "k", "layer 0"} & names_in(figure)
+    assert {"Layer 5", "v"} <= names_in(figure)
+    assert not {"q", "k", "Layer 0"} & names_in(figure)
 
 
 def test_colours_and_widths_follow_the_scores():

@@ -72,7 +72,7 @@ def test_pareto_has_a_series_per_architecture():
         names={"TopK": ["k=32", "k=8"]},
     )
     axes = figure.axes[0]
-    assert legend(axes) == ["TopK", "b$", "front"]
+    assert legend(axes) == ["TopK", "b$", "Front"]
     one = viz.pareto({"one": (jnp.float32(8.0), 0.4)}).axes[0]
     np.testing.assert_array_equal(heights(one)["one"], [0.4])
     np.testing.assert_array_equal(heights(axes)["TopK"], [0.4, 0.2])

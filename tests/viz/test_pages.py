@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import re
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -83,3 +84,15 @@ def test_attention_page_is_offline_and_escaped():
 def test_attention_page_of_twenty_heads_is_small():
     page = viz.attention_page(np.ones((20, 64, 64)) / 64, tokens=["a"] * 64)
     assert len(page) < 400_000
+
+
+@pytest.mark.parametrize("name", ["attention", "circuit", "features"])
+def test_styles_apply_only_inside_the_page(name):
+    page = resources.files("mijax.viz").joinpath(f"_{name}.html").read_text("utf-8")
+    assert f'<body>\n<div class="mijax-{name}">' in page
+    (style,) = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
+    heads = [" ".join(head.split()) for head in re.findall(r"([^{};]+)\{", style)]
+    assert len(heads) > 10
+    for head in heads:
+        for one in () if head.startswith("@media") else head.split(","):
+            assert f".mijax-{name}" in one, one
