@@ -26,6 +26,8 @@ from mijax.core._journal import Journal
 from mijax.core._plan import LEAST_ROWS, layer_overhead
 
 MOST_PAIRS = 512
+# Operations of a job on a CPU: about a second, so that progress comes often.
+MOST_FLOPS = 2e11
 
 
 class Exact(AbstractMethod):
@@ -177,7 +179,8 @@ def _jobs(graph: Graph, known: Known, memory: int) -> list[Job]:
             senders = len(graph.inputs) + np.arange(graph.n_layers) * graph.writers
             senders += beside
             rows = (seq - int(start)) * (1 if mlp else 3 * graph.n_heads)
-            most = max(1, min(memory // (40 * embed * rows), MOST_PAIRS))
+            most = min(memory // (40 * embed * rows), MOST_PAIRS)
+            most = max(1, min(most, _soon(rows, graph.n_layers, embed)))
             size = _size(len(prompts) * senders, rows, most)
             for layer, count in enumerate(senders):
                 pairs = np.meshgrid(prompts, np.arange(count), indexing="ij")
@@ -188,6 +191,15 @@ def _jobs(graph: Graph, known: Known, memory: int) -> list[Job]:
                     pair = (prompt[index], sender[index])
                     jobs.append(Job(layer, *pair, used, int(start), mlp, graph))
     return jobs
+
+
+def _soon(rows: int, layers: int, embed: int) -> int:
+    """Return how many pairs a CPU runs in about a second, or fill all of its cores."""
+    if jax.default_backend() != "cpu":
+        return MOST_PAIRS
+    # A block of the usual widths has 12 embed^2 weights.
+    flops = 24 * embed**2 * layers * rows
+    return max(int(MOST_FLOPS / flops), -(-LEAST_ROWS // rows))
 
 
 def _size(pairs: Int[np.ndarray, " layer"], rows: int, most: int) -> int:

@@ -70,9 +70,16 @@ class Plan(NamedTuple):
 
     @property
     def chunks(self) -> list[list[Lanes]]:
-        """Returns the tiles of each chunk; the last may have fewer."""
-        starts = range(0, len(self.tiles), self.per_chunk)
-        return [self.tiles[i : i + self.per_chunk] for i in starts]
+        """Return the tiles of each chunk: one at first, then twice as many each time.
+
+        The first report of progress so comes after one tile. Tiles that a chunk does
+        not use cost nothing.
+        """
+        found, start, size = [], 0, 1
+        while start < len(self.tiles):
+            found.append(self.tiles[start : start + size])
+            start, size = start + size, min(2 * size, self.per_chunk)
+        return found
 
 
 class Cost(NamedTuple):

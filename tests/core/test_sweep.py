@@ -26,7 +26,7 @@ from compiles import compiles
 import mijax
 import mijax.core._sweep as sweep_module
 from mijax._errors import OutputError, PositionError, SiteError
-from mijax.core._plan import Cost, Lanes, pack
+from mijax.core._plan import Cost, Lanes, Plan, pack
 
 TOLERANCE = 2e-5
 
@@ -372,3 +372,10 @@ def test_plan_holds_every_lane_once_and_wastes_little():
     need = ((12 - layer) * lanes.length).sum()
     done = sum((12 - t.layer.min()) * plan.rows for t in plan.tiles)
     assert done <= 1.02 * need
+
+
+def test_the_first_chunk_is_one_tile():
+    one = np.zeros(1, int)
+    tile = Lanes(one, one, one, one, one + 3)
+    plan = Plan([tile] * 13, per_chunk=4, rows=8, lanes=1, width=3)
+    assert [len(chunk) for chunk in plan.chunks] == [1, 2, 4, 4, 2]
