@@ -76,7 +76,7 @@ def test_pareto_has_a_series_per_architecture():
     one = viz.pareto({"one": (jnp.float32(8.0), 0.4)}).axes[0]
     np.testing.assert_array_equal(heights(one)["one"], [0.4])
     np.testing.assert_array_equal(heights(axes)["TopK"], [0.4, 0.2])
-    assert {"k=32", "k=8", "better"} <= {text.get_text() for text in axes.texts}
+    assert {"k=32", "k=8", "Better"} <= {text.get_text() for text in axes.texts}
     figure.canvas.draw()
 
 
