@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mijax.circuits._graph import Graph
+from mijax.core._shown import cut, shown
 
 Level = Literal["edge", "node", "neuron"]
 
@@ -40,6 +41,10 @@ class Scores(eqx.Module):
     graph: Graph = eqx.field(static=True)
     level: Level = eqx.field(static=True)
     method: str = eqx.field(static=True)
+
+    def __repr__(self) -> str:
+        count, values = int(self.real.sum()), np.asarray(self.values)[self.real]
+        return cut(f"Scores({count} {self.level}s: {shown(values)}, {self.method})")
 
     @property
     def real(self) -> np.ndarray:

@@ -8,12 +8,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core._operands import check_per_prompt, fits, per_row, pick
 from mijax.core._rows import Place
+from mijax.core._shown import line, shown
 from mijax.core._sites import (
     END,
     SITES,
@@ -35,6 +37,8 @@ class AbstractEdit(eqx.Module):
     To write one's own, subclass it and define `__call__`; where the edit needs to know
     which layer, prompt or position a row stands for, `place` tells.
     """
+
+    __repr__ = line
 
     @abc.abstractmethod
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
@@ -155,6 +159,18 @@ class Placed(AbstractEdit):
     feature: Array | None
     site: str = eqx.field(static=True)
     features: Array | None = None
+
+    def __repr__(self) -> str:
+        position = self.start
+        if self.stop is not None:
+            start, stop = np.asarray(self.start), np.asarray(self.stop)
+            end = None if (stop == END).all() else stop
+            position = slice(start if start.any() else None, end)
+        feature = self.features if self.feature is None else self.feature
+        at = {"layer": self.layer, "position": position, "head": self.head}
+        at |= {"feature": feature}
+        given = [f"{name}={shown(i)}" for name, i in at.items() if i is not None]
+        return " at ".join([repr(self.edit), *([", ".join(given)] if given else [])])
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Returns the edited rows where the place says so and `x` elsewhere."""

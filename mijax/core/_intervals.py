@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from mijax._errors import ShapeError
+from mijax.core._shown import cut, shown
 
 
 class Interval(eqx.Module):
@@ -25,6 +26,13 @@ class Interval(eqx.Module):
     high: Float[Array, "*cell"]
     n: int = eqx.field(static=True)
     level: float = eqx.field(static=True)
+
+    def __repr__(self) -> str:
+        rest = f"n={self.n}, level={self.level:g})"
+        if jnp.ndim(self.mean):
+            return cut(f"Interval(mean {shown(self.mean)}, {rest}")
+        mean, low, high = (shown(a) for a in (self.mean, self.low, self.high))
+        return f"Interval({mean}, {low} to {high}, {rest}"
 
 
 def interval(

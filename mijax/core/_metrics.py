@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import NotFiniteError, PositionError, ShapeError
 from mijax.core._integers import integers
+from mijax.core._shown import line
 from mijax.core._sites import PerPrompt, known
 
 
@@ -36,6 +37,8 @@ class AbstractMetric(eqx.Module):
     position: eqx.AbstractVar[Array | None]
     per_prompt: ClassVar[tuple[str, ...]] = ()
     token_ids: ClassVar[tuple[str, ...]] = ()
+
+    __repr__ = line
 
     @abc.abstractmethod
     def score(

@@ -10,6 +10,7 @@ from jaxtyping import Array, Int
 
 from mijax._errors import PositionError, ShapeError, SiteError, nearest
 from mijax.core._integers import integers
+from mijax.core._shown import cut, line
 
 T = TypeVar("T")
 # The stop of a span that goes to the end.
@@ -52,6 +53,9 @@ class BlockSites(eqx.Module, Generic[T]):
     mlp_out: T
     resid_post: T
 
+    def __repr__(self) -> str:
+        return sites_line(self)
+
 
 class Sites(eqx.Module, Generic[T]):
     """One value per site of a model: `embed`, every block, `resid_final`, `logits`.
@@ -65,6 +69,32 @@ class Sites(eqx.Module, Generic[T]):
     blocks: BlockSites[T]
     resid_final: T
     logits: T
+
+    def __repr__(self) -> str:
+        return sites_line(self)
+
+
+def sites_line(tree: Any) -> str:
+    """Return a record of sites on one line: the values of those that have one."""
+    found = {}
+    for name in tree.__dataclass_fields__:
+        value = getattr(tree, name)
+        parts = value if isinstance(value, BlockSites) else None
+        if parts is None:
+            found |= {} if value is None else {name: value}
+            continue
+        for part in BLOCK_SITES:
+            if getattr(parts, part) is not None:
+                found[part] = getattr(parts, part)
+    some = list(found)[:3] if len(found) > 4 else list(found)
+    inside = [f"{name}={_at_site(found[name])}" for name in some]
+    inside += [f"{len(found) - len(some)} more"] if len(some) < len(found) else []
+    return cut(f"{type(tree).__name__}({', '.join(inside)})")
+
+
+def _at_site(value: Any) -> str:
+    array = hasattr(value, "shape") and hasattr(value, "dtype")
+    return eqx.tree_pformat(value) if array else cut(repr(value), 70)
 
 
 BLOCK_SITES = tuple(BlockSites.__dataclass_fields__)
@@ -103,6 +133,8 @@ class PerPrompt(eqx.Module):
     """
 
     values: Int[Array, " batch"] | Int[np.ndarray, " batch"]
+
+    __repr__ = line
 
     def __init__(self, values: Any):
         self.values = integers(values, "An index per prompt")
@@ -187,6 +219,8 @@ class Site(eqx.Module):
                     f"Positions count from 0, got {index}; for the last token of "
                     "each prompt give `prompts.last`."
                 )
+
+    __repr__ = line
 
     @property
     def layered(self) -> bool:

@@ -35,6 +35,7 @@ from mijax.core._journal import Journal
 from mijax.core._metrics import AbstractMetric
 from mijax.core._model import AbstractModel
 from mijax.core._plan import Chunks, Cost, Lanes, Plan, layer_overhead, pack
+from mijax.core._shown import cut, shown
 from mijax.core._sites import BLOCK_SITES, END, SITES, Sites, get
 from mijax.core._text import ModelLike, TextLike, opened
 from mijax.core._tokens import PromptsLike, as_tokens, lengths_of
@@ -76,6 +77,10 @@ class Sweep(eqx.Module):
     base: Float[Array, "..."]
     axes: tuple[Axis, ...] = eqx.field(static=True)
     work: Work = eqx.field(static=True)
+
+    def __repr__(self) -> str:
+        axes = " x ".join(f"{len(axis.labels)} {axis.name}s" for axis in self.axes)
+        return cut(f"Sweep({axes}: {shown(self.values)}; base {shown(self.base)})")
 
     def mean(self) -> Float[Array, "..."]:
         """Returns the mean over prompts, `[*axes]`."""

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Int
 
 from mijax._errors import PositionError, TokenError, nearest
 from mijax.core._integers import integers
+from mijax.core._shown import cut, shown
 from mijax.data._tokenizer import Tokenizer
 
 Span = tuple[Int[Array, " batch"], Int[Array, " batch"]]
@@ -122,6 +123,12 @@ class Prompts(eqx.Module):
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
+
+    def __repr__(self) -> str:
+        places = ", ".join(self.spans)
+        text = f", {cut(repr(self.texts[0]), 40)}" if any(self.texts) else ""
+        size = f"{len(self)} prompts, lengths {shown(self.lengths)}"
+        return cut(f"Prompts({size}, spans {places}{text})")
 
     def __getitem__(self, index: Index) -> "Prompts":
         """Chooses prompts; one index gives a batch of one."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mijax._errors import LoadError, nearest
+from mijax.core._shown import cut
 from mijax.data import Tokenizer, read_tokenizer
 from mijax.io import (
     FlaxTensors,
@@ -58,6 +59,13 @@ class Loaded:
     spec: Any
     source: str
     digest: str
+
+    def __repr__(self) -> str:
+        text = "no tokenizer" if self.text is None else "with tokenizer"
+        return cut(
+            f"Loaded({self.source!r}, {self.model.n_layers} layers, vocabulary of "
+            f"{self.model.vocab}, {text})"
+        )
 
     @property
     def tokenizer(self) -> Tokenizer:
