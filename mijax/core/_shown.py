@@ -77,16 +77,16 @@ def cut(text: str, width: int = WIDTH) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def line(module: Any) -> str:
+def line(self: Any) -> str:
     """Return a module with its fields on one line, without `None` and default switches.
 
     Set `__repr__ = line` in the class.
     """
     fields = {
         field.name: value
-        for field in dataclasses.fields(module)
-        if (value := getattr(module, field.name, None)) is not None
+        for field in dataclasses.fields(self)
+        if (value := getattr(self, field.name, None)) is not None
         and not (isinstance(value, bool) and value == field.default)
     }
     inside = ", ".join(f"{name}={shown(value)}" for name, value in fields.items())
-    return cut(f"{type(module).__name__}({inside})")
+    return cut(f"{type(self).__name__}({inside})")

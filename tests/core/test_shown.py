@@ -27,7 +27,7 @@ SWEEP = Sweep(GRID, jnp.array([0.5, 0.25]), AXES, Work(12))
         (mijax.Zero().at("z", layer=1, head=2), "Sites(z=Zero() at layer=1, head=2)"),
         (
             mijax.Add(jnp.ones(32), 2.0).at("resid_pre", position=slice(2, None)),
-            "Sites(resid_pre=Add(value=f32[32] from 1 to 1, coefficient=2) at position=",
+            "Sites(resid_pre=Add(value=f32[32] from 1 to 1, coefficient=2) at posit",
         ),
         (
             mijax.Patch(acts_of("gpt2", "z")).at("z"),
