@@ -1,7 +1,7 @@
 """A transformer trained so that its circuit is known, like those of InterpBench."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mijax._errors import ConfigError
+from mijax._progress import Progress, reports
 from mijax.io import SafeTensors, save_safetensors
 from mijax.nn import (
     GELU,
@@ -85,12 +86,13 @@ class Siit:
         return measure(self.model, held_out(jax.random.key(seed)), prompts)
 
 
+@reports("Training")
 def siit(
     *,
     steps: int | None = None,
     seed: int = 0,
     prompts: int = 16,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = None,
 ) -> Siit:
     r"""Returns a transformer that does indirect-object identification in known heads.
 
@@ -113,7 +115,8 @@ def siit(
         steps: train so many steps; `None` loads the model that comes with the library.
         seed: of weights and prompts.
         prompts: how many prompts to return.
-        progress: called with steps done and in total.
+        progress: called with steps done and in total; `None` draws a bar after three
+            seconds in a terminal or notebook, `False` none.
 
     Returns:
         The model, its circuit and prompts.
@@ -166,7 +169,7 @@ def train(
     *,
     steps: int,
     batch: int = 128,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = None,
     every: int = 100,
 ) -> Transformer:
     """Trains a model; prompts follow from the key and the step."""
@@ -180,7 +183,7 @@ def train(
         done = min(start + every, steps)
         span = (jnp.int32(start), jnp.int32(done))
         state = advance((key, *span, (steps, batch)), state)
-        if progress is not None:
+        if progress:
             jax.block_until_ready(state)
             progress(done, steps)
     return state.model
