@@ -7,6 +7,7 @@ import pytest
 
 from mijax._errors import OutputError
 from mijax.core._journal import Journal
+from mijax.core._plan import Cost, Lanes, layer_overhead, pack
 from mijax.io import _durable as durable
 
 VALUES = np.arange(6, dtype=np.float32)
@@ -112,3 +113,18 @@ def test_saves_come_every_half_minute(tmp_path, monkeypatch):
                 journal.save(VALUES, len(due))
     assert due == [False, False, False, True] * 3 + [False] * 2
     assert not Journal(None, "job").due()
+
+
+def test_chunks_of_large_models_end_within_half_a_minute():
+    layers, cells = 16, 4096
+    cell = np.arange(cells)
+    lanes = Lanes(cell, cell % 64, cell % layers, 0 * cell, 20 + 0 * cell)
+    cost = Cost(layers, 8e3, 4e5, 1e5, layer_overhead(), row_flops=2.4e8)
+    chunks = {}
+    for memory in (2**20, 2**30, 2**36):
+        plan = pack(lanes, cost, memory)
+        chunks[memory] = plan.rows * plan.per_chunk * layers * cost.row_flops
+        assert sum(len(tile.cell) for tile in plan.tiles) == cells
+    # At 67 GFLOP/s; memory alone would allow a thousand times more.
+    assert chunks[2**36] <= 2e12
+    assert chunks[2**20] < chunks[2**36]
