@@ -3,6 +3,7 @@
 from typing import Literal, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -105,10 +106,16 @@ def merged(
     Returns:
         Both, of all prompts.
     """
+    share = found.shape[0] / (n + found.shape[0])
+    return _merge(known, found, np.float32(share), np.float32(n * share))
+
+
+@jax.jit
+def _merge(known: Array, found: Array, share: Array, weight: Array) -> Array:
     found = found.astype(known.dtype)
-    more, mean = found.shape[0], found.mean(0)
-    change, share = mean - known[0], more / (n + more)
-    squares = ((found - mean) ** 2).sum(0) + change**2 * n * share
+    mean = found.mean(0)
+    change = mean - known[0]
+    squares = ((found - mean) ** 2).sum(0) + change**2 * weight
     return jnp.stack([known[0] + change * share, known[1] + squares])
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from mijax._errors import PositionError, ShapeError, SiteError, nearest
@@ -150,7 +150,7 @@ def _values(
     given = range(shape[axis]) if values is None else values
     found = _flat(name, np.asarray(integers(_listed(name, given), f"Axis {name!r}")))
     site = Site(placed.site, **{name: found})
-    check_place(shapes, jnp.zeros(batch, jnp.int32), site)
+    check_place(shapes, jax.device_put(np.zeros(batch, np.int32)), site)
     return tuple(str(value) for value in found), {name: found}
 
 

@@ -252,7 +252,16 @@ def _at_lanes(placed: Placed, tile: Tile) -> Sites[Any]:
     return put(empty(), site, here)
 
 
-run_chunk_jit = eqx.filter_jit(run_chunk)
+@eqx.filter_jit
+def run_chunk_jit(
+    model: AbstractModel,
+    metric: AbstractMetric,
+    placed: Placed,
+    base: Base,
+    tiles: Tile,
+) -> Float[Array, "1 tile lane"]:
+    """Compile `run_chunk`, with the device axis of `run_chunks_on`."""
+    return run_chunk(model, metric, placed, base, tiles)[None]
 
 
 @eqx.filter_jit

@@ -84,10 +84,7 @@ class AbstractMetric(eqx.Module):
         seq, vocab = logits.shape[-2:]
         self.check(*logits.shape[:-2], seq=seq)
         self.check_tokens(vocab)
-        if logits.ndim == 2:
-            found = self.of(logits, None)
-        else:
-            found = jax.vmap(self.of)(logits, jnp.arange(logits.shape[0]))
+        found = _measure(self, logits)
         if not isinstance(found, Tracer) and np.isnan(found).any():
             i = int(np.isnan(np.atleast_1d(found)).argmax())
             raise NotFiniteError(
@@ -141,6 +138,13 @@ class AbstractMetric(eqx.Module):
                     f"The metric's {name} {ids.max()} is not in the model's "
                     f"vocabulary of {vocab} (0 to {vocab - 1})."
                 )
+
+
+@eqx.filter_jit
+def _measure(metric: AbstractMetric, logits: Array) -> Array:
+    if logits.ndim == 2:
+        return metric.of(logits, None)
+    return jax.vmap(metric.of)(logits, jnp.arange(logits.shape[0]))
 
 
 def wide(logits: Array) -> Array:
@@ -483,6 +487,11 @@ def recovered(value: Any, clean: Any, corrupt: Any) -> Array:
     """
     value, clean, corrupt = map(jnp.asarray, (value, clean, corrupt))
     clean, corrupt = (_beside(value, end) for end in (clean, corrupt))
+    return _fraction(value, clean, corrupt)
+
+
+@jax.jit
+def _fraction(value: Array, clean: Array, corrupt: Array) -> Array:
     return (value - corrupt) / (clean - corrupt)
 
 

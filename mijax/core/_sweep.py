@@ -184,7 +184,7 @@ def sweep(
     model, tokens = opened(model, tokens)
     spans = tokens.spans if isinstance(tokens, PromptsLike) else {}
     lengths, tokens = lengths_of(tokens), as_tokens(tokens)
-    batch = jnp.atleast_2d(tokens)
+    batch = tokens if tokens.ndim == 2 else jax.device_put(np.asarray(tokens)[None])
     chunks = Chunks() if chunks is None else chunks
     placed = _only(check_edits(model, tokens, edit, lengths=lengths, operands=False))
     shapes = site_shapes(model, batch.shape[1])
@@ -209,7 +209,8 @@ def sweep(
         work = _work(values.size, plan, model.n_layers)
     values = values.reshape(grid.shape)
     if tokens.ndim == 1:
-        return Sweep(jax.device_put(values[0]), base.metric[0], grid.axes, work)
+        single = jax.device_put((values[0], np.asarray(base.metric)[0]))
+        return Sweep(*single, grid.axes, work)
     return Sweep(jax.device_put(values), base.metric, grid.axes, work)
 
 
@@ -342,7 +343,7 @@ def _program(
 
         def alone(group: list[Tile]) -> Array:
             tiles = jax.device_put(group[0])
-            return run_chunk_jit(model, metric, placed, base, tiles)[None]
+            return run_chunk_jit(model, metric, placed, base, tiles)
 
         return alone
     everywhere = NamedSharding(mesh, PartitionSpec())
