@@ -16,14 +16,22 @@ The peer needs an environment of its own: see `_peers/eap_ig.py`.
 import argparse
 import json
 import resource
-import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sweeps import PEERS, machine, matmul_rate, per_row, weights
+from _interleave import (
+    Side,
+    Worker,
+    compiling,
+    interleave,
+    options,
+    ratios,
+    timed,
+    write,
+)
+from sweeps import per_row, weights
 
 import mijax
 from mijax import circuits
@@ -37,22 +45,17 @@ METHODS: dict[str, circuits.AbstractMethod] = {
     "eap_ig_inputs": circuits.EAPIG(steps=5),
     "eap_ig_activations": circuits.EAPIGActivations(steps=5),
 }
+BATCHES = {"batched": 32, "sequential": 1}
 EVERY = (*METHODS, "exact", "acdc-induction", "acdc-smollm2")
 
 
 def main() -> None:
     """Runs the cases and prints one JSON line each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--peer", help="Python with the peer installed")
+    parser = options(__doc__, EXAMPLE)
     parser.add_argument("--eap-ig", help="working tree of the reference")
     parser.add_argument("--only", nargs="+", choices=EVERY, default=list(EVERY))
     parser.add_argument("--prompts", type=int, default=8, help="prompts (default 8)")
     parser.add_argument("--exact-prompts", type=int, default=1, help="of `exact`")
-    parser.add_argument("--out", type=Path, help="JSON file for all results")
     arguments = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -60,101 +63,99 @@ def main() -> None:
             found = case(name, Path(scratch), arguments)
             results.append({"case": name, **found})
             print(json.dumps(results[-1]), flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"on": machine(), "cases": results}))
+    write(arguments.out, results)
 
 
 def case(name: str, scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Runs one case."""
     if name.startswith("acdc"):
-        return acdc(name.removeprefix("acdc-"))
+        return acdc(name.removeprefix("acdc-"), arguments)
     folder = weights(scratch / "gpt2-small-random")
     model = mijax.models.load(str(folder)).model
     random = np.random.default_rng(0)
     shape = (arguments.prompts, 15)
     clean, corrupt = (random.integers(0, 50257, shape).astype(np.int32) for _ in "ab")
-    scores = np.zeros(())
+    file = scratch / "prompts.npz"
+    answers: dict[str, Any] = {"answer": np.full(shape[0], 100)}
+    answers["wrong"] = np.full(shape[0], 200)
+    np.savez(file, clean=clean, corrupt=corrupt, **answers)
+    worker = None
+    if arguments.peer and arguments.eap_ig:
+        words = ["--eap-ig", arguments.eap_ig, "--methods", name]
+        words += ["--weights", folder / "model.safetensors", "--tokens", file]
+        words += ["--out", scratch / "peer.npz"]
+        worker = Worker(arguments.peer, "eap_ig.py", *words)
     if name == "exact":
         keep = slice(arguments.exact_prompts)
-        ours = exact(model, clean[keep], corrupt[keep])
+        found = exact(model, (clean[keep], corrupt[keep]), worker, arguments)
     else:
-        ours, scores = attribution(model, clean, corrupt, METHODS[name])
-    if not arguments.peer or not arguments.eap_ig:
-        return ours
-    np.savez(
-        scratch / "prompts.npz",
-        clean=clean,
-        corrupt=corrupt,
-        answer=np.full(shape[0], 100),
-        wrong=np.full(shape[0], 200),
-    )
-    command = [arguments.peer, str(PEERS / "eap_ig.py"), "--eap-ig", arguments.eap_ig]
-    command += ["--weights", str(folder / "model.safetensors")]
-    command += ["--tokens", str(scratch / "prompts.npz")]
-    command += ["--out", str(scratch / "peer.npz"), "--methods", name]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    theirs = json.loads(done.stdout[done.stdout.index("{") :])
-    seconds = theirs["seconds"][name]
-    found = ours | {"peer": theirs["peer"], "peer_seconds": seconds}
-    if name == "exact":
-        rate = theirs["exact_edges"] * arguments.prompts / seconds
-        return found | {
-            "peer_edges_run": theirs["exact_edges"],
-            "peer_edges_per_second": round(rate, 2),
-            "ratio": round(ours["edges_per_second"] / rate, 1),
-        }
-    with np.load(scratch / "peer.npz") as file:
-        error = np.abs(scores - file[name]).max() / np.abs(file[name]).max()
-    return found | {
-        "ratio": round(seconds / ours["seconds"], 1),
-        "ratio_with_compile": round(seconds / ours["with_compile"], 1),
-        "largest_relative_difference": float(f"{error:.1e}"),
-    }
+        given = (clean, corrupt)
+        found, scores = attribution(model, given, METHODS[name], worker, arguments)
+        if worker is not None:
+            with np.load(scratch / "peer.npz") as theirs:
+                error = np.abs(scores - theirs[name]).max() / np.abs(theirs[name]).max()
+            found["largest_relative_difference"] = float(f"{error:.1e}")
+    if worker is not None:
+        worker.close()
+        found["peer_name"] = worker.last["peer"]
+    return found | {"peak_gb": round(peak(), 2)}
 
 
 def attribution(
-    model: Any, clean: np.ndarray, corrupt: np.ndarray, method: circuits.AbstractMethod
+    model: Any,
+    prompts: tuple[np.ndarray, np.ndarray],
+    method: circuits.AbstractMethod,
+    worker: Worker | None,
+    arguments: argparse.Namespace,
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Times a method with compilation and without."""
-    task = circuits.Task(clean, corrupt, metric=mijax.logit_difference(100, 200))
-
-    def once() -> tuple[float, circuits.Scores]:
-        start = time.perf_counter()
-        found = circuits.discover(model, task, method)
-        found.values.block_until_ready()
-        return time.perf_counter() - start, found
-
-    first, found = once()
-    best = min(once()[0], once()[0])
-    return {
-        "edges": found.graph.n_edges,
-        "with_compile": round(first, 2),
-        "seconds": round(best, 2),
-        "peak_gb": round(peak(), 2),
-    }, np.asarray(found.values)
+    """Times a method with compilation, without, and in the peer."""
+    task = circuits.Task(*prompts, metric=mijax.logit_difference(100, 200))
+    discover = lambda: circuits.discover(model, task, method).values  # noqa: E731
+    sides = {"with_compile": compiling(timed(discover)), "mijax": timed(discover)}
+    if worker is not None:
+        sides["peer"] = worker.seconds
+    found = interleave(sides, rounds=arguments.rounds)
+    found["edges"] = circuits.Graph.of(model).n_edges
+    if worker is not None:
+        found["ratio"] = ratios(found, "peer", "mijax")
+        found["ratio_with_compile"] = ratios(found, "peer", "with_compile")
+    return found, np.asarray(discover())
 
 
-def exact(model: Any, clean: np.ndarray, corrupt: np.ndarray) -> dict[str, Any]:
-    """Patches every edge, and states the floor of it."""
-    task = circuits.Task(clean, corrupt, metric=mijax.logit_difference(100, 200))
+def exact(
+    model: Any,
+    prompts: tuple[np.ndarray, np.ndarray],
+    worker: Worker | None,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Patches every edge, compilation included, and states the floor of it."""
+    task = circuits.Task(*prompts, metric=mijax.logit_difference(100, 200))
     graph = circuits.Graph.of(model)
-    start = time.perf_counter()
-    found = circuits.discover(model, task, circuits.Exact())
-    found.values.block_until_ready()
-    seconds = time.perf_counter() - start
-    edges = graph.n_edges * len(clean)
-    floor = floor_flops(model, graph, clean.shape) / matmul_rate()
-    return {
+    method = circuits.Exact()
+    discover = lambda: circuits.discover(model, task, method).values  # noqa: E731
+    sides = {"with_compile": compiling(timed(discover))}
+    if worker is not None:
+        sides["peer"] = worker.seconds
+    found = interleave(sides, rounds=arguments.rounds)
+    edges = graph.n_edges * len(prompts[0])
+    flops = floor_flops(model, graph, prompts[0].shape) / 1e9
+    found |= {
         "edges": edges,
-        "with_compile": round(seconds, 2),
-        "edges_per_second": round(edges / seconds, 1),
-        "floor_seconds": round(floor, 1),
-        "share_of_floor": round(floor / seconds, 3),
-        "peak_gb": round(peak(), 2),
+        "fraction_of_floor": [
+            round(flops / min(row["gflops"]) / row["with_compile"], 3)
+            for row in found["rounds"]
+        ],
     }
+    if worker is None:
+        return found
+    # The peer runs a few of the edges of all prompts.
+    run = worker.last["exact_edges"] * arguments.prompts
+    at = ratios(found, "peer", "with_compile")
+    scaled = {key: round(value * edges / run, 1) for key, value in at.items()}
+    return found | {"peer_edges_run": run, "ratio_with_compile": scaled}
 
 
-def acdc(name: str) -> dict[str, Any]:
+def acdc(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Times ACDC with speculative batches and one candidate at a time."""
     if name == "induction":
         model = mijax.models.load("induction-2l").model
@@ -166,24 +167,33 @@ def acdc(name: str) -> dict[str, Any]:
         model, threshold = loaded.model, 0.3
         pairs = mijax.data.ioi(loaded.tokenizer, 16).of_length()[:1]
     task = circuits.Task.of(pairs)
-    found: dict[str, Any] = {"threshold": threshold, "prompts": len(task)}
-    kept = []
-    for batch in (32, 1):
+    kept: dict[str, Any] = {}
+
+    def side(label: str, batch: int) -> Side:
         method = circuits.ACDC(batch=batch)
         # Nothing is kept at an infinite threshold: a short search that compiles.
         circuits.acdc_thresholds(model, task, [np.inf], method=method)
-        start = time.perf_counter()
-        sweep = circuits.acdc_thresholds(model, task, [threshold], method=method)
-        seconds = time.perf_counter() - start
-        label = "batched" if batch > 1 else "sequential"
-        found[f"{label}_seconds"] = round(seconds, 2)
-        found[f"{label}_forwards"] = int(sweep.forwards[0])
-        found[f"{label}_calls"] = int(sweep.calls[0])
-        kept.append(sweep.edges[0])
-    same = bool((kept[0] == kept[1]).all())
-    ratio = found["sequential_seconds"] / found["batched_seconds"]
-    edges = {"edges": int(kept[0].sum()), "equal": same, "ratio": round(ratio, 1)}
-    return found | edges
+
+        def search() -> Any:
+            kept[label] = circuits.acdc_thresholds(
+                model, task, [threshold], method=method
+            )
+            return kept[label].edges
+
+        return timed(search)
+
+    sides = {name: side(name, batch) for name, batch in BATCHES.items()}
+    found = interleave(sides, rounds=arguments.rounds)
+    found |= {"threshold": threshold, "prompts": len(task)}
+    for label, done in kept.items():
+        found[f"{label}_forwards"] = int(done.forwards[0])
+        found[f"{label}_calls"] = int(done.calls[0])
+    edges = [done.edges[0] for done in kept.values()]
+    return found | {
+        "edges": int(edges[0].sum()),
+        "equal": bool((edges[0] == edges[1]).all()),
+        "ratio": ratios(found, "sequential", "batched"),
+    }
 
 
 def floor_flops(model: Any, graph: circuits.Graph, shape: tuple[int, int]) -> float:

@@ -13,9 +13,7 @@ PyTorch runs in an environment of its own: see `_peers/torch_das.py`.
 import argparse
 import importlib
 import json
-import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _interleave import Worker, compiling, interleave, options, ratios, timed, write
 from jaxtyping import Array, Int
-from sweeps import PEERS, machine
 
 import mijax
 import mijax.experiment
@@ -62,23 +60,16 @@ def take(pool: Counterfactuals, order: Array, step: Array) -> Counterfactuals:
 
 def main() -> None:
     """Runs both and prints one JSON line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--peer", help="Python with PyTorch installed")
+    parser = options(__doc__, EXAMPLE)
     parser.add_argument("--object", type=int, default=4, help="numbers of an object")
     parser.add_argument("--lanes", type=int, default=27, help="rotations")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--trained", type=int, default=4000, help="of the perceptron")
-    parser.add_argument("--out", type=Path, help="JSON file for the result")
     arguments = parser.parse_args()
     result = case(arguments)
     print(json.dumps(result), flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"on": machine(), "cases": [result]}))
+    write(arguments.out, [result])
 
 
 def case(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -91,26 +82,36 @@ def case(arguments: argparse.Namespace) -> dict[str, Any]:
     layers = [lane % 3 for lane in range(arguments.lanes)]
     sites = [mijax.Site("mlp_post", layer=i, position=0) for i in layers]
     searches = [Search(DAS((width // 2,) * 2), site) for site in sites]
-    seconds, found = [], None
-    for _ in range(3):
-        start = time.perf_counter()
-        found = jax.block_until_ready(search(model, searches, source, arguments))
-        seconds.append(time.perf_counter() - start)
-    assert found is not None
-    accuracy = np.asarray(causal.agreement(model, found, pool)).mean(-1)
-    ours = {
+    fit = lambda: search(model, searches, source, arguments)  # noqa: E731
+    sides = {"with_compile": compiling(timed(fit)), "mijax": timed(fit)}
+    with tempfile.TemporaryDirectory() as scratch:
+        worker = None
+        if arguments.peer:
+            file = Path(scratch) / "data.npz"
+            data = exported(model, pool, source, layers)
+            np.savez(file, allow_pickle=False, **data)
+            words = ["--data", file, "--size", width // 2, "--rate", RATE]
+            worker = Worker(arguments.peer, "torch_das.py", *words)
+            sides["peer"] = worker.seconds
+        found = interleave(sides, rounds=arguments.rounds)
+    accuracy = np.asarray(causal.agreement(model, fit(), pool)).mean(-1)
+    found |= {
         "rotations": len(searches),
         "width": width,
         "steps": arguments.steps,
         "batch": arguments.batch,
-        "seconds": round(min(seconds[1:]), 3),
-        "with_compile": round(seconds[0], 2),
         "accuracy": by_layer(accuracy, layers),
     }
-    if arguments.peer:
-        data = exported(model, pool, source, layers)
-        ours |= beside(data, arguments, ours, layers)
-    return ours
+    if worker is None:
+        return found
+    worker.close()
+    return found | {
+        "torch": worker.last["version"],
+        "torch_threads": worker.last["threads"],
+        "ratio": ratios(found, "peer", "mijax"),
+        "ratio_with_compile": ratios(found, "peer", "with_compile"),
+        "torch_accuracy": by_layer(np.asarray(worker.last["accuracy"]), layers),
+    }
 
 
 def search(
@@ -163,30 +164,6 @@ def exported(
     for i, (weight, bias) in enumerate(zip(model.weights, model.biases, strict=True)):
         data |= {f"weight{i}": np.asarray(weight), f"bias{i}": np.asarray(bias)}
     return data
-
-
-def beside(
-    data: dict[str, np.ndarray],
-    arguments: argparse.Namespace,
-    ours: dict[str, Any],
-    layers: list[int],
-) -> dict[str, Any]:
-    """Runs PyTorch on the same data."""
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "data.npz"
-        np.savez(file, allow_pickle=False, **data)
-        command = [arguments.peer, str(PEERS / "torch_das.py"), "--data", str(file)]
-        command += ["--size", str(ours["width"] // 2), "--rate", str(RATE)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    theirs = json.loads(done.stdout)
-    return {
-        "torch": theirs["version"],
-        "torch_threads": theirs["threads"],
-        "torch_seconds": round(theirs["seconds"], 2),
-        "ratio": round(theirs["seconds"] / ours["seconds"], 2),
-        "ratio_with_compile": round(theirs["seconds"] / ours["with_compile"], 2),
-        "torch_accuracy": by_layer(np.asarray(theirs["accuracy"]), layers),
-    }
 
 
 def by_layer(accuracy: np.ndarray, layers: list[int]) -> list[float]:

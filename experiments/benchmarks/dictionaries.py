@@ -12,7 +12,6 @@ Peers need environments of their own: see `_peers/dictionary_step.py`.
 
 import argparse
 import json
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sweeps import PEERS, machine, matmul_rate
+from _interleave import Worker, compiling, interleave, options, ratios, timed, write
 
 import mijax
 from mijax import dictionaries as d
@@ -37,27 +36,20 @@ K, SPARSITY, RATE = 32, 0.01, 3e-4
 
 def main() -> None:
     """Runs the cases and prints one JSON line each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--peer", help="Python with the peers installed")
+    parser = options(__doc__, EXAMPLE)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--embed", type=int, default=768)
     parser.add_argument("--latents", type=int, default=24576)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=5, help="timed steps (default 5)")
     parser.add_argument("--dtype", default="float32", help="of products")
-    parser.add_argument("--out", type=Path, help="JSON file for all results")
     arguments = parser.parse_args()
     results = []
     for name in arguments.only:
-        found = lanes() if name == "lanes" else case(name, arguments)
+        found = lanes(arguments) if name == "lanes" else case(name, arguments)
         results.append({"case": name, **found})
         print(json.dumps(results[-1]), flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"on": machine(), "cases": results}))
+    write(arguments.out, results)
 
 
 def case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -74,39 +66,67 @@ def case(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
         clip=None,
         dtype=arguments.dtype,
     )
-    ours, losses = timed(training, mijax.data.Examples(x, batch=batch), arguments.steps)
-    products = 1 if name == "topk" else 5
-    floor = products * 2 * batch * embed * latents / matmul_rate()
-    ours |= {
-        "tokens_per_second": round(batch / ours["seconds"]),
-        "floor_seconds": round(floor, 3),
-        "share_of_floor": round(floor / ours["seconds"], 3),
-    }
-    if not arguments.peer:
-        return ours
+    source = mijax.data.Examples(x, batch=batch)
+    firsts: list[float] = []
+    losses: list[float] = []
+
+    def ours() -> float:
+        first, seconds, losses[:] = stepped(training, source, arguments.steps)
+        firsts.append(round(first, 2))
+        return seconds
+
+    sides = {"mijax": compiling(ours)}
+    workers: dict[str, Worker] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "start.npz"
-        params, _ = training.start(jax.random.key(0))
-        source = mijax.data.Examples(x, batch=batch)
-        state, batches = source.start(), []
-        for _ in range(arguments.steps + 1):
-            state, drawn = source.batch(state)
-            batches.append(np.asarray(drawn.x))
-        np.savez(
-            file,
-            encoder=params.weights.encoder,
-            decoder=params.weights.decoder,
-            batches=np.stack(batches),
-        )
-        for library in LIBRARIES:
-            ours |= peer(library, name, file, arguments.peer, ours["seconds"], losses)
-    return ours
+        if arguments.peer:
+            file = start_file(training, source, arguments.steps, Path(scratch))
+            for library in LIBRARIES:
+                workers[library] = started(library, name, file, arguments.peer)
+                sides[library] = workers[library].seconds
+        found = interleave(sides, rounds=arguments.rounds)
+    products = 1 if name == "topk" else 5
+    floor = products * 2 * batch * embed * latents / 1e9
+    found |= {
+        "first_steps": firsts,
+        "tokens_per_second": round(batch / found["mijax"]["median"]),
+        "fraction_of_floor": [
+            round(floor / min(row["gflops"]) / row["mijax"], 3)
+            for row in found["rounds"]
+        ],
+    }
+    for library, worker in workers.items():
+        worker.close()
+        off = np.abs(np.array(losses) / np.array(worker.last["losses"]) - 1).max()
+        found |= {
+            f"{library}_version": worker.last["version"],
+            f"{library}_ratio": ratios(found, library, "mijax"),
+            f"{library}_loss_difference": float(f"{off:.1e}"),
+        }
+    return found
 
 
-def timed(
+def start_file(
+    training: d.Training, source: mijax.data.Examples, steps: int, folder: Path
+) -> Path:
+    """Writes the weights and batches that all sides start from."""
+    params, _ = training.start(jax.random.key(0))
+    state, batches = source.start(), []
+    for _ in range(steps + 1):
+        state, drawn = source.batch(state)
+        batches.append(np.asarray(drawn.x))
+    weights: dict[str, Any] = {
+        "encoder": params.weights.encoder,
+        "decoder": params.weights.decoder,
+    }
+    file = folder / "start.npz"
+    np.savez(file, batches=np.stack(batches), **weights)
+    return file
+
+
+def stepped(
     training: d.Training, source: mijax.data.Examples, steps: int
-) -> tuple[dict[str, Any], list[float]]:
-    """Times steps after the first, which compiles."""
+) -> tuple[float, float, list[float]]:
+    """Returns seconds of the first step, which compiles, and of a later one."""
     told, marks = mijax.train.Memory(), [time.perf_counter()]
 
     class Clock(mijax.train.AbstractSink):
@@ -115,36 +135,18 @@ def timed(
 
     d.train(training, source, sinks=[told, Clock()], report=1)
     each = np.diff(marks)
-    return {
-        "first_step": round(float(each[0]), 2),
-        "seconds": round(float(np.median(each[1 : steps + 1])), 3),
-    }, [row["loss"] for row in told.rows]
+    losses = [row["loss"] for row in told.rows]
+    return float(each[0]), float(np.median(each[1 : steps + 1])), losses
 
 
-def peer(
-    library: str,
-    name: str,
-    file: Path,
-    python: str,
-    seconds: float,
-    losses: list[float],
-) -> dict[str, Any]:
-    """Runs the same steps in a peer."""
-    command = [python, str(PEERS / "dictionary_step.py"), "--library", library]
-    command += ["--architecture", name, "--start", str(file)]
-    command += ["--k", str(K), "--sparsity", str(SPARSITY), "--rate", str(RATE)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    theirs = json.loads(done.stdout[done.stdout.index("{") :])
-    off = np.abs(np.array(losses) / np.array(theirs["losses"]) - 1).max()
-    return {
-        f"{library}": theirs["version"],
-        f"{library}_seconds": round(theirs["seconds"], 3),
-        f"{library}_ratio": round(theirs["seconds"] / seconds, 2),
-        f"{library}_loss_difference": float(f"{off:.1e}"),
-    }
+def started(library: str, name: str, file: Path, python: str) -> Worker:
+    """Starts a peer, which takes the same steps."""
+    words = ["--library", library, "--architecture", name, "--start", file]
+    words += ["--k", K, "--sparsity", SPARSITY, "--rate", RATE]
+    return Worker(python, "dictionary_step.py", *words)
 
 
-def lanes(count: int = 16) -> dict[str, Any]:
+def lanes(arguments: argparse.Namespace, count: int = 16) -> dict[str, Any]:
     """Times many small dictionaries together, and one after another."""
     x = jax.random.normal(jax.random.key(0), (16_384, 64))
     source = mijax.data.Examples(x, batch=512)
@@ -152,26 +154,24 @@ def lanes(count: int = 16) -> dict[str, Any]:
         d.Training(d.TopK(8), d.SAE(64), latents=512, steps=200, seed=seed)
         for seed in range(count)
     ]
-    d.train(given[0], source)
-    start = time.perf_counter()
-    alone = [d.train(one, source, report=200) for one in given]
-    jax.block_until_ready(jax.tree.leaves(alone[-1].weights))
-    sequence = time.perf_counter() - start
-    start = time.perf_counter()
-    together = d.train(given, source, report=200)
-    jax.block_until_ready(jax.tree.leaves(together[-1].weights))
-    joined = time.perf_counter() - start
-    start = time.perf_counter()
-    again = d.train(given, source, report=200)
-    jax.block_until_ready(jax.tree.leaves(again[-1].weights))
-    warm = time.perf_counter() - start
-    off = jnp.abs(alone[0].weights.decoder - together[0].weights.decoder).max()
-    return {
+
+    def together() -> Any:
+        return [one.weights for one in d.train(given, source, report=200)]
+
+    def in_sequence() -> Any:
+        return [d.train(one, source, report=200).weights for one in given]
+
+    sides = {
+        "together_with_compile": compiling(timed(together)),
+        "together": timed(together),
+        "in_sequence_with_compile": compiling(timed(in_sequence)),
+        "in_sequence": timed(in_sequence),
+    }
+    found = interleave(sides, rounds=arguments.rounds)
+    off = jnp.abs(in_sequence()[0].decoder - together()[0].decoder).max()
+    return found | {
         "dictionaries": count,
-        "in_sequence": round(sequence, 2),
-        "together_with_compile": round(joined, 2),
-        "together": round(warm, 2),
-        "ratio": round(sequence / warm, 2),
+        "ratio": ratios(found, "in_sequence", "together"),
         "largest_difference": float(f"{float(off):.1e}"),
     }
 

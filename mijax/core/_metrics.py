@@ -486,12 +486,12 @@ def recovered(value: Any, clean: Any, corrupt: Any) -> Array:
         0.5
     """
     value, clean, corrupt = map(jnp.asarray, (value, clean, corrupt))
-    clean, corrupt = (_beside(value, end) for end in (clean, corrupt))
     return _fraction(value, clean, corrupt)
 
 
 @jax.jit
 def _fraction(value: Array, clean: Array, corrupt: Array) -> Array:
+    clean, corrupt = (_beside(value, end) for end in (clean, corrupt))
     return (value - corrupt) / (clean - corrupt)
 
 

@@ -13,12 +13,12 @@ without their dependencies).
 
 import argparse
 import importlib.metadata
-import json
 import time
 from typing import Any
 
 import numpy as np
 import torch
+from _alive import add_option, answer
 
 EXAMPLE = """example:
   python dictionary_step.py --library saelens --architecture topk --start start.npz
@@ -39,10 +39,16 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.01)
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--threads", type=int, default=2)
+    add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     with np.load(arguments.start) as file:
         start = {name: torch.from_numpy(file[name].copy()) for name in file.files}
+    answer(lambda: stepped(arguments, start), alive=arguments.alive)
+
+
+def stepped(arguments: Any, start: dict[str, Any]) -> dict[str, Any]:
+    """Take the steps from the start; returns seconds of one and all losses."""
     make = saelens if arguments.library == "saelens" else dictionary_learning
     loss_of, parameters = make(arguments, start)
     optimiser = torch.optim.Adam(parameters, lr=arguments.rate, betas=(0.9, 0.999))
@@ -56,12 +62,11 @@ def main() -> None:
         losses.append(float(loss.detach()))
         marks.append(time.perf_counter() - began)
     package = {"saelens": "sae-lens"}.get(arguments.library, "dictionary-learning")
-    found = {
+    return {
         "version": f"{package} {importlib.metadata.version(package)}",
         "seconds": float(np.median(marks[1:])),
         "losses": losses,
     }
-    print(json.dumps(found))
 
 
 def dictionary_learning(arguments: Any, start: dict[str, Any]) -> Any:

@@ -16,7 +16,6 @@ left out, its tokenizer is given token ids, and "cuda" means the CPU.
 
 import argparse
 import importlib
-import json
 import sys
 import time
 import types
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _alive import add_option, answer
 from transformerlens_sweep import load
 
 METHODS = {
@@ -50,6 +50,15 @@ def main() -> None:
     model.cfg.use_attn_result = True
     model.cfg.use_hook_mlp_in = True
     data = batches(arguments.tokens, size=arguments.batch)
+    answer(
+        lambda: run(arguments, graphs, attribute, model, data), alive=arguments.alive
+    )
+
+
+def run(
+    arguments: argparse.Namespace, graphs: Any, attribute: Any, model: Any, data: Any
+) -> dict[str, Any]:
+    """Time each method; returns the sum of their seconds and what was run."""
     found: dict[str, Any] = {}
     times = {}
     for name in arguments.methods:
@@ -84,14 +93,15 @@ def main() -> None:
         "steps": arguments.steps,
         "edges": len(graph.edges),
         "exact_edges": arguments.exact_edges,
-        "seconds": {name: round(value, 3) for name, value in times.items()},
+        "seconds": round(sum(times.values()), 3),
+        "seconds_of": {name: round(value, 3) for name, value in times.items()},
     }
-    print(json.dumps(result))
     if arguments.out is not None:
         found |= {f"{name}_seconds": np.array(value) for name, value in times.items()}
         found["senders"] = np.array([name for name in graph.nodes if name != "logits"])
         found["receivers"] = np.array(graph.get_dst_nodes())
         np.savez(arguments.out, **found)
+    return result
 
 
 def parse() -> argparse.Namespace:
@@ -113,6 +123,7 @@ def parse() -> argparse.Namespace:
     add("--repeats", type=int, default=1, help="the fastest counts")
     add("--threads", type=int, default=2)
     add("--out", type=Path, help="npz for scores, seconds and the names of nodes")
+    add_option(parser)
     return parser.parse_args()
 
 

@@ -11,11 +11,12 @@ Environment of its own (Python 3.11): scikit-learn==1.7.2.
 # pyright: reportMissingImports=false
 
 import argparse
-import json
 import time
+from typing import Any
 
 import numpy as np
 import sklearn
+from _alive import add_option, answer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--l2", type=float, nargs="+", required=True)
     parser.add_argument("--goal", type=float, default=1e-4)
+    add_option(parser)
     arguments = parser.parse_args()
     with np.load(arguments.data) as file:
         data = dict(file)
@@ -42,30 +44,32 @@ def main() -> None:
     dtype, tolerance = choose(data, middle, arguments.goal)
     x, held = (data[key].astype(dtype) for key in ("x", "x_held"))
     aside = np.random.default_rng(0).permutation(len(data["y"])) < len(data["y"]) // 5
-    seconds, found = 0.0, []
-    for one in x:
-        start = time.perf_counter()
-        found.append(fitted(one, data["y"], aside, arguments.l2, tolerance))
-        seconds += time.perf_counter() - start
-    l2 = [strength for _, strength in found]
-    gradients = [
-        gradient(model, one, data["y"], strength)
-        for (model, strength), one in zip(found, x, strict=True)
-    ]
-    result = {
-        "version": sklearn.__version__,
-        "dtype": dtype,
-        "tolerance": tolerance,
-        "seconds": seconds,
-        "steps": float(np.mean([model.n_iter_[0] for model, _ in found])),
-        "gradient": max(gradients),
-        "strengths": l2,
-        "accuracy": [
-            model.score(one, data["y_held"])
-            for (model, _), one in zip(found, held, strict=True)
-        ],
-    }
-    print(json.dumps(result))
+
+    def once() -> dict[str, Any]:
+        seconds, found = 0.0, []
+        for one in x:
+            start = time.perf_counter()
+            found.append(fitted(one, data["y"], aside, arguments.l2, tolerance))
+            seconds += time.perf_counter() - start
+        gradients = [
+            gradient(model, one, data["y"], strength)
+            for (model, strength), one in zip(found, x, strict=True)
+        ]
+        return {
+            "version": sklearn.__version__,
+            "dtype": dtype,
+            "tolerance": tolerance,
+            "seconds": seconds,
+            "steps": float(np.mean([model.n_iter_[0] for model, _ in found])),
+            "gradient": max(gradients),
+            "strengths": [strength for _, strength in found],
+            "accuracy": [
+                model.score(one, data["y_held"])
+                for (model, _), one in zip(found, held, strict=True)
+            ],
+        }
+
+    answer(once, alive=arguments.alive)
 
 
 def choose(data: dict[str, np.ndarray], l2: float, goal: float) -> tuple[str, float]:

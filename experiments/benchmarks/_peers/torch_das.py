@@ -11,11 +11,12 @@ Environment of its own (Python 3.11): torch==2.13.0.
 # pyright: reportMissingImports=false
 
 import argparse
-import json
 import time
+from typing import Any
 
 import numpy as np
 import torch
+from _alive import add_option, answer
 
 EXAMPLE = """example:
   python torch_das.py --data data.npz --size 8 --rate 0.01
@@ -32,28 +33,32 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--size", type=int, required=True)
     parser.add_argument("--rate", type=float, required=True)
+    add_option(parser)
     arguments = parser.parse_args()
     with np.load(arguments.data) as file:
         data = {name: torch.as_tensor(file[name]) for name in file.files}
     layers = [int(layer) for layer in data["layer"]]
     # One step outside the clock: what PyTorch sets up once.
     fitted(data, layers[0], data["rotation"][0], data["order"][:1], arguments)
-    start = time.perf_counter()
-    found = [
-        fitted(data, layer, rotation, data["order"], arguments)
-        for layer, rotation in zip(layers, data["rotation"], strict=True)
-    ]
-    seconds = time.perf_counter() - start
-    result = {
-        "version": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "seconds": seconds,
-        "accuracy": [
-            accuracy(data, layer, rotation, arguments.size)
-            for layer, rotation in zip(layers, found, strict=True)
-        ],
-    }
-    print(json.dumps(result))
+
+    def once() -> dict[str, Any]:
+        start = time.perf_counter()
+        found = [
+            fitted(data, layer, rotation, data["order"], arguments)
+            for layer, rotation in zip(layers, data["rotation"], strict=True)
+        ]
+        seconds = time.perf_counter() - start
+        return {
+            "version": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "seconds": seconds,
+            "accuracy": [
+                accuracy(data, layer, rotation, arguments.size)
+                for layer, rotation in zip(layers, found, strict=True)
+            ],
+        }
+
+    answer(once, alive=arguments.alive)
 
 
 def fitted(

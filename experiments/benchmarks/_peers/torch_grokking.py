@@ -9,11 +9,12 @@ Environment of its own (Python 3.11): torch==2.13.0, numpy.
 # pyright: reportMissingImports=false
 
 import argparse
-import json
 import time
+from typing import Any
 
 import numpy as np
 import torch
+from _alive import add_option, answer
 
 EXAMPLE = """example:
   python torch_grokking.py start.npz --updates 20
@@ -31,8 +32,14 @@ def main() -> None:
     parser.add_argument("start", help="npz with the weights and the pairs")
     parser.add_argument("--updates", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
+    add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    answer(lambda: trained(arguments), alive=arguments.alive)
+
+
+def trained(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train from the start; returns seconds of an update and all losses."""
     given = dict(np.load(arguments.start))
     pairs = torch.tensor(given.pop("pairs"), dtype=torch.long)
     w = {name: torch.tensor(value, requires_grad=True) for name, value in given.items()}
@@ -71,8 +78,7 @@ def main() -> None:
         losses.append(float(loss.detach()))
     seconds = (time.perf_counter() - start) / arguments.updates
     version = f"torch {torch.__version__}"
-    found = {"version": version, "seconds": seconds, "losses": losses}
-    print(json.dumps(found))
+    return {"version": version, "seconds": seconds, "losses": losses}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Environment of its own (Python 3.11): torch==2.13.0, transformers==5.23.0, gguf,
 
 import argparse
 import importlib.util
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _alive import add_option, answer
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -61,27 +61,31 @@ def main() -> None:
         metric(corrupt)
     forward = (time.perf_counter() - start) / 3
     source = capture(model, clean, cells=arguments.cells)
-    start = time.perf_counter()
-    grid = sweep(
-        model, lambda: metric(corrupt), source, cells=arguments.cells, layers=layers
-    )
-    elapsed = time.perf_counter() - start
-    result = {
-        "peer": "pytorch hook loop",
-        "torch": torch.__version__,
-        "threads": arguments.threads,
-        "cells": arguments.cells,
-        "grid": list(grid.shape),
-        "tokens": list(clean.shape),
-        "seconds": round(elapsed, 3),
-        "forward_seconds": round(forward, 4),
-        "seconds_per_cell": round(elapsed / grid.size, 4),
-        "base": base,
-        "clean": metric(clean),
-    }
-    print(json.dumps(result))
-    if arguments.out is not None:
-        np.savez(arguments.out, grid=grid, base=base, clean=result["clean"])
+
+    def once() -> dict[str, Any]:
+        start = time.perf_counter()
+        grid = sweep(
+            model, lambda: metric(corrupt), source, cells=arguments.cells, layers=layers
+        )
+        elapsed = time.perf_counter() - start
+        result = {
+            "peer": "pytorch hook loop",
+            "torch": torch.__version__,
+            "threads": arguments.threads,
+            "cells": arguments.cells,
+            "grid": list(grid.shape),
+            "tokens": list(clean.shape),
+            "seconds": round(elapsed, 3),
+            "forward_seconds": round(forward, 4),
+            "seconds_per_cell": round(elapsed / grid.size, 4),
+            "base": base,
+            "clean": metric(clean),
+        }
+        if arguments.out is not None:
+            np.savez(arguments.out, grid=grid, base=base, clean=result["clean"])
+        return result
+
+    answer(once, alive=arguments.alive)
 
 
 def parse() -> argparse.Namespace:
@@ -103,6 +107,7 @@ def parse() -> argparse.Namespace:
     add("--wrong", type=int, default=2322, help="token id (default ' John')")
     add("--threads", type=int, default=2)
     add("--out", type=Path, help="npz for `grid` [layer, position or head]")
+    add_option(parser)
     return parser.parse_args()
 
 

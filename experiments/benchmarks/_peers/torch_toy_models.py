@@ -9,10 +9,11 @@ Environment of its own (Python 3.11): torch==2.13.0.
 # pyright: reportMissingImports=false
 
 import argparse
-import json
 import time
+from typing import Any
 
 import torch
+from _alive import add_option, answer
 
 EXAMPLE = """example:
   python torch_toy_models.py --instances 20 --features 200 --embed 20 --updates 100
@@ -33,7 +34,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
+    add_option(parser)
     arguments = parser.parse_args()
+    answer(lambda: trained(arguments), alive=arguments.alive)
+
+
+def trained(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train from the start; returns seconds of an update and the loss."""
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     instances, features = arguments.instances, arguments.features
@@ -63,8 +70,7 @@ def main() -> None:
     seconds = (time.perf_counter() - start) / arguments.updates
     with torch.no_grad():
         loss = float(loss_of())
-    found = {"version": f"torch {torch.__version__}", "seconds": seconds, "loss": loss}
-    print(json.dumps(found))
+    return {"version": f"torch {torch.__version__}", "seconds": seconds, "loss": loss}
 
 
 if __name__ == "__main__":

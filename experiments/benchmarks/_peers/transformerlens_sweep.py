@@ -11,7 +11,6 @@ Environment of its own (Python 3.11): torch==2.13.0, transformer-lens==2.16.1,
 # pyright: reportMissingImports=false
 
 import argparse
-import json
 import re
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _alive import add_option, answer
 from safetensors import safe_open
 from transformer_lens import HookedTransformer, HookedTransformerConfig, patching
 
@@ -46,25 +46,32 @@ def main() -> None:
     base = metric(model(corrupt)).item()
     forward = seconds(lambda: model(corrupt), repeats=3)
     _, cache = model.run_with_cache(clean)
-    start = time.perf_counter()
-    grid = sweep(model, corrupt, cache, metric, cells=arguments.cells, layers=layers)
-    elapsed = time.perf_counter() - start
-    result = {
-        "peer": "transformer-lens 2.16.1",
-        "torch": torch.__version__,
-        "threads": arguments.threads,
-        "cells": arguments.cells,
-        "grid": list(grid.shape),
-        "tokens": list(clean.shape),
-        "seconds": round(elapsed, 3),
-        "forward_seconds": round(forward, 4),
-        "seconds_per_cell": round(elapsed / grid.numel(), 4),
-        "base": base,
-        "clean": metric(model(clean)).item(),
-    }
-    print(json.dumps(result))
-    if arguments.out is not None:
-        np.savez(arguments.out, grid=grid.numpy(), base=base, clean=result["clean"])
+
+    def once() -> dict[str, Any]:
+        start = time.perf_counter()
+        grid = sweep(
+            model, corrupt, cache, metric, cells=arguments.cells, layers=layers
+        )
+        elapsed = time.perf_counter() - start
+        result = {
+            "peer": "transformer-lens 2.16.1",
+            "torch": torch.__version__,
+            "threads": arguments.threads,
+            "cells": arguments.cells,
+            "grid": list(grid.shape),
+            "tokens": list(clean.shape),
+            "seconds": round(elapsed, 3),
+            "forward_seconds": round(forward, 4),
+            "seconds_per_cell": round(elapsed / grid.numel(), 4),
+            "base": base,
+            "clean": metric(model(clean)).item(),
+        }
+        if arguments.out is not None:
+            ends = {"base": base, "clean": result["clean"]}
+            np.savez(arguments.out, grid=grid.numpy(), **ends)
+        return result
+
+    answer(once, alive=arguments.alive)
 
 
 def parse() -> argparse.Namespace:
@@ -87,6 +94,7 @@ def parse() -> argparse.Namespace:
     add("--wrong", type=int, default=200, help="token id")
     add("--threads", type=int, default=2)
     add("--out", type=Path, help="npz for `grid` [layer, position or head]")
+    add_option(parser)
     return parser.parse_args()
 
 
