@@ -19,7 +19,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from sweeps import PEERS
+from _interleave import PEERS
 
 import mijax
 from mijax import dictionaries as d
