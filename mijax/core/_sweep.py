@@ -209,8 +209,8 @@ def sweep(
         work = _work(values.size, plan, model.n_layers)
     values = values.reshape(grid.shape)
     if tokens.ndim == 1:
-        single = jax.device_put((values[0], np.asarray(base.metric)[0]))
-        return Sweep(*single, grid.axes, work)
+        alone = jax.device_put(np.asarray(base.metric)[0])
+        return Sweep(jax.device_put(values[0]), alone, grid.axes, work)
     return Sweep(jax.device_put(values), base.metric, grid.axes, work)
 
 
