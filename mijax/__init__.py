@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from mijax import dictionaries as dictionaries
     from mijax import experiment as experiment
     from mijax import features as features
+    from mijax import interop as interop
     from mijax import io as io
     from mijax import lens as lens
     from mijax import models as models
@@ -72,7 +73,7 @@ def __getattr__(name: str) -> Any:
     """Imports a subpackage on first use, so `import mijax` stays quick."""
     packages = (
         "attribution causal circuits core data dictionaries experiment features io "
-        "lens models nn probes testing train viz"
+        "interop lens models nn probes testing train viz"
     )
     if name in packages.split():
         return importlib.import_module(f"mijax.{name}")
