@@ -73,15 +73,19 @@ def test_exact_scores_are_those_of_patching_edge_by_edge(name, ablation):
     sender, receiver = np.nonzero(graph.edges)
     without = jnp.ones((len(sender), *graph.edges.shape))
     without = without.at[jnp.arange(len(sender)), sender, receiver].set(0)
+    whole = jnp.ones(graph.edges.shape)
     for prompt in (0, 2):
-        full = masked(model(name), graph, given, jnp.int32(prompt), without[0] * 0 + 1)
-        each = jax.lax.map(
-            lambda edges: masked(model(name), graph, given, jnp.int32(prompt), edges),  # noqa: B023
-            without,
-            batch_size=32,
-        )
+        full = masked(model(name), graph, given, jnp.int32(prompt), whole)
+        each = one_by_one(model(name), graph, given, jnp.int32(prompt), without)
         found = scores.prompts[prompt][sender, receiver]
         chex.assert_trees_all_close(found, np.asarray(full - each), atol=1e-4)
+
+
+@eqx.filter_jit
+def one_by_one(model, graph, task, prompt, masks):
+    """Runs one prompt with every mask."""
+    run = lambda edges: masked(model, graph, task, prompt, edges)  # noqa: E731
+    return jax.lax.map(run, masks, batch_size=32)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -89,11 +93,12 @@ def test_gradient_in_the_mask_is_eap(name):
     graph = circuits.Graph.of(model(name))
     scores = circuits.discover(model(name), task(), circuits.EAP(), keep_prompts=True)
     ones = jnp.ones(graph.edges.shape)
-    gradient = jax.grad(lambda e: masked(model(name), graph, task(), jnp.int32(1), e))
+    loss = lambda e: masked(model(name), graph, task(), jnp.int32(1), e)  # noqa: E731
+    gradient = jax.grad(loss)(ones)
     assert scores.prompts is not None
-    chex.assert_trees_all_close(scores.prompts[1], gradient(ones), atol=1e-4)
+    chex.assert_trees_all_close(scores.prompts[1], gradient, atol=1e-4)
     # Where there is no edge, the forward does not depend on the mask.
-    assert not np.any(np.asarray(gradient(ones))[~graph.edges])
+    assert not np.any(np.asarray(gradient)[~graph.edges])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
