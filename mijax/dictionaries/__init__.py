@@ -51,6 +51,7 @@ from mijax.dictionaries._splice import OnLatents as OnLatents
 from mijax.dictionaries._splice import Splice as Splice
 from mijax.dictionaries._splice import hold as hold
 from mijax.dictionaries._splice import scale as scale
+from mijax.dictionaries._splice import where_tokens as where_tokens
 from mijax.dictionaries._stored import Stored as Stored
 from mijax.dictionaries._stored import normalise as normalise
 from mijax.dictionaries._topk import TopK as TopK

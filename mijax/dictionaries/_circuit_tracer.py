@@ -202,7 +202,7 @@ def write_cross_layer(dictionary: Any, path: Path, dtype: DTypeLike) -> None:
     architecture, layers = dictionary.architecture, dictionary.wiring.layers
     if not isinstance(architecture, ReLU | JumpReLU):
         raise unwritable(architecture, NAME, "ReLU and JumpReLU")
-    if float(dictionary.scale) != 1:
+    if np.any(np.asarray(dictionary.scale) != 1):
         raise OutputError(f"The format '{NAME}' has no scale of activations.")
     weights, embed = dictionary.weights, dictionary.wiring.embed
     part = lambda a, *shape: np.asarray(a).reshape(-1, layers, *shape)  # noqa: E731

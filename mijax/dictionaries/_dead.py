@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from mijax.dictionaries._wiring import over_embed
+
 ENCODER_SHARE = 0.2
 
 
@@ -41,7 +43,7 @@ def resampled(
     """
     weights, wiring = params.weights, training.wiring
     x, y = training.scaled(batch)
-    out = training.dictionary(params, memory)(batch.x) * training.scale
+    out = training.dictionary(params, memory)(batch.x) * over_embed(training.scale)
     error = (wiring.flat(y - out) ** 2).sum(1)
     drawn = jax.random.categorical(key, 2 * jnp.log(error + 1e-12), shape=dead.shape)
     away = directions(wiring.flat(y)[drawn] - weights.centre)

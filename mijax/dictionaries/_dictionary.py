@@ -9,7 +9,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from mijax._errors import ConfigError, ShapeError
 from mijax.dictionaries._architecture import AbstractArchitecture
-from mijax.dictionaries._wiring import AbstractWiring, Weights, product
+from mijax.dictionaries._wiring import (
+    AbstractWiring,
+    Weights,
+    check_scale,
+    over_embed,
+    product,
+)
 
 
 class Dictionary(eqx.Module):
@@ -21,8 +27,8 @@ class Dictionary(eqx.Module):
         weights: encoder, decoder and biases, of activations times `scale`.
         extra: what the architecture learned beside them.
         running: what it carries along: a threshold.
-        scale: by which activations were multiplied in training; undone on what is
-            written.
+        scale: factor of the activations in training, one number or one per site of a
+            crosscoder; undone on the output.
 
     Examples:
         >>> import jax
@@ -41,7 +47,7 @@ class Dictionary(eqx.Module):
     weights: Weights
     extra: Any
     running: Any
-    scale: Float[Array, ""]
+    scale: Float[Array, "*site"]
 
     @property
     def latents(self) -> int:
@@ -61,7 +67,7 @@ class Dictionary(eqx.Module):
             ShapeError: activations of another shape.
         """
         flat, batch = self._batched(x)
-        pre = self.wiring.pre(self.weights, flat * self.scale)
+        pre = self.wiring.pre(self.weights, flat * over_embed(self.scale))
         found = self.architecture.activate(pre, self.weights, self.extra, self.running)
         return found.reshape(*batch, -1)
 
@@ -91,9 +97,10 @@ class Dictionary(eqx.Module):
                 raise ShapeError(
                     "The dictionary has a linear path from its input: give x to decode."
                 )
-            given = self._batched(x)[0] * self.scale
+            given = self._batched(x)[0] * over_embed(self.scale)
             out = out + product(self.wiring.flat(given), self.weights.skip.T)
-        return (out / self.scale).reshape(*batch, *self.wiring.writes)
+        out = out.reshape(*batch, *self.wiring.writes)
+        return out / over_embed(self.scale)
 
     def __call__(self, x: Float[Array | np.ndarray, "..."]) -> Float[Array, "..."]:
         """Encodes and decodes."""
@@ -134,13 +141,14 @@ def untrained(
         centre: start of the decoder's bias, `[*writes]`, in the units of the
             activations, before `scale`; for instance their geometric median. 0 by
             default.
-        scale: by which activations are multiplied.
+        scale: factor of the activations, one number or one per site of a crosscoder.
 
     Returns:
         The dictionary.
 
     Raises:
-        ConfigError: a number of latents that does not fit the architecture.
+        ConfigError: a number of latents that does not fit the architecture, or a scale
+            of another shape.
         ShapeError: rows that cannot be tied, or a centre of another shape.
 
     Examples:
@@ -154,8 +162,9 @@ def untrained(
     if latents < 1:
         raise ConfigError(f"A dictionary has at least one latent, got {latents}.")
     architecture.check(latents)
+    check_scale(wiring, scale)
     if centre is not None:
-        centre = jnp.asarray(centre, jnp.float32) * scale
+        centre = jnp.asarray(centre, jnp.float32) * over_embed(scale)
     weights = wiring.start(key, latents, norm=norm, tied=tied, centre=centre)
     return Dictionary(
         architecture,
@@ -163,5 +172,5 @@ def untrained(
         weights,
         architecture.extra(latents),
         architecture.running(latents),
-        jnp.float32(scale),
+        jnp.asarray(scale, jnp.float32),
     )

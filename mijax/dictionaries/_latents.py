@@ -274,7 +274,10 @@ def joined(x: Array, size: int) -> Array:
 
 def rows(dictionary: Dictionary) -> Float[Array, "latent out"]:
     """Returns what each latent writes, in the units of the activations."""
-    return dictionary.wiring.rows(dictionary.weights) / dictionary.scale
+    found, scale = dictionary.wiring.rows(dictionary.weights), dictionary.scale
+    if scale.ndim:
+        scale = jnp.repeat(scale, dictionary.wiring.writes[-1])
+    return found / scale
 
 
 def written(

@@ -66,7 +66,14 @@ def warn_of_difference(
     numbers: Mapping[str, float],
     tolerance: float,
 ) -> None:
-    """Warns of a number that is not what the file says."""
+    """Warn of a number that is not what the file says, or of an FVU above 1."""
+    if numbers.get("fvu", 0) > 1:
+        warnings.warn(
+            f"{path}: the reconstruction of these activations is worse than their mean "
+            f"(FVU {numbers['fvu']:.4g}): other activations (site, normalization, "
+            "model) than the dictionary was trained on.",
+            stacklevel=3,
+        )
     for name in sorted(stated.keys() & numbers.keys()):
         said, found = stated[name], numbers[name]
         if abs(found - said) > tolerance * abs(said):

@@ -28,6 +28,8 @@ from mijax.io._checkpoint import fill_checkpoint, flatten
 VERSION, LOGARITHMS = 2, 1
 KEYS = ("mijax_dictionary", "architecture", "wiring", "latents", "skip", "site")
 KEYS += ("target", "normalisation", "metadata")
+# One scale per site of a crosscoder, since version 2.
+SCALES = "scales"
 ARCHITECTURES = {
     c.__name__: c for c in (ReLU, Gated, JumpReLU, TopK, BatchTopK, Matryoshka)
 }
@@ -60,6 +62,7 @@ def write_native(dictionary: Dictionary, path: Path, note: Any) -> None:
         "target": site_as_json(note.target),
         "normalisation": note.normalisation,
         "metadata": dict(note.metadata),
+        SCALES: dictionary.scale.size if dictionary.scale.ndim else None,
     }
     arrays = {
         "encoder": weights.encoder,
@@ -122,11 +125,14 @@ def read_native(path: Path, scale: float | None) -> Found:
             f"{path} is a checkpoint, but not of a dictionary in format {VERSION}. "
             "Load models with mijax.models.load, others with mijax.io.load_checkpoint."
         )
-    for key in (*sorted(said.keys() - set(KEYS)), *sorted(set(KEYS) - said.keys())):
+    keys = {*KEYS} if version == LOGARITHMS else {*KEYS, SCALES}
+    for key in sorted(said.keys() ^ keys):
         raise LoadError(f"{path}: key '{key}' is unknown or missing. Update mijax.")
     architecture = rebuilt(said["architecture"], ARCHITECTURES, path)
     wiring = rebuilt(said["wiring"], WIRINGS, path)
-    like = shapes_of(architecture, wiring, said["latents"], said["skip"])
+    scales = said.get(SCALES)
+    scale = () if scales is None else (scales,)
+    like = shapes_of(architecture, wiring, said["latents"], said["skip"], scale)
     found = load_checkpoint(like, path)
     names = ("encoder", "bias", "decoder", "centre", "skip")
     weights = Weights(*(found[name] for name in names))
@@ -161,7 +167,11 @@ def rebuilt(said: Any, known: dict[str, type], path: Path) -> Any:
 
 
 def shapes_of(
-    architecture: Any, wiring: Any, latents: int, skip: bool
+    architecture: Any,
+    wiring: Any,
+    latents: int,
+    skip: bool,
+    scale: tuple[int, ...],
 ) -> dict[str, Any]:
     """Returns the shapes of a dictionary's arrays."""
     reads, writes = wiring.widths(latents)
@@ -175,7 +185,7 @@ def shapes_of(
         "skip": shape(read, written) if skip else None,
         "extra": eqx.filter_eval_shape(architecture.extra, latents),
         "running": eqx.filter_eval_shape(architecture.running, latents),
-        "scale": shape(),
+        "scale": shape(*scale),
     }
 
 

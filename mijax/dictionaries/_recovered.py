@@ -83,7 +83,8 @@ def recovered(
         model: any `AbstractModel`.
         dictionary: an SAE of the site.
         prompts: prompts, or tokens without padding.
-        site: where, with its layer.
+        site: where, with its layer; with its head for a dictionary of one head: only
+            that head is replaced, and ablated.
         exclude: ids of tokens that are left alone, those that the dictionary was not
             trained on: `[tokenizer.bos]`.
         batch: prompts at a time.
@@ -94,8 +95,10 @@ def recovered(
 
     Raises:
         SiteError: a site that the model does not have, or without its layer.
-        ShapeError: a dictionary that does not write what it reads there.
-        PositionError: a site with a position, or no tokens that count.
+        ShapeError: a dictionary that does not write what it reads there; one of a
+            single head, and no head in the site.
+        PositionError: a site with a position, a feature or several heads, or no tokens
+            that count.
 
     Examples:
         >>> from mijax import dictionaries as d
@@ -109,9 +112,10 @@ def recovered(
     tokens = as_tokens(prompts)
     if tokens.ndim != 2:
         raise ShapeError(f"Give a batch of prompts, got tokens {tokens.shape}.")
-    if site.position is not None or site.head is not None or site.feature is not None:
+    if site.position is not None or site.feature is not None or jnp.ndim(site.head):
         raise PositionError(
-            "A dictionary replaces whole activations: give no position."
+            "A dictionary replaces whole activations, or those of one head: give no "
+            "position or feature, and at most one head."
         )
     of_one_layer(site)
     real = (
@@ -123,12 +127,19 @@ def recovered(
     if not counts.any():
         raise PositionError("No token counts: each is padding, excluded or the last.")
     x = capture(model, tokens, site).astype(jnp.float32)
+    reads = dictionary.wiring.reads
+    if site.head is None and x.ndim > 3 and reads == x.shape[-1:] != x.shape[2:]:
+        raise ShapeError(
+            f"The dictionary reads {reads[0]} numbers, one of {x.shape[2]} heads: give "
+            f"Site({site.name!r}, layer=..., head=...)."
+        )
     weight = mask.reshape(*mask.shape, *(1,) * (x.ndim - 2))
     mean = (x * weight).sum((0, 1)) / mask.sum()
     layer = None if site.layer is None else jnp.asarray(site.layer, jnp.int32)
+    head = None if site.head is None else jnp.asarray(site.head, jnp.int32)
     edits = (Splice(dictionary, error=False), Zero(), Set(mean))
     found = _losses(
-        *(model, edits, Site(site.name, layer), tokens, mask, counts),
+        *(model, edits, Site(site.name, layer, head=head), tokens, mask, counts),
         min(batch, len(tokens)),
     )
     ce, kl = (np.asarray(a, np.float64) for a in found)

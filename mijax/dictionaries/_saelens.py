@@ -27,6 +27,8 @@ CONFIG, WEIGHTS, SPARSITY = (
 )
 VERSION = "6.0.0"
 AUTOENCODERS = ("standard", "gated", "topk", "jumprelu")
+# Of folders that the trainer writes; inference folders have them as jumprelu.
+AUTOENCODERS += ("batchtopk", "matryoshka_batchtopk")
 TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder")
 TRANSCODERS += ("jumprelu_skip_transcoder",)
 NORMALISATIONS = {
@@ -38,6 +40,9 @@ NORMALISATIONS = {
 # What configs say of model, data and training; nothing of it changes what is computed.
 FREE_KEYS = """
 act_store_device activation_fn_kwargs adam_beta1 adam_beta2 autocast autocast_lm
+aux_loss_coefficient decoder_init_norm jumprelu_sparsity_loss_mode jumprelu_ste_to_input
+jumprelu_tanh_scale l0_coefficient l0_warm_up_steps pre_act_loss_coefficient target_l0
+topk_threshold_lr use_matryoshka_aux_loss use_sparse_activations
 b_dec_init_method buffer_size_gb cached_activations_path checkpoint_path compile_llm
 compile_sae context_size d_head dataset_path dataset_trust_remote_code
 dead_feature_estimation_method dead_feature_threshold dead_feature_window
@@ -143,16 +148,35 @@ def read_arrays(reading: Reading, settings: Settings, kind: str) -> Plain:
         extra = Gates(*sizes)
         return Plain(Gated(), encoder, bias, decoder, centre, extra=extra)
     plain = Plain(ReLU(), encoder, reading.take("b_enc", "latent"), decoder, centre)
-    if kind == "topk":
-        plain = plain._replace(architecture=TopK(settings.whole("k")))
+    if "topk" in kind:
+        plain = largest(plain, reading, settings, kind)
         if settings.get("rescale_acts_by_decoder_norm", False):
             plain = normed(plain)
     if kind.startswith("jumprelu"):
-        found = reading.take("threshold", "latent")
+        found = reading.maybe("log_threshold", "latent")
+        found = (
+            reading.take("threshold", "latent")
+            if found is None
+            else np.exp(found.astype(np.float64))
+        )
         plain = plain._replace(architecture=JumpReLU(), extra=found)
     if kind.endswith("skip_transcoder"):
         plain = plain._replace(skip=reading.take("W_skip", "out", "in").T)
     return plain
+
+
+def largest(plain: Plain, reading: Reading, settings: Settings, kind: str) -> Plain:
+    """Return arrays of a dictionary that keeps the largest latents."""
+    k = settings.whole("k")
+    if kind == "topk":
+        return plain._replace(architecture=TopK(k))
+    plain = plain._replace(running=float(reading.take("topk_threshold")))
+    if kind == "batchtopk":
+        return plain._replace(architecture=BatchTopK(k))
+    ends = settings.need("matryoshka_widths")
+    shares = np.diff([0, *ends]) / len(plain.bias)
+    architecture = Matryoshka(tuple(float(share) for share in shares), k)
+    return plain._replace(architecture=architecture)
 
 
 def normed(plain: Plain) -> Plain:

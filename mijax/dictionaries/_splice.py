@@ -1,15 +1,18 @@
 """Splices: a dictionary in the place of an activation, and edits of its latents."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core import AbstractEdit, Place, Scale, Set, Site
 from mijax.core._operands import check_per_prompt, per_row
+from mijax.core._tokens import TokensLike, as_tokens
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._latents import check_latents, fitting, written
 from mijax.dictionaries._wiring import SAE
@@ -34,14 +37,22 @@ class Splice(AbstractEdit):
 
     Attributes:
         dictionary: a dictionary that writes what it reads. At sites with heads it reads
-            them joined, or each on its own, as its size says.
+            all heads joined, or the head that `at` names, as its size implies.
         change: an edit of latents, `[rows, latent]`; `None` changes nothing.
         error: keep what the dictionary misses.
         every_layer: the dictionary is meant for all layers, so that `at` may leave the
             layer out: every layer, or the one that a sweep over layers is at.
+        every_head: a dictionary of one head is meant for all heads, so that `at` may
+            leave the head out.
+        keep: tokens whose activations are left as they are, `[seq]` or
+            `[prompts, seq]`, for instance special ones that the dictionary was not
+            trained on: `keep=where_tokens(prompts, [tokenizer.bos])`. Tokens after
+            these, as in `generate`, are spliced.
 
     Raises:
-        ShapeError: a dictionary that does not write what it reads.
+        ShapeError: a dictionary that does not write what it reads; a dictionary of one
+            head without `head` in `at`, unless `every_head`; `keep` of another shape
+            than the tokens.
         SiteError: an edit of a latent that the dictionary does not have; in `at`, a
             site of a block without its layer, unless `every_layer`.
 
@@ -62,9 +73,16 @@ class Splice(AbstractEdit):
     change: AbstractEdit | None = None
     error: bool = eqx.field(static=True, default=True)
     every_layer: bool = eqx.field(static=True, default=False)
+    every_head: bool = eqx.field(static=True, default=False)
+    keep: Any = None
 
     def __check_init__(self):
         """Refuses dictionaries and latents that cannot be spliced in."""
+        if self.keep is not None and jnp.ndim(self.keep) not in (1, 2):
+            raise ShapeError(
+                "keep holds a boolean per token, [seq] or [prompts, seq], got shape "
+                f"{jnp.shape(self.keep)}."
+            )
         wiring = self.dictionary.wiring
         if not isinstance(wiring, SAE):
             raise ShapeError(
@@ -83,7 +101,11 @@ class Splice(AbstractEdit):
                 "Splice(..., every_layer=True) for all layers, or a sweep over them."
             )
         change = None if self.change is None else self.change.bind(LIKE_EMBED)
-        bound = Splice(self.dictionary, change, self.error, self.every_layer)
+        every_head = self.every_head or site.head is not None
+        keep = None if self.keep is None else jnp.asarray(self.keep, bool)
+        bound = dataclasses.replace(
+            self, change=change, every_head=every_head, keep=keep
+        )
         if site.layer is None or jnp.ndim(site.layer):
             return bound
         return AtLayer(bound, jnp.asarray(site.layer, jnp.int32))
@@ -94,10 +116,24 @@ class Splice(AbstractEdit):
             size = (rows.start, self.dictionary.latents)
             latents = jax.ShapeDtypeStruct(size, jnp.float32)
             self.change.check_operand(latents, rows, batch)
+        if self.keep is None:
+            return
+        own = self.keep.shape[:-1]
+        if own not in ((), batch) or self.keep.shape[-1] not in rows:
+            raise ShapeError(
+                f"keep has shape {self.keep.shape}, the tokens have shape "
+                f"{(*batch, rows.stop - 1)}: give a boolean per token."
+            )
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
-        """Returns what the dictionary makes of the rows."""
+        """Return the output of the dictionary for the rows."""
         wide = fitting(self.dictionary, x, heads=x.ndim > 2)
+        if x.ndim > 2 and wide.shape == x.shape and not self.every_head:
+            raise ShapeError(
+                f"The dictionary reads {x.shape[-1]} numbers, one of {x.shape[1]} "
+                "heads: give at(..., head=...), or Splice(..., every_head=True) for "
+                "all heads."
+            )
         if self.change is None and self.error:
             return x
         latents = self.dictionary.encode(wide)
@@ -106,7 +142,41 @@ class Splice(AbstractEdit):
             out = wide + written(self.dictionary, new - latents)
         else:
             out = self.dictionary.decode(new)
-        return out.reshape(x.shape).astype(x.dtype)
+        out = out.reshape(x.shape).astype(x.dtype)
+        if self.keep is None:
+            return out
+        kept = self.kept(place).reshape(-1, *(1,) * (x.ndim - 1))
+        return jnp.where(kept, x, out)
+
+    def kept(self, place: Place) -> Bool[Array, " rows"]:
+        """Return the rows that are left as they are."""
+        position, length = place.rows.position, self.keep.shape[-1]
+        inside = jnp.minimum(position, length - 1)
+        if self.keep.ndim == 1:
+            found = self.keep[inside]
+        else:
+            prompt = 0 if place.rows.prompt is None else place.rows.prompt
+            found = self.keep[prompt, inside]
+        return found & (position < length)
+
+
+def where_tokens(
+    prompts: TokensLike, ids: Sequence[int]
+) -> Bool[Array, "*prompts seq"]:
+    """Return a boolean per token: whether it is one of some ids.
+
+    Args:
+        prompts: prompts, or token ids, `[*prompts, seq]`.
+        ids: ids of tokens, such as those of special tokens.
+
+    Returns:
+        The booleans, for `Splice(..., keep=...)`.
+
+    Examples:
+        >>> where_tokens(jnp.array([[1, 5, 6], [1, 7, 1]]), [1]).tolist()
+        [[True, False, False], [True, False, True]]
+    """
+    return jnp.isin(as_tokens(prompts), jnp.asarray(list(ids), jnp.int32))
 
 
 class OnLatents(AbstractEdit):

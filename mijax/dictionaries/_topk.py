@@ -120,7 +120,7 @@ def written(
         latents = jnp.where(kept, jax.nn.relu(pre), 0)
         part = product(latents, wiring.rows(weights).T, given.dtype)
         return step.over_model(part), jnp.where(rank < k, values, 0), index
-    values = known(values, wiring.flat(given.x), index, weights.encoder)
+    values = known(values, wiring.read(weights, given.x), index, weights.encoder)
     # The gradient of the offset: of the bias, and of the centre that it takes off.
     offset = wiring.offset(weights)[index]
     values = values + offset - jax.lax.stop_gradient(offset)

@@ -19,8 +19,18 @@ from mijax.data import AbstractSource
 from mijax.dictionaries._architecture import AbstractArchitecture, Given
 from mijax.dictionaries._dead import resampled
 from mijax.dictionaries._dictionary import Dictionary, untrained
-from mijax.dictionaries._wiring import AbstractWiring, Weights, check_batch
+from mijax.dictionaries._wiring import (
+    AbstractWiring,
+    Weights,
+    check_batch,
+    check_scale,
+    over_embed,
+)
 from mijax.train import AbstractObjective, AbstractSink, Step, fit, warmed
+
+
+# Examples after which a latent is dead in long runs, and the most that are counted.
+PATIENCE, LONGEST = 1_000_000, 2**30
 
 
 class Params(NamedTuple):
@@ -63,7 +73,8 @@ class Training(AbstractObjective):
             to them (static).
         norm: length of the decoder's rows at the start (static).
         tied: start the encoder as the decoder (static).
-        dead_after: examples without activity after which a latent is dead (static).
+        dead_after: examples without activity after which a latent is dead (static); by
+            default a tenth of those of the run, at most 1,000,000.
         resample: updates between replacements of dead latents by what is restored worst
             (Bricken et al. 2023); `None` is never (static). The last ones have as many
             updates to learn, and those of `decay`.
@@ -71,8 +82,8 @@ class Training(AbstractObjective):
             activations, before `scale`: the `mean` of `mijax.data.statistics`, or
             `mijax.data.geometric_median`; 0 by default. Of a transcoder, that of the
             outputs (`targets=True`).
-        scale: one number by which activations are multiplied: the `scale` of
-            `mijax.data.statistics`.
+        scale: factor of the activations: the `scale` of `mijax.data.statistics`. One
+            number, or one per site of a crosscoder.
         dtype: of products; sums and parameters are float32 (static).
         seed: of weights and updates.
     """
@@ -90,7 +101,7 @@ class Training(AbstractObjective):
     unit_norm: bool = eqx.field(static=True, default=False)
     norm: float = eqx.field(static=True, default=1.0)
     tied: bool = eqx.field(static=True, default=True)
-    dead_after: int = eqx.field(static=True, default=1_000_000)
+    dead_after: int | None = eqx.field(static=True, default=None)
     resample: int | None = eqx.field(static=True, default=None)
     centre: Any = None
     scale: Any = 1.0
@@ -99,7 +110,7 @@ class Training(AbstractObjective):
 
     def __check_init__(self):
         """Refuses numbers and sizes that cannot be, before any work."""
-        for name in ("learning_rate", "scale", "seed"):
+        for name in ("learning_rate", "seed"):
             given = getattr(self, name)
             if not eqx.is_array_like(given) or jnp.ndim(given):
                 what = f"shape {np.shape(given)}" if np.ndim(given) else repr(given)
@@ -107,6 +118,7 @@ class Training(AbstractObjective):
                 raise ConfigError(
                     f"{name} takes one number, such as {usual}, got {what}."
                 )
+        check_scale(self.wiring, self.scale)
         self.architecture.check(self.latents)
         self.wiring.widths(self.latents)
         warmed(1.0, steps=self.steps, warmup=self.warmup, decay=self.decay)
@@ -129,24 +141,39 @@ class Training(AbstractObjective):
         share = jnp.float32(1)
         if self.sparsity_warmup:
             share = jnp.minimum((step.index + 1) / self.sparsity_warmup, 1.0)
-        dead = memory.since >= self.dead_after
+        size = step.total(jnp.int32(x.shape[0]))
+        dead = memory.since >= self.patience(size)
         given = Given(
             *(x, y, params.weights, params.extra, memory.running, dead, share),
             *(self.wiring, step, jnp.dtype(self.dtype)),
         )
         found = self.architecture.loss(given)
+        # Before that many examples, those that were not active in any so far.
+        patience = self.patience(size)
+        seen = jnp.minimum(step.index, patience // size + 1) * size
+        unseen = (memory.since >= jnp.minimum(patience, seen)) & (seen > 0)
         flat = self.wiring.flat(y)
         spread = given.error(jnp.broadcast_to(step.mean(flat.mean(0)), flat.shape))
         numbers = {
             "error": found.error,
             "fvu": found.error / spread,
             "l0": found.l0,
-            "dead": step.over_model(dead.sum()) / self.latents,
+            "dead": step.over_model(unseen.sum()) / self.latents,
         }
-        size = step.total(jnp.int32(x.shape[0]))
-        since = jnp.where(found.active, 0, memory.since + size)
+        since = jnp.where(found.active, 0, jnp.minimum(memory.since, LONGEST) + size)
         running = jax.lax.stop_gradient(found.running)
         return found.error + found.penalty, (numbers, Carried(since, running))
+
+    def patience(self, batch: Int[Array, ""]) -> Int[Array, ""]:
+        """Return the examples without activity after which a latent is dead.
+
+        Args:
+            batch: examples of a batch, on all devices.
+        """
+        if self.dead_after is not None:
+            return jnp.int32(self.dead_after)
+        updates = jnp.minimum(max(self.steps // 10, 1), PATIENCE // batch + 1)
+        return jnp.minimum(updates * batch, PATIENCE)
 
     def scaled(self, batch: Any) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """Returns inputs and outputs times the scale, in float32.
@@ -155,7 +182,8 @@ class Training(AbstractObjective):
             ShapeError: a batch that the wiring does not read or write.
         """
         check_batch(self.wiring, batch)
-        x, y = (a.astype(jnp.float32) * self.scale for a in (batch.x, batch.y))
+        scale = over_embed(self.scale)
+        x, y = (a.astype(jnp.float32) * scale for a in (batch.x, batch.y))
         return x, y
 
     def optimiser(self) -> optax.GradientTransformation:
@@ -178,7 +206,8 @@ class Training(AbstractObjective):
             # What is new has to learn, or the result is worse for it.
             last = self.steps - max(self.decay, self.resample)
             due = (done % self.resample == 0) & (done <= last)
-            dead = due & (memory.since >= self.dead_after)
+            size = jnp.int32(batch.x.shape[0])
+            dead = due & (memory.since >= self.patience(size))
             params, optimiser = resampled(
                 *(self, params, optimiser, memory, dead, batch, step.key)
             )
@@ -208,7 +237,7 @@ class Training(AbstractObjective):
         """Returns the dictionary that was learned."""
         return Dictionary(
             *(self.architecture, self.wiring, params.weights, params.extra),
-            *(memory.running, jnp.float32(self.scale)),
+            *(memory.running, jnp.asarray(self.scale, jnp.float32)),
         )
 
     def _new(self, key: PRNGKeyArray) -> Dictionary:

@@ -7,9 +7,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from mijax._errors import ShapeError
+from mijax._errors import ConfigError, ShapeError
 
 
 class Weights(eqx.Module):
@@ -66,17 +67,20 @@ class AbstractWiring(eqx.Module):
     def project(
         self, weights: Weights, x: Float[Array, "batch *reads"], dtype: Any = None
     ) -> Float[Array, "batch latent"]:
-        """Returns what latents read, `x W`."""
-        return product(self.flat(x), weights.encoder, dtype)
+        """Return the product of the inputs with the encoder, `x W`."""
+        return product(self.read(weights, x), weights.encoder, dtype)
 
     def offset(self, weights: Weights) -> Float[Array, " latent"]:
-        """Returns what latents are on an input of zero, before they are cut."""
+        """Return the bias; its gradient is that of everything added to the product."""
         return weights.bias
 
     def read(
-        self, weights: Weights, x: Float[Array, "latent *reads"]
-    ) -> Float[Array, "latent in"]:
-        """Returns what each latent's encoder multiplies, given an example for each."""
+        self, weights: Weights, x: Float[Array, "rows *reads"]
+    ) -> Float[Array, "rows in"]:
+        """Return the vectors that the encoder multiplies, without a gradient to it.
+
+        Row `i` is for latent `i` where latents read different parts of the input.
+        """
         return self.flat(x)
 
     def rows(self, weights: Weights) -> Float[Array, "latent out"]:
@@ -147,14 +151,24 @@ class SAE(AbstractWiring):
         return (self.embed,)
 
     def offset(self, weights: Weights) -> Float[Array, " latent"]:
-        """Returns the bias, less what the centre would give."""
-        return weights.bias - weights.encoder @ weights.centre
+        """Return the bias, with the gradient of the decoder bias in `read`.
+
+        The product with every example would have the same gradient and cost one more
+        dense product; this is a product with one vector.
+        """
+        still = jax.lax.stop_gradient
+        moved = still(weights.encoder) @ weights.centre
+        return weights.bias - (moved - still(moved))
 
     def read(
-        self, weights: Weights, x: Float[Array, "latent *reads"]
-    ) -> Float[Array, "latent in"]:
-        """Returns what each latent's encoder multiplies: its example, centred."""
-        return x - weights.centre
+        self, weights: Weights, x: Float[Array, "rows *reads"]
+    ) -> Float[Array, "rows in"]:
+        """Return the inputs minus the decoder bias.
+
+        Subtracted before the product: in bfloat16 a large mean would otherwise round
+        away the rest.
+        """
+        return x - jax.lax.stop_gradient(weights.centre)
 
 
 class Transcoder(AbstractWiring):
@@ -259,9 +273,9 @@ class CrossLayer(AbstractWiring):
         return found.reshape(x.shape[0], -1)
 
     def read(
-        self, weights: Weights, x: Float[Array, "latent *reads"]
-    ) -> Float[Array, "latent in"]:
-        """Returns what each latent's encoder multiplies: its layer of its example."""
+        self, weights: Weights, x: Float[Array, "rows *reads"]
+    ) -> Float[Array, "rows in"]:
+        """Return the layer of example `i` that latent `i` reads."""
         latent = jnp.arange(x.shape[0])
         return x[latent, latent % self.layers]
 
@@ -270,6 +284,25 @@ class CrossLayer(AbstractWiring):
         latents = weights.decoder.shape[0]
         later = jnp.arange(self.layers) >= (jnp.arange(latents) % self.layers)[:, None]
         return weights.decoder * jnp.repeat(later, self.embed, axis=1)
+
+
+def check_scale(wiring: AbstractWiring, scale: Any) -> None:
+    """Refuse a scale that is neither one number nor one per site.
+
+    Raises:
+        ConfigError: a scale of another shape.
+    """
+    sites = wiring.reads[:-1] if wiring.reads == wiring.writes else ()
+    if eqx.is_array_like(scale) and jnp.shape(scale) in ((), sites):
+        return
+    given = f"shape {np.shape(scale)}" if np.ndim(scale) else repr(scale)
+    wanted = f"one number, or {sites[0]}, one per site" if sites else "one number"
+    raise ConfigError(f"scale takes {wanted}, such as 1.0, got {given}.")
+
+
+def over_embed(scale: Any) -> Any:
+    """Return a scale by which activations, `[*site, embed]`, are multiplied."""
+    return scale if jnp.ndim(scale) == 0 else jnp.asarray(scale)[:, None]
 
 
 def check_batch(wiring: AbstractWiring, batch: Any) -> None:

@@ -145,6 +145,10 @@ def test_topk_and_the_error_that_dead_latents_explain():
     loss, numbers, _ = losses(given, params, memory)
     expected = error_of(w, latents) + 0.25 * explained
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    # After 4 updates of 7 examples, none of the 10 was active in those 28.
+    np.testing.assert_allclose(numbers["dead"], 1.0, rtol=1e-6)
+    late = Step(jnp.int32(100), STEP.key)
+    _, (numbers, _) = given.loss(params, memory, BATCH, late)
     np.testing.assert_allclose(numbers["dead"], 0.3, rtol=1e-6)
     # With one of the two dead that there is room for, half of it counts.
     memory = memory._replace(since=jnp.zeros(LATENTS, jnp.int32).at[3].set(100))
@@ -223,6 +227,36 @@ def test_a_scale_is_undone():
         for s in (1.0, 4.0)
     )
     chex.assert_trees_all_close(scaled(X), one(4 * X) / 4, atol=1e-6)
+
+
+@pytest.mark.parametrize("wiring", [d.Crosscoder(2, 3), d.CrossLayer(2, 3)])
+def test_each_site_has_its_scale(wiring):
+    scale, x = jnp.array([0.5, 4.0]), jnp.asarray(X.reshape(-1, 2, 3))
+    options = {"latents": LATENTS, "key": jax.random.key(0), "tied": False}
+    centre = jnp.ones((2, 3))
+    one = d.untrained(d.ReLU(), wiring, centre=centre * scale[:, None], **options)
+    each = d.untrained(d.ReLU(), wiring, centre=centre, scale=scale, **options)
+    expected = one(x * scale[:, None]) / scale[:, None]
+    chex.assert_trees_all_close(each(x), expected, atol=1e-6)
+    latents = each.encode(x)
+    of_rows = jnp.einsum("bl,lse->bse", latents, d.direction(each, jnp.arange(LATENTS)))
+    chex.assert_trees_all_close(each(x), of_rows + centre, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0, 3000])
+def test_a_large_mean_is_subtracted_before_a_product_in_bfloat16(offset):
+    x = X + offset * np.eye(EMBED, dtype=np.float32)[2]
+    wiring, options = d.SAE(EMBED), {"latents": LATENTS, "key": jax.random.key(0)}
+    w = d.untrained(d.ReLU(), wiring, centre=x.mean(0), **options).weights
+    exact = (x.astype(np.float64) - np.asarray(w.centre)) @ np.asarray(w.encoder).T
+    found = wiring.project(w, jnp.asarray(x), jnp.bfloat16) + wiring.offset(w)
+    assert np.abs(found - exact).max() < 2**-6 * np.abs(exact).max()
+
+    def plain(w):
+        return ((x - w.centre) @ w.encoder.T + w.bias)[:, 1].sum()
+
+    slope = jax.grad(lambda w: wiring.pre(w, jnp.asarray(x))[:, 1].sum())(w)
+    chex.assert_trees_all_close(slope, jax.grad(plain)(w), rtol=1e-5, atol=1e-4)
 
 
 def test_cross_layer_latents_write_to_later_layers_only():

@@ -366,6 +366,27 @@ def test_recovered_of_what_is_known():
     assert str(of_mean).splitlines()[1].split()[0] == "clean"
 
 
+def test_recovered_of_one_head():
+    """Only that head is replaced and ablated."""
+    prompts = Prompts.from_ids(IDS)
+    given = d.untrained(d.TopK(4), d.SAE(8), latents=16, key=jax.random.key(1))
+    found = d.recovered(model(), given, prompts, Site("z", layer=1, head=2))
+    tokens, counts = prompts.tokens, np.asarray(prompts.mask)[:, 1:]
+
+    def kl(edit):
+        p, q = (jax.nn.log_softmax(mijax.run(model(), tokens, e)) for e in (None, edit))
+        return ((jnp.exp(p) * (p - q)).sum(-1)[:, :-1][counts]).mean()
+
+    for name, edit in (
+        ("zero", mijax.Zero()),
+        ("spliced", d.Splice(given, error=False)),
+    ):
+        expected = kl(edit.at("z", layer=1, head=2))
+        np.testing.assert_allclose(found.kl[name].mean, expected, rtol=1e-4)
+    with pytest.raises(ShapeError, match=r"one of 4 heads: give Site\('z'"):
+        d.recovered(model(), given, prompts, Site("z", layer=1))
+
+
 def test_recovered_by_the_definition():
     prompts = Prompts.from_ids(IDS)
     given = d.untrained(d.TopK(4), d.SAE(32), latents=64, key=jax.random.key(1))

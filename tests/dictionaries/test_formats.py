@@ -16,7 +16,7 @@ from dictionary_files import (
     load,
     make_by_mijax,
 )
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from mijax import Site
 from mijax import dictionaries as d
@@ -204,6 +204,34 @@ def test_stated_numbers_are_measured_again():
     with pytest.raises(ShapeError, match="20 inputs and 3 outputs"):
         load("saelens/transcoder", check=(x, x[:3]))
     assert load("saelens/transcoder", check=x).measured.keys() == {"l0"}
+
+
+def test_reconstructions_worse_than_the_mean_are_noticed(tmp_path):
+    """L0 of TopK is k on any activations."""
+    dictionary = make_by_mijax.of("sparsify_sae")[0]
+    d.save(dictionary, tmp_path / "a", format="sparsify")
+    x = np.float32(np.random.default_rng(0).normal(size=(50, 8)))
+    with pytest.warns(UserWarning, match=r"worse than their mean \(FVU"):
+        stored = d.load(tmp_path / "a", check=x)
+    assert stored.measured["l0"] == stored.stated["l0"] == 4
+    assert stored.measured["fvu"] > 1
+
+
+def test_scales_of_sites_are_kept(tmp_path):
+    scale = jnp.array([0.3, 4.0, 1.0])
+    given = make_by_mijax.drawn(d.TopK(4), d.Crosscoder(3, 8), 5, scale=scale)
+    d.save(given, tmp_path / "a")
+    assert bool(eqx.tree_equal(given, d.load(tmp_path / "a").dictionary))
+
+
+def test_saelens_logarithms_of_thresholds(tmp_path):
+    folder = copied("saelens/jumprelu", tmp_path)
+    arrays = dict(load_file(folder / "sae_weights.safetensors"))
+    threshold = arrays.pop("threshold")
+    arrays["log_threshold"] = np.log(threshold)
+    save_file(arrays, folder / "sae_weights.safetensors")
+    found = d.load(folder).dictionary
+    np.testing.assert_allclose(found.extra, threshold, rtol=1e-6)
 
 
 def test_evaluations_beside_the_weights(tmp_path):

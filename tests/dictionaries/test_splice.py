@@ -189,9 +189,31 @@ def test_heads_are_joined_or_each_on_its_own():
         d.latents(model, joined, TOKENS, site), joined.encode(flat), atol=1e-5
     )
     for given, x in ((joined, flat), (own, z)):
-        edits = d.Splice(given, error=False).at(site)
+        edits = d.Splice(given, error=False, every_head=True).at(site)
         found = mijax.capture(model, TOKENS, site, edits)
         chex.assert_trees_all_close(found, given(x).reshape(z.shape), atol=1e-5)
+
+
+def test_one_head_is_spliced_as_named():
+    model, site = cases.model("gpt2"), Site("z", layer=1)
+    z = mijax.capture(model, TOKENS, site)
+    edits = d.Splice(sae(8), error=False).at("z", layer=1, head=2)
+    found = mijax.capture(model, TOKENS, site, edits)
+    expected = z.at[:, :, 2].set(sae(8)(z[:, :, 2]))
+    chex.assert_trees_all_close(found, expected, atol=1e-5)
+
+
+def test_special_tokens_keep_their_activations():
+    before = stream()
+    keep = d.where_tokens(TOKENS, [int(TOKENS[0, 0]), int(TOKENS[1, 2])])
+    found = stream(d.Splice(sae(), error=False, keep=keep).at(SITE))
+    expected = jnp.where(keep[..., None], before, sae()(before))
+    assert keep.any() and not keep.all()
+    chex.assert_trees_all_close(found, expected, atol=1e-5)
+    first = jnp.arange(TOKENS.shape[1]) == 0
+    found = stream(d.Splice(sae(), error=False, keep=first).at(SITE))
+    expected = jnp.where(first[:, None], before, sae()(before))
+    chex.assert_trees_all_close(found, expected, atol=1e-5)
 
 
 def test_latents_of_crosscoders_the_largest_and_means():
@@ -287,6 +309,21 @@ BAD = {
         lambda: at_site(d.scale(7, np.arange(4.0))),
         SiteError,
         r"coefficient of shape \(4,\)",
+    ),
+    "one head": (
+        lambda: spliced(sae(8), error=False, site=Site("z", layer=1)),
+        ShapeError,
+        r"one of 4 heads: give at\(\.\.\., head=",
+    ),
+    "kept tokens": (
+        lambda: spliced(sae(), error=False, keep=jnp.ones((2, 5), bool)),
+        ShapeError,
+        r"keep has shape \(2, 5\)",
+    ),
+    "kept axes": (
+        lambda: d.Splice(sae(), keep=jnp.ones((1, 2, 3), bool)),
+        ShapeError,
+        "keep holds a boolean per token",
     ),
     "transcoder": (lambda: d.Splice(coders([0])[0]), ShapeError, "replace_mlps"),
     "latent": (lambda: d.Splice(sae(), d.hold(48, 0.0)), SiteError, "0 to 47"),

@@ -268,6 +268,16 @@ def test_a_loss_that_is_no_number_stops_and_says_where(tmp_path):
         )
 
 
+def test_latents_are_dead_after_a_tenth_of_the_run():
+    for given, expected in (
+        (training(steps=50, dead_after=None), 5 * 64),
+        (training(steps=5, dead_after=None), 64),
+        (training(steps=10**9, dead_after=None), 1_000_000),
+        (training(dead_after=7), 7),
+    ):
+        assert int(given.patience(jnp.int32(64))) == expected
+
+
 BAD = {
     "most": (lambda: d.TopK(0), ConfigError, "at least 1"),
     "k": (lambda: training_of(d.TopK(17)), ConfigError, "smaller k"),
@@ -329,9 +339,20 @@ BAD = {
         "learning_rate takes one number, such as 0.0003, got '1e-3'",
     ),
     "scale": (
-        lambda: training(wiring="crosscoder", scale=jnp.ones(2)),
+        lambda: training(scale=jnp.ones(2)),
         ConfigError,
         r"scale takes one number.*got shape \(2,\)",
+    ),
+    "scales": (
+        lambda: training(wiring="crosscoder", scale=jnp.ones(3)),
+        ConfigError,
+        r"one number, or 2, one per site.*got shape \(3,\)",
+    ),
+    "target": (lambda: d.JumpReLU(target=0), ConfigError, "positive target"),
+    "targets": (
+        lambda: training_of(d.JumpReLU(target=17)),
+        ConfigError,
+        "smaller target",
     ),
     "input": (
         lambda: d.train(training(), source())(jnp.ones((2, 5))),

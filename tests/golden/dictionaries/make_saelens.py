@@ -6,6 +6,7 @@ Needs torch 2.13.0 (CPU), sae-lens 6.54.12 and its dependencies.
 """
 
 import shutil
+import tempfile
 
 import torch
 from common import BY_MIJAX, HERE, IN, LATENTS, OUT, K, inputs, keep, randomise
@@ -52,6 +53,20 @@ def training(name, kind, seed, **options):
     record(FOLDER / name, SAE.load_from_disk(str(FOLDER / name)))
 
 
+def in_training(name, kind, seed, **options):
+    """Saves one of the classes for training as its trainer does."""
+    cls, config = get_sae_training_class(kind)
+    options = {"d_in": IN, "d_sae": LATENTS, "metadata": metadata()} | options
+    sae = randomise(cls(config(**options)), seed)
+    for _, buffer in sae.named_buffers():
+        buffer.fill_(0.8)
+    sae.save_model(FOLDER / name)
+    with tempfile.TemporaryDirectory() as folder:
+        # SAE.load_from_disk has no classes of the BatchTopK kinds.
+        sae.save_inference_model(folder)
+        record(FOLDER / name, SAE.load_from_disk(folder))
+
+
 def record(path, sae):
     """Keeps what a dictionary computes."""
     x = inputs()
@@ -86,6 +101,15 @@ def main():
     widths = [6, 12, 24]
     training("matryoshka", "matryoshka_batchtopk", 14, k=K, matryoshka_widths=widths)
     training("jumprelu_trained", "jumprelu", 15)
+    in_training("training_standard", "standard", 20)
+    in_training("training_gated", "gated", 21)
+    in_training("training_topk", "topk", 22, k=K)
+    in_training("training_jumprelu", "jumprelu", 23)
+    in_training("training_batchtopk", "batchtopk", 24, k=K)
+    widths = [6, 12, 24]
+    in_training(
+        "training_matryoshka", "matryoshka_batchtopk", 25, k=K, matryoshka_widths=widths
+    )
     half = inputs(IN, LATENTS, seed=3).to(torch.bfloat16)
     cls, config = get_sae_class("standard")
     sae = randomise(cls(config(d_in=IN, d_sae=LATENTS, dtype="bfloat16")), 16)
