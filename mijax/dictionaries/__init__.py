@@ -14,6 +14,7 @@ from mijax.dictionaries._concepts import Perturbation as Perturbation
 from mijax.dictionaries._concepts import Unbiased as Unbiased
 from mijax.dictionaries._concepts import perturb as perturb
 from mijax.dictionaries._concepts import unbias as unbias
+from mijax.dictionaries._continue import from_checkpoint as from_checkpoint
 from mijax.dictionaries._dictionary import Dictionary as Dictionary
 from mijax.dictionaries._dictionary import untrained as untrained
 from mijax.dictionaries._direct import DirectLatents as DirectLatents

@@ -18,6 +18,7 @@ from mijax.dictionaries._circuit_tracer import (
     read_cross_layer,
     write_circuit_tracer,
 )
+from mijax.dictionaries._continue import read_training, write_training
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._dictionary_learning import (
     read_dictionary_learning,
@@ -33,6 +34,7 @@ from mijax.dictionaries._saelens import read_saelens, write_saelens
 from mijax.dictionaries._sparsify import read_sparsify, write_sparsify
 from mijax.dictionaries._stored import NORMALISATIONS, Found, Stored
 from mijax.io import check_files, digest, is_checkpoint, replace_folder
+from mijax.train import is_training_checkpoint
 
 
 class Format(NamedTuple):
@@ -72,8 +74,8 @@ def load(
         name_or_path: a folder or file, or a hub id with the folder in it,
             `"google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71"`.
         format: `"mijax"`, `"saelens"`, `"gemma_scope"`, `"dictionary_learning"`,
-            `"sparsify"`, `"openai"`, `"circuit_tracer"`, `"cross_layer"`; found by the
-            names of the files by default.
+            `"sparsify"`, `"openai"`, `"circuit_tracer"`, `"cross_layer"`, or
+            `"checkpoint"`, one of `train`; found by the names of the files by default.
         scale: by which activations were multiplied in training, where the file says
             that they were and not by how much.
         normalised: whether activations will be normalised one by one before they are
@@ -229,6 +231,7 @@ def is_one_layer(path: Path) -> bool:
 
 
 FORMATS: Mapping[str, Format] = {
+    "checkpoint": Format(is_training_checkpoint, read_training, write_training),
     "mijax": Format(is_checkpoint, read_native, write_native),
     "saelens": Format(
         has("cfg.json", "sae_weights.safetensors"), read_saelens, write_saelens

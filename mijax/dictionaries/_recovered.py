@@ -112,7 +112,8 @@ def recovered(
     tokens = as_tokens(prompts)
     if tokens.ndim != 2:
         raise ShapeError(f"Give a batch of prompts, got tokens {tokens.shape}.")
-    if site.position is not None or site.feature is not None or jnp.ndim(site.head):
+    one = site.head is None or (eqx.is_array_like(site.head) and not np.ndim(site.head))
+    if site.position is not None or site.feature is not None or not one:
         raise PositionError(
             "A dictionary replaces whole activations, or those of one head: give no "
             "position or feature, and at most one head."

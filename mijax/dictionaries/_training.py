@@ -1,5 +1,6 @@
 """Training a dictionary: the objective, and the verb."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from mijax._errors import ConfigError
 from mijax._progress import Progress
 from mijax.data import AbstractSource
 from mijax.dictionaries._architecture import AbstractArchitecture, Given
+from mijax.dictionaries._continue import about_training, given_start
 from mijax.dictionaries._dead import resampled
 from mijax.dictionaries._dictionary import Dictionary, untrained
 from mijax.dictionaries._wiring import (
@@ -27,7 +29,6 @@ from mijax.dictionaries._wiring import (
     over_embed,
 )
 from mijax.train import AbstractObjective, AbstractSink, Step, fit, warmed
-
 
 # Examples after which a latent is dead in long runs, and the most that are counted.
 PATIENCE, LONGEST = 1_000_000, 2**30
@@ -175,6 +176,18 @@ class Training(AbstractObjective):
         updates = jnp.minimum(max(self.steps // 10, 1), PATIENCE // batch + 1)
         return jnp.minimum(updates * batch, PATIENCE)
 
+    def identity(self) -> dict[str, Any]:
+        """Return everything that a checkpoint depends on: all but the number of steps.
+
+        A run may go on for more steps than it had.
+        """
+        names = (field.name for field in dataclasses.fields(self))
+        return {name: getattr(self, name) for name in names if name != "steps"}
+
+    def about(self) -> Any:
+        """Return JSON by which `from_checkpoint` reads a checkpoint."""
+        return about_training(self)
+
     def scaled(self, batch: Any) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """Returns inputs and outputs times the scale, in float32.
 
@@ -263,8 +276,9 @@ def train(
     checkpoint: str | os.PathLike[str] | None = None,
     every: int = 500,
     progress: Progress = None,
+    start: Dictionary | Sequence[Dictionary] | None = None,
 ) -> Any:
-    """Trains a dictionary, or many at once on the same activations.
+    """Train a dictionary, or many at once on the same activations.
 
     Args:
         training: what is trained and how. Several that differ in numbers only (seed,
@@ -274,17 +288,21 @@ def train(
             `model`.
         sinks: where numbers go.
         report: updates between reports.
-        checkpoint: folder of checkpoints, from which a run goes on.
+        checkpoint: folder of checkpoints, from which a run goes on. With more `steps`
+            than it had, it goes on with the schedule of the new number.
         every: updates between checkpoints.
         progress: called with updates done and in all; `None` draws a bar after three
             seconds in a terminal or notebook, `False` none.
+        start: dictionary whose weights training starts from, of the same architecture
+            and sizes, or one per training; random weights by default.
 
     Returns:
         The dictionary, or a list of them.
 
     Raises:
         ConfigError: activations that are no source, trainings that cannot share a
-            program, or a mesh that does not divide the latents.
+            program, a mesh that does not divide the latents, or a dictionary to start
+            from of another kind.
         OutputError: a folder of another run.
         ShapeError: activations of another size than the wiring reads or writes.
         TrainingError: a loss that is not finite.
@@ -305,6 +323,8 @@ def train(
             "mijax.data.Examples(x, batch=...), or mijax.data.Activations."
         )
     several = isinstance(training, Sequence)
+    trainings = training if several else [training]
+    given = None if start is None else begun(trainings, start)
     state = fit(
         training,
         source,
@@ -315,6 +335,7 @@ def train(
         checkpoint=checkpoint,
         every=every,
         progress=progress,
+        start=given if given is None or several else given[0],
     )
     if not several:
         return training.dictionary(state.params, state.memory)
@@ -323,6 +344,28 @@ def train(
         for i in range(len(training))
     ]
     return [one.dictionary(*lane) for one, lane in zip(training, lanes, strict=True)]
+
+
+def begun(
+    trainings: Sequence[Training], start: Dictionary | Sequence[Dictionary]
+) -> list[tuple[Params, Carried]]:
+    """Return what each training starts from.
+
+    Raises:
+        ConfigError: dictionaries of another number or kind.
+    """
+    starts = start if isinstance(start, Sequence) else [start] * len(trainings)
+    if len(starts) != len(trainings):
+        raise ConfigError(
+            f"{len(trainings)} trainings start from one dictionary, or from one each, "
+            f"got {len(starts)}."
+        )
+    found = []
+    for training, one in zip(trainings, starts, strict=True):
+        weights, extra, running = given_start(training, one)
+        since = jnp.zeros(training.latents, jnp.int32)
+        found.append((Params(weights, extra), Carried(since, running)))
+    return found
 
 
 def orthogonal() -> optax.GradientTransformation:

@@ -29,9 +29,13 @@ class Checkpoints:
     Args:
         folder: where they are, `None` for nowhere.
         job: what the run is; a folder of another one is refused.
+        about: JSON to keep with every checkpoint, for `read_checkpoint`.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None, job: Any):
+    def __init__(
+        self, folder: str | os.PathLike[str] | None, job: Any, about: Any = None
+    ):
+        self._about = about
         self.folder = None if folder is None else Path(folder).absolute()
         self._digest = "" if folder is None else digest(job)
         self._manager: Any = None
@@ -87,7 +91,8 @@ class Checkpoints:
         except Exception as error:  # orbax raises many unrelated kinds
             raise self._damaged(step, one_line(error)) from error
         arrays = flatten(raw(like))
-        if note != {"run": self._digest, "arrays": shapes(arrays)}:
+        own = {"run": self._digest, "arrays": shapes(arrays)}
+        if {key: note.get(key) for key in own} != own:
             raise OutputError(
                 f"{self.folder} holds checkpoints of another run (other objective, "
                 "source or sizes): give another folder, or delete it."
@@ -113,7 +118,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp  # noqa: PLC0415
 
         arrays = {name: global_of(a) for name, a in flatten(raw(state)).items()}
-        note = {"run": self._digest, "arrays": shapes(arrays)}
+        note = {"run": self._digest, "arrays": shapes(arrays), "about": self._about}
         note["sha256"] = checksums_of(arrays)
         try:
             self._manager.save(

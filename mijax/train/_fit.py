@@ -37,6 +37,7 @@ def fit(  # noqa: PLR0913 - every one of them is a choice of the user
     every: int = 500,
     scan: int = 1,
     progress: Progress = None,
+    start: Any = None,
 ) -> State:
     """Fits an objective, or many at once, to a stream of batches.
 
@@ -60,6 +61,9 @@ def fit(  # noqa: PLR0913 - every one of them is a choice of the user
         progress: called with updates done and in all; `None` draws a bar after three
             seconds in a terminal or notebook, `False` none. The
             sink `Terminal` takes its place.
+        start: parameters and memory before the first update, a pair as
+            `objective.start` returns it (a list of pairs for several objectives); those
+            of the objectives by default. Not used where a run goes on.
 
     Returns:
         The state after the last update.
@@ -81,14 +85,21 @@ def fit(  # noqa: PLR0913 - every one of them is a choice of the user
         progress = False
     several = isinstance(objective, Sequence)
     fitted = stacked(objective) if several else traced(objective)
-    state = begin(fitted, source, several=several, mesh=mesh)
+    if start is not None:
+        # Copied: updates use the buffers of the state again.
+        trees = start if several else [start]
+        start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+        start = start if several else jax.tree.map(lambda leaf: leaf[0], start)
+    state = begin(fitted, source, several=several, mesh=mesh, given=start)
     if scan > 1:
         drawable(source, state.source)
     with contextlib.ExitStack() as stack:
         advanced = stack.enter_context(reporting(progress, "Training"))
         # A digest leaves out what changes no batch, such as the mesh it lies on.
-        job = (fitted, getattr(source, "digest", source))
-        kept = stack.enter_context(Checkpoints(checkpoint, job))
+        job = (fitted.identity(), getattr(source, "digest", source))
+        job = job if start is None else (*job, start)
+        about = [o.about() for o in objective] if several else objective.about()
+        kept = stack.enter_context(Checkpoints(checkpoint, job, about))
         state = place(kept.load(state), fitted, mesh, several=several)
         done = int(state.step)
         if done > steps:

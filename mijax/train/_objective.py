@@ -41,6 +41,14 @@ class AbstractObjective(eqx.Module):
     def optimiser(self) -> optax.GradientTransformation:
         """Returns what turns gradients into updates."""
 
+    def identity(self) -> Any:
+        """Return everything that a checkpoint depends on: the objective, by default."""
+        return self
+
+    def about(self) -> Any:
+        """Return JSON that a checkpoint keeps to be read without the objective."""
+        return None
+
     def after(
         self, params: Any, optimiser: Any, memory: Any, batch: Any, step: Step
     ) -> tuple[Any, Any, Any]:

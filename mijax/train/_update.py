@@ -23,20 +23,22 @@ def begin(
     *,
     several: bool,
     mesh: Mesh | None,
+    given: Any = None,
 ) -> State:
-    """Returns the state before the first update."""
-    params, memory, optimiser = _start(objective, several)
+    """Return the state before the first update, with given parameters if any."""
+    params, memory, optimiser = _start(objective, several, given)
     state = State(params, memory, optimiser, jnp.int32(0), source.start())
     return place(state, objective, mesh, several=several)
 
 
 @eqx.filter_jit
-def _start(objective: AbstractObjective, several: bool) -> Any:
-    def one(objective: AbstractObjective) -> Any:
-        params, memory = objective.start(objective.key())
+def _start(objective: AbstractObjective, several: bool, given: Any) -> Any:
+    def one(objective: AbstractObjective, given: Any) -> Any:
+        found = objective.start(objective.key()) if given is None else given
+        params, memory = found
         return params, memory, objective.optimiser().init(params)
 
-    return jax.vmap(one)(objective) if several else one(objective)
+    return jax.vmap(one)(objective, given) if several else one(objective, given)
 
 
 def update(

@@ -208,7 +208,8 @@ def test_special_tokens_keep_their_activations():
     keep = d.where_tokens(TOKENS, [int(TOKENS[0, 0]), int(TOKENS[1, 2])])
     found = stream(d.Splice(sae(), error=False, keep=keep).at(SITE))
     expected = jnp.where(keep[..., None], before, sae()(before))
-    assert keep.any() and not keep.all()
+    assert keep.any()
+    assert not keep.all()
     chex.assert_trees_all_close(found, expected, atol=1e-5)
     first = jnp.arange(TOKENS.shape[1]) == 0
     found = stream(d.Splice(sae(), error=False, keep=first).at(SITE))

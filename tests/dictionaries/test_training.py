@@ -12,7 +12,7 @@ import pytest
 import mijax
 from mijax import Site, train
 from mijax import dictionaries as d
-from mijax._errors import ConfigError, OutputError, ShapeError, TrainingError
+from mijax._errors import ConfigError, LoadError, OutputError, ShapeError, TrainingError
 from mijax.data import Activations, Batch, Corpus, Examples, Tokens, statistics
 from mijax.dictionaries._dead import resampled
 from mijax.dictionaries._wiring import Weights
@@ -139,6 +139,47 @@ def test_interrupted_and_resumed_is_uninterrupted(architecture, tmp_path):
     ]
     with pytest.raises(OutputError, match="another run"):
         d.train(training(architecture, seed=1), source(), **options)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "gated", "jump_relu", "batch_topk"])
+def test_a_finished_run_takes_more_steps(architecture, tmp_path):
+    options = {"checkpoint": tmp_path / "run", "every": 4}
+    d.train(training(architecture, steps=8), source(), **options)
+    more = d.train(training(architecture, steps=12), source(), **options)
+    whole = d.train(training(architecture, steps=12), source())
+    chex.assert_trees_all_equal(numbers(more), numbers(whole))
+    last = d.load(tmp_path / "run")
+    assert last.format == "checkpoint"
+    chex.assert_trees_all_equal(numbers(last.dictionary), numbers(whole))
+    of_first = d.from_checkpoint(tmp_path / "run", step=8)
+    assert bool(eqx.tree_equal(d.load(tmp_path / "run" / "8").dictionary, of_first))
+    with pytest.raises(OutputError, match="another run"):
+        d.train(training(architecture, steps=12, seed=1), source(), **options)
+    with pytest.raises(LoadError, match="no checkpoint of update 5, only of updates"):
+        d.from_checkpoint(tmp_path / "run", step=5)
+
+
+def test_dictionaries_trained_together_are_read_together(tmp_path):
+    given = [training(seed=seed) for seed in (0, 1)]
+    found = d.train(given, source(), checkpoint=tmp_path)
+    for one, other in zip(found, d.from_checkpoint(tmp_path), strict=True):
+        chex.assert_trees_all_equal(numbers(one), numbers(other))
+    with pytest.raises(LoadError, match="holds 2 dictionaries"):
+        d.load(tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "gated", "jump_relu", "batch_topk"])
+def test_training_starts_from_a_dictionary(architecture):
+    x, given = source().x, training(architecture, learning_rate=0.0, scale=2.0)
+    first = d.train(training(architecture, scale=0.5), source())
+    before = jax.tree.map(np.array, numbers(first))
+    found = d.train(given, source(), start=first)
+    if architecture != "batch_topk":  # its threshold moves
+        chex.assert_trees_all_close(found(x), first(x), atol=1e-5)
+    chex.assert_trees_all_close(found.weights.encoder, first.weights.encoder)
+    chex.assert_trees_all_equal(numbers(first), before)
+    both = d.train([given, given], source(), start=[first, first])
+    chex.assert_trees_all_equal(numbers(both[1]), numbers(found))
 
 
 @pytest.mark.parametrize(
@@ -348,6 +389,18 @@ BAD = {
         ConfigError,
         r"one number, or 2, one per site.*got shape \(3,\)",
     ),
+    "start": (
+        lambda: d.train(training(), source(), start=started(d.TopK(3), d.SAE(5))),
+        ConfigError,
+        r"cannot start from TopK, SAE\(embed=5\)",
+    ),
+    "starts": (
+        lambda: d.train(
+            [training()] * 2, source(), start=[started(d.TopK(3), d.SAE(8))]
+        ),
+        ConfigError,
+        "2 trainings start from one dictionary, or from one each, got 1",
+    ),
     "target": (lambda: d.JumpReLU(target=0), ConfigError, "positive target"),
     "targets": (
         lambda: training_of(d.JumpReLU(target=17)),
@@ -360,6 +413,10 @@ BAD = {
         "reads activations",
     ),
 }
+
+
+def started(architecture, wiring):
+    return d.untrained(architecture, wiring, latents=16, key=jax.random.key(0))
 
 
 def training_of(architecture, wiring=WIRINGS["sae"]):
