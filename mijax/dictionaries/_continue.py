@@ -90,7 +90,9 @@ def dictionary_in(arrays: Any, about: Any, path: Path) -> Dictionary:
     skip = "params.weights.skip" in arrays
     like = shapes_of(architecture, wiring, about["latents"], skip, ())
     weights = Weights(
-        *(arrays[f"params.weights.{name}"] for name in ("encoder", "bias", "decoder")),
+        arrays["params.weights.encoder"],
+        arrays["params.weights.bias"],
+        arrays["params.weights.decoder"],
         arrays["params.weights.centre"],
         arrays.get("params.weights.skip"),
     )
@@ -102,8 +104,8 @@ def dictionary_in(arrays: Any, about: Any, path: Path) -> Dictionary:
         for name, prefix in (("extra", "params.extra"), ("running", "memory.running"))
     )
     scale = jnp.asarray(about["scale"], jnp.float32)
-    parts = jax.tree.map(jnp.asarray, (weights, extra, running))
-    return Dictionary(architecture, wiring, *parts, scale)
+    weights, extra, running = jax.tree.map(jnp.asarray, (weights, extra, running))
+    return Dictionary(architecture, wiring, weights, extra, running, scale)
 
 
 def read_training(path: Path, scale: float | None) -> Found:
