@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mijax._errors import ConfigError, LoadError, NetworkError, nearest
-from mijax.core import Site
+from mijax.core import AbstractModel, Site
 from mijax.dictionaries._circuit_tracer import (
     read_circuit_tracer,
     read_cross_layer,
@@ -30,6 +30,7 @@ from mijax.dictionaries._measure import measured, warn_of_difference
 from mijax.dictionaries._native_file import read_native, write_native
 from mijax.dictionaries._openai import read_openai, write_openai
 from mijax.dictionaries._plain import Plain, dictionary_of
+from mijax.dictionaries._processing import check_processing
 from mijax.dictionaries._saelens import read_saelens, write_saelens
 from mijax.dictionaries._sparsify import read_sparsify, write_sparsify
 from mijax.dictionaries._stored import NORMALISATIONS, Found, Stored
@@ -53,6 +54,7 @@ class Note(NamedTuple):
     normalisation: str
     metadata: Mapping[str, Any]
     dtype: Any
+    processing: tuple[str, ...] | None
 
 
 def load(
@@ -64,6 +66,7 @@ def load(
     dtype: DTypeLike = jnp.float32,
     check: Any = None,
     tolerance: float = 0.1,
+    model: AbstractModel | None = None,
 ) -> Stored:
     """Loads a dictionary, which computes exactly what its own library computes.
 
@@ -85,6 +88,8 @@ def load(
         check: activations on which L0 and FVU are measured and compared with what the
             file says, `[n, *reads]`; for a transcoder a pair of inputs and outputs.
         tolerance: how much they may differ, as a share of the number in the file.
+        model: model that the dictionary will be used on: its weight processing has to
+            be the one that the file says. Without a model, a file that says any warns.
 
     Returns:
         The dictionary and what its file says.
@@ -93,6 +98,7 @@ def load(
         LoadError: no such file, one that is broken or unsafe, or one of a dictionary
             that cannot be represented.
         ConfigError: a format that does not exist.
+        FrameError: a model whose weights are processed in another way.
         NetworkError: no such file, and the hub cannot be reached.
     """
     path, name = Path(name_or_path), os.fspath(name_or_path)
@@ -118,6 +124,7 @@ def load(
             f"('{found.normalisation}'): give normalised=True, and give the dictionary "
             f"mijax.dictionaries.normalise(x, '{found.normalisation}')."
         )
+    check_processing(found.processing, model, found.site, path)
     content = found.content
     if isinstance(content, Plain):
         dictionary = dictionary_of(content, path, dtype)
@@ -131,7 +138,7 @@ def load(
     return Stored(
         *(dictionary, kind, found.site, found.target, found.normalisation),
         *(dict(found.stated), numbers, dict(found.metadata)),
-        *(name, digest(found.files)),
+        *(name, digest(found.files), found.processing),
     )
 
 
@@ -145,6 +152,7 @@ def save(
     normalisation: str = "none",
     metadata: Mapping[str, Any] | None = None,
     dtype: DTypeLike = jnp.float32,
+    processing: Sequence[str] | None = None,
 ) -> None:
     """Saves a dictionary as a folder that its format's own library reads.
 
@@ -160,6 +168,8 @@ def save(
         normalisation: how each activation is to be normalised first.
         metadata: JSON to keep, where the format has room for it.
         dtype: precision of the arrays in the file, except of `"mijax"`.
+        processing: weight processing of the model it was trained on, `model.frame`;
+            kept by `"mijax"` and `"saelens"`.
 
     Raises:
         ConfigError: a format or normalisation that does not exist.
@@ -179,7 +189,8 @@ def save(
     if normalisation not in NORMALISATIONS:
         close = nearest(normalisation, NORMALISATIONS)
         raise ConfigError(f"There is no normalisation {normalisation!r}.{close}")
-    note = Note(site, target, normalisation, metadata or {}, jnp.dtype(dtype))
+    steps = None if processing is None else tuple(processing)
+    note = Note(site, target, normalisation, metadata or {}, jnp.dtype(dtype), steps)
     replace_folder(path, lambda folder: FORMATS[kind].write(dictionary, folder, note))
 
 

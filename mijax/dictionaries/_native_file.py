@@ -28,8 +28,8 @@ from mijax.io._checkpoint import fill_checkpoint, flatten
 VERSION, LOGARITHMS = 2, 1
 KEYS = ("mijax_dictionary", "architecture", "wiring", "latents", "skip", "site")
 KEYS += ("target", "normalisation", "metadata")
-# One scale per site of a crosscoder, since version 2.
-SCALES = "scales"
+# One scale per site of a crosscoder, and the model's weights, since version 2.
+SCALES, PROCESSING = "scales", "processing"
 ARCHITECTURES = {
     c.__name__: c for c in (ReLU, Gated, JumpReLU, TopK, BatchTopK, Matryoshka)
 }
@@ -63,6 +63,7 @@ def write_native(dictionary: Dictionary, path: Path, note: Any) -> None:
         "normalisation": note.normalisation,
         "metadata": dict(note.metadata),
         SCALES: dictionary.scale.size if dictionary.scale.ndim else None,
+        PROCESSING: None if note.processing is None else list(note.processing),
     }
     arrays = {
         "encoder": weights.encoder,
@@ -125,7 +126,7 @@ def read_native(path: Path, scale: float | None) -> Found:
             f"{path} is a checkpoint, but not of a dictionary in format {VERSION}. "
             "Load models with mijax.models.load, others with mijax.io.load_checkpoint."
         )
-    keys = {*KEYS} if version == LOGARITHMS else {*KEYS, SCALES}
+    keys = {*KEYS} if version == LOGARITHMS else {*KEYS, SCALES, PROCESSING}
     for key in sorted(said.keys() ^ keys):
         raise LoadError(f"{path}: key '{key}' is unknown or missing. Update mijax.")
     architecture = rebuilt(said["architecture"], ARCHITECTURES, path)
@@ -141,6 +142,7 @@ def read_native(path: Path, scale: float | None) -> Found:
         extra = jnp.exp(extra)
     others = (extra, found["running"], found["scale"])
     whole = Dictionary(architecture, wiring, weights, *others)
+    steps = said.get(PROCESSING)
     files = tuple(sorted(file for file in path.rglob("*") if file.is_file()))
     return Found(
         *(whole, files),
@@ -148,6 +150,7 @@ def read_native(path: Path, scale: float | None) -> Found:
         target=site_of_json(said["target"]),
         normalisation=said["normalisation"],
         metadata=said["metadata"],
+        processing=None if steps is None else tuple(steps),
     )
 
 

@@ -13,6 +13,7 @@ from mijax.dictionaries._hook_names import hook_of_site, site_of_hook
 from mijax.dictionaries._jump_relu import JumpReLU
 from mijax.dictionaries._matryoshka import Matryoshka
 from mijax.dictionaries._plain import Gates, Plain, plain_of, thresholds, unwritable
+from mijax.dictionaries._processing import arguments_of, processing_in
 from mijax.dictionaries._reading import Reading, Settings
 from mijax.dictionaries._relu import ReLU
 from mijax.dictionaries._stored import Found
@@ -117,6 +118,7 @@ def read_saelens(path: Path, scale: float | None) -> Found:
         normalisation=how,
         stated=stated_in(path, plain, said),
         metadata=config,
+        processing=processing_in(hooks.get("model_from_pretrained_kwargs")),
     )
 
 
@@ -296,10 +298,16 @@ def write_saelens(dictionary: Any, path: Path, note: Any) -> None:
             "sae_lens_version": VERSION,
             **hooks_of(note.site, ""),
             **hooks_of(note.target, "_out"),
+            **({} if note.processing is None else processed(note.processing)),
             **note.metadata,
         },
     }
     (path / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+
+
+def processed(processing: tuple[str, ...]) -> dict[str, Any]:
+    """Return the key by which SAELens says how weights are processed."""
+    return {"model_from_pretrained_kwargs": arguments_of(processing)}
 
 
 def kind_of(plain: Plain) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:

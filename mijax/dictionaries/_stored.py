@@ -31,6 +31,8 @@ class Stored:
         stated: what the file says of its quality: `"l0"`, `"fvu"`.
         measured: the same on the activations that `load` was given to check.
         metadata: everything else that the file says.
+        processing: weight processing of the model in training, as `model.frame`; `None`
+            where the file does not say.
         source: where it came from.
         digest: `"sha256:..."` of its files.
     """
@@ -45,6 +47,7 @@ class Stored:
     metadata: Mapping[str, Any]
     source: str
     digest: str
+    processing: tuple[str, ...] | None = None
 
 
 class Found(NamedTuple):
@@ -58,6 +61,7 @@ class Found(NamedTuple):
         normalisation: of each activation.
         stated: L0 and FVU.
         metadata: everything else.
+        processing: of the model's weights, `None` where it is not known.
     """
 
     content: Plain | Dictionary
@@ -67,6 +71,7 @@ class Found(NamedTuple):
     normalisation: str = "none"
     stated: Mapping[str, float] = {}
     metadata: Mapping[str, Any] = {}
+    processing: tuple[str, ...] | None = None
 
 
 def normalise(

@@ -370,7 +370,7 @@ def test_recovered_of_one_head():
     """Only that head is replaced and ablated."""
     prompts = Prompts.from_ids(IDS)
     given = d.untrained(d.TopK(4), d.SAE(8), latents=16, key=jax.random.key(1))
-    found = d.recovered(model(), given, prompts, Site("z", layer=1, head=2))
+    found = d.recovered(model(), given, prompts, mijax.Site("z", layer=1, head=2))
     tokens, counts = prompts.tokens, np.asarray(prompts.mask)[:, 1:]
 
     def kl(edit):
@@ -384,7 +384,7 @@ def test_recovered_of_one_head():
         expected = kl(edit.at("z", layer=1, head=2))
         np.testing.assert_allclose(found.kl[name].mean, expected, rtol=1e-4)
     with pytest.raises(ShapeError, match=r"one of 4 heads: give Site\('z'"):
-        d.recovered(model(), given, prompts, Site("z", layer=1))
+        d.recovered(model(), given, prompts, mijax.Site("z", layer=1))
 
 
 def test_recovered_by_the_definition():
