@@ -57,7 +57,7 @@ class Process:
         self.calls: list[dict[str, float]] = []
 
     def __call__(self) -> float:
-        """Run the process; returns seconds from its start to the end of the first call."""
+        """Run the process; returns seconds to the end of its first call."""
         text = output(self.command, self.environment)
         self.calls.append(json.loads(text.splitlines()[-1]))
         return self.calls[-1]["whole"]
