@@ -47,22 +47,41 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # Traces are many small objects that live on: looking at them took a tenth of the time.
 gc.set_threshold(50_000, 20, 20)
 
-# Files and folders that take longest, which `-m "not slow"` leaves out.
+# What takes longest, by the beginnings of names; `-m "not slow"` leaves it out.
 SLOW = (
+    "circuits/test_laws.py::test_bfloat16",
+    "circuits/test_laws.py::test_every_method_runs_in_bfloat16",
+    "circuits/test_laws.py::test_exact_scores",
+    "circuits/test_laws.py::test_integrated_gradients_are_complete",
+    "circuits/test_laws.py::test_order_of_prompts",
+    "circuits/test_learned.py::test_optimal_ablation",
+    "circuits/test_learned.py::test_the_circuit_is_found",
+    "circuits/test_learned.py::test_the_mask_is_the_planted_circuit",
+    "circuits/test_verify.py::test_paths_are_those_patched_by_hand",
+    "circuits/test_verify.py::test_verified_effects_are_exact",
+    "core/test_compilation_cache.py",
+    "core/test_laws.py::test_gradient",
+    "core/test_sweep.py::test_every_metric",
+    "core/test_sweep.py::test_memory_budget",
+    "core/test_sweep.py::test_mesh",
+    "dictionaries/test_strengths.py",
+    "dictionaries/test_training.py",
     "experiments/",
     "reliability/",
     "test_docs.py::test_python_blocks",
     "test_public_api.py::test_examples",
-    *("testing/test_planted.py", "testing/test_siit.py", "testing/test_tracr.py"),
+    "testing/test_planted.py",
+    "testing/test_siit.py",
+    "testing/test_tracr.py",
     "train/test_processes.py",
 )
-# Of the model kinds that laws run over, those that others have most in common with.
+# The inner loop runs laws over the other two kinds of models only.
 KINDS = ("parallel", "attention_only", "attention only")
 SLOW_MODELS = {*KINDS, "tiny_parallel", "tiny_attention_only"}
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what is slow by these tables; single tests are marked where they are."""
+    """Mark slow tests by these tables, so that they are listed in one place."""
     tests = f"{Path(__file__).parent.name}/"
     for item in items:
         values = getattr(item, "callspec", None)
