@@ -9,7 +9,14 @@ from collections.abc import Iterable
 
 
 class MijaxError(Exception):
-    """Base of every error that mijax raises on purpose."""
+    """Base of every error that mijax raises on purpose.
+
+    Names and values from files can hold terminal escapes; the message shows them as
+    text, `\\x1b`, and stays one line.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
 
 
 class SiteError(MijaxError):
@@ -76,3 +83,22 @@ def nearest(name: str, options: Iterable[str]) -> str:
     if close:
         return f" Did you mean {' or '.join(repr(c) for c in close)}?"
     return f" Valid names: {', '.join(names)}." if names else ""
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Shows control characters, terminal escapes and lone surrogates as text.
+
+    Args:
+        text: any text, for example a name from a file.
+        keep: characters to leave as they are.
+
+    Returns:
+        The text, with `\x1b` for the character that begins a terminal escape.
+
+    Examples:
+        >>> printable("red \x1b[31m")
+        'red \\x1b[31m'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)

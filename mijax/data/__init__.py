@@ -5,6 +5,7 @@ from mijax.data._addition import addition as addition
 from mijax.data._agreement import subject_verb_agreement as subject_verb_agreement
 from mijax.data._batch import Batch as Batch
 from mijax.data._capitals import capitals as capitals
+from mijax.data._chat import ChatTemplate as ChatTemplate
 from mijax.data._corpus import Corpus as Corpus
 from mijax.data._corpus import tokenize as tokenize
 from mijax.data._docstring import docstring as docstring

@@ -95,7 +95,7 @@ def whole(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     kept = [
         pair
         for pair in CAPITALS
-        if all(len(tokenizer.encode(" " + word)) == 1 for word in pair)
+        if all(tokenizer.is_token(" " + word) for word in pair)
     ]
     if len(kept) < FEWEST:
         country, capital = CAPITALS[0]

@@ -113,7 +113,7 @@ def single(
     kept = [
         word
         for word in words
-        if all(len(tokenizer.encode(form.format(word))) == 1 for form in forms)
+        if all(tokenizer.is_token(form.format(word)) for form in forms)
     ]
     if len(kept) < at_least:
         like = " and ".join(repr(form.format(words[0])) for form in forms)

@@ -71,7 +71,7 @@ def greater_than(
     random = np.random.default_rng(seed)
     known = single(tokenizer, nouns)
     dates = split_dates(tokenizer)
-    ids = [tokenizer.token(year) for year in YEARS]
+    ids = [tokenizer.continuation(year)[0] for year in YEARS]
 
     def draw(_: int) -> Draw:
         century, years = dates[random.integers(len(dates))]
@@ -146,9 +146,8 @@ def dated(
 
 def digits(tokenizer: Tokenizer) -> list[int]:
     """Returns the ids of the digits of a tokenizer that keeps them apart in years."""
-    rows = [tokenizer.encode(str(digit)) for digit in range(10)]
-    ids = [row[-1] for row in rows]
-    year = tokenizer.encode(" 1732")
+    ids = [tokenizer.continuation(str(digit))[-1] for digit in range(10)]
+    year = tokenizer.continuation(" 1732")
     apart = year[-4:] == [ids[digit] for digit in (1, 7, 3, 2)]
     if not apart or len(set(ids)) < len(ids):
         raise TokenError(
@@ -162,20 +161,20 @@ def digits(tokenizer: Tokenizer) -> list[int]:
 def split_dates(tokenizer: Tokenizer) -> list[tuple[str, list[str]]]:
     """Finds the centuries and the years of each that are tokens of their own."""
     dates = []
-    if all(len(tokenizer.encode(year)) == 1 for year in YEARS):
+    split_of = tokenizer.continuation
+    if all(len(split_of(year)) == 1 for year in YEARS):
         for century in CENTURIES:
-            parts = tokenizer.encode(" " + century)
+            parts = split_of(" " + century)
             split = [
                 year
                 for year in YEARS
-                if tokenizer.encode(f" {century}{year}")
-                == [*parts, tokenizer.token(year)]
+                if split_of(f" {century}{year}") == [*parts, *split_of(year)]
             ]
             years = [year for year in split if FIRST < year < YEARS[-1]]
             if len(parts) == 1 and FIRST in split and years:
                 dates.append((century, years))
     if not dates:
-        pieces = tokenizer.pieces(tokenizer.encode(" 1732"))
+        pieces = tokenizer.pieces(split_of(" 1732"))
         raise TokenError(
             f"' 1732' is {', '.join(map(repr, pieces))} in this tokenizer, expected "
             "' 17' and '32'. Use greater_than_digits where every digit is a token, or "

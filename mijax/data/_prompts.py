@@ -45,6 +45,7 @@ class Prompts(eqx.Module):
         texts: Sequence[str],
         *,
         prepend: Sequence[int] = (),
+        spans: Mapping[str, str | Sequence[str]] | None = None,
         pad: int = 0,
     ) -> "Prompts":
         """Tokenizes texts.
@@ -54,28 +55,46 @@ class Prompts(eqx.Module):
             texts: one text per prompt.
             prepend: token ids to put before each text, for example
                 `[tokenizer.bos]`.
+            spans: name of a place, and the part of the text that it covers: one for
+                all texts or one for each. The span has every token that overlaps it.
             pad: token id to fill with.
 
         Returns:
-            The prompts, with the span `"last"`.
+            The prompts, with the spans and `"last"`.
 
         Raises:
-            PositionError: there are no texts, or one of them has no tokens.
-            TokenError: one text instead of a list of texts.
+            PositionError: there are no texts, one of them has no tokens, or a part
+                occurs in a text never or more than once.
+            TokenError: one text instead of a list of texts, or a tokenizer without a
+                BOS token in `prepend=[tokenizer.bos]`.
 
         Examples:
             >>> from mijax.data import Tokenizer
             >>> tokenizer = Tokenizer.from_pieces([" Mary", " went"])
             >>> Prompts.from_texts(tokenizer, [" Mary went", " Mary"]).tokens.tolist()
             [[256, 257], [256, 0]]
+            >>> prompts = Prompts.from_texts(
+            ...     tokenizer, [" Mary went", " went"], spans={"verb": "went"}
+            ... )
+            >>> prompts.position("verb").tolist()
+            [1, 0]
         """
         if isinstance(texts, str):
             raise TokenError(
                 f"texts is the text {texts!r:.60}, expected a list of texts: write "
                 "[text]."
             )
+        if any(token is None for token in prepend):
+            raise TokenError(
+                "prepend has None: this tokenizer has no BOS token. Leave prepend out, "
+                "or give the id of a token."
+            )
         ids = [[*prepend, *tokenizer.encode(text)] for text in texts]
-        return cls.from_ids(ids, texts=texts, pad=pad)
+        places = {
+            name: covering(tokenizer, texts, name, parts, len(prepend))
+            for name, parts in (spans or {}).items()
+        }
+        return cls.from_ids(ids, texts=texts, spans=places, pad=pad)
 
     @classmethod
     def from_ids(
@@ -175,6 +194,43 @@ class Prompts(eqx.Module):
                 f"These prompts have no place {name!r}.{nearest(name, self.spans)}"
             )
         return self.spans[name]
+
+
+def covering(
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    name: str,
+    parts: str | Sequence[str],
+    shift: int,
+) -> list[tuple[int, int]]:
+    """Returns the (start, stop) tokens that overlap a part of each text."""
+    each = [parts] * len(texts) if isinstance(parts, str) else list(parts)
+    if len(each) != len(texts):
+        raise PositionError(
+            f"Span {name!r} has {len(each)} parts for {len(texts)} texts: give one text "
+            "for all, or one for each."
+        )
+    found = []
+    for text, part in zip(texts, each, strict=True):
+        times = text.count(part) if part else 0
+        if times != 1:
+            raise PositionError(
+                f"Span {name!r}: {part!r} occurs {times} times in {text!r:.80}, "
+                "expected once. Give a longer part of the text."
+            )
+        begin = text.index(part)
+        end = begin + len(part)
+        inside = [
+            i
+            for i, (start, stop) in enumerate(tokenizer.offsets(text)[1])
+            if start < end and stop > begin
+        ]
+        if not inside:
+            raise PositionError(
+                f"Span {name!r}: {part!r} has no token in {text!r:.80}."
+            )
+        found.append((shift + inside[0], shift + inside[-1] + 1))
+    return found
 
 
 def chosen(length: int, index: Index) -> np.ndarray:

@@ -2,15 +2,19 @@
 
 import copy
 import functools
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mijax._errors import LoadError, TokenError
+from mijax._errors import LoadError, TokenError, printable
+from mijax.data._chat import ChatTemplate
 
 if TYPE_CHECKING:
     import tokenizers
 
+# The rule of the `tokenizers` library that puts a space before every text.
+PREFIX = "Prepend"
 VISIBLE = {"\n": "↵", "\r": "␍", "\t": "⇥"}
 
 
@@ -22,6 +26,7 @@ class Tokenizer:
             without, as token ids here are those of the text.
         bos: id of the token that begins a text, if the model has one.
         eos: id of the token that ends a text, if the model has one.
+        template: how the model writes conversations, if it is known; see `chat`.
 
     Examples:
         >>> from tokenizers import Tokenizer as Backend, models
@@ -36,12 +41,14 @@ class Tokenizer:
         *,
         bos: int | None = None,
         eos: int | None = None,
+        template: ChatTemplate | None = None,
     ) -> None:
         if backend.padding or backend.truncation:
             backend = _whole(backend)
         self.backend = backend
         self.bos = bos
         self.eos = eos
+        self.template = template
 
     @classmethod
     def from_pieces(cls, pieces: Sequence[str]) -> "Tokenizer":
@@ -157,6 +164,10 @@ class Tokenizer:
     def token(self, text: str) -> int:
         """Returns the id of a text that is one token.
 
+        Tokenizers such as Llama 2's put a space before every text. A text that begins
+        with a space is read there as inside a longer text, so that `" Mary"` is the
+        same word for every tokenizer.
+
         Args:
             text: the text, with its leading space if it follows a word.
 
@@ -164,9 +175,9 @@ class Tokenizer:
             The id.
 
         Raises:
-            TokenError: the text is no token or several, or not one text.
+            TokenError: the text is not a token, is several, or is not one text.
         """
-        ids = self.encode(text)
+        ids = self._word(text)
         if len(ids) != 1:
             pieces = ", ".join(repr(piece) for piece in self.pieces(ids)) or "nothing"
             raise TokenError(
@@ -174,6 +185,107 @@ class Tokenizer:
                 "Choose another word; most words need a leading space."
             )
         return ids[0]
+
+    def is_token(self, text: str) -> bool:
+        """Tells if a text is exactly one token, as `token` reads it.
+
+        Args:
+            text: the text, with its leading space if it follows a word.
+
+        Returns:
+            True if `token` returns its id.
+
+        Examples:
+            >>> tokenizer = Tokenizer.from_pieces([" Mary"])
+            >>> tokenizer.is_token(" Mary"), tokenizer.is_token(" Mary!")
+            (True, False)
+        """
+        return len(self._word(text)) == 1
+
+    def continuation(self, text: str) -> list[int]:
+        """Splits a text that continues another one.
+
+        This is `encode` without the space that some tokenizers, such as Llama 2's, put
+        before every text.
+
+        Args:
+            text: the text, with its leading space if it follows a word.
+
+        Returns:
+            Token ids.
+
+        Raises:
+            TokenError: the argument is not one text.
+
+        Examples:
+            >>> tokenizer = Tokenizer.from_pieces([" 17", "32"])
+            >>> tokenizer.pieces(tokenizer.continuation(" 1732"))
+            [' 17', '32']
+        """
+        check_text(text)
+        backend = self._unprefixed or self.backend
+        return backend.encode(text, add_special_tokens=False).ids
+
+    def _word(self, text: str) -> list[int]:
+        """Splits a text as inside a longer one, unless it is one token at the start."""
+        ids = self.encode(text)
+        return ids if len(ids) == 1 and text[:1] != " " else self.continuation(text)
+
+    @functools.cached_property
+    def _unprefixed(self) -> Any:
+        """The backend without the space that it puts before every text, if it does."""
+        content = json.loads(self.backend.to_str()) if self.backend.normalizer else {}
+        rules = content.get("normalizer") or {}
+        kept = [r for r in rules.get("normalizers", [rules]) if r.get("type") != PREFIX]
+        if not rules or len(kept) == len(rules.get("normalizers", [rules])):
+            return None
+        content["normalizer"] = {"type": "Sequence", "normalizers": kept}
+        return type(self.backend).from_str(json.dumps(content))
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        **variables: Any,
+    ) -> str:
+        r"""Writes a conversation as the model was trained to read it.
+
+        The template comes from the model's files and is rendered by jinja2 in a
+        sandbox, as transformers does.
+
+        Args:
+            messages: `{"role": "user", "content": "..."}` and so on, in order.
+            add_generation_prompt: whether to end with what begins an answer.
+            **variables: other variables of the template, such as `tools`.
+
+        Returns:
+            The text, special tokens included: give it to `encode` as it is.
+
+        Raises:
+            TokenError: no template, or one that refuses these messages.
+
+        Examples:
+            >>> source = "{% for m in messages %}[{{ m.role }}] {{ m.content }}"
+            >>> template = ChatTemplate(source + "{% endfor %}")
+            >>> plain = Tokenizer.from_pieces([" Mary"])
+            >>> tokenizer = Tokenizer(plain.backend, template=template)
+            >>> tokenizer.chat([{"role": "user", "content": "Hi"}])
+            '[user] Hi'
+        """
+        if self.template is None:
+            raise TokenError(
+                "This tokenizer has no chat template: load an instruction-tuned model "
+                "whose files have one, or write the conversation as plain text."
+            )
+        ids = {"bos_token": self.bos, "eos_token": self.eos}
+        names = {
+            name: self.backend.id_to_token(index)
+            for name, index in ids.items()
+            if index is not None
+        }
+        variables["add_generation_prompt"] = add_generation_prompt
+        return self.template.render(messages, {**names, **variables})
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         r"""Spells each token for display.
@@ -201,7 +313,7 @@ class Tokenizer:
         text = spell(piece) if byte_level else piece.replace("▁", " ")
         for character, visible in VISIBLE.items():
             text = text.replace(character, visible)
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        return printable(text)
 
 
 def check_text(text: Any) -> None:
@@ -260,7 +372,7 @@ def read_tokenizer(path: Path, **special: Any) -> Tokenizer:
 
     Args:
         path: the file.
-        **special: ids of `bos` and `eos`.
+        **special: `bos`, `eos` and `template` of the `Tokenizer`.
 
     Returns:
         The tokenizer.

@@ -11,8 +11,8 @@ import jax
 
 from mijax._errors import LoadError, OutputError
 from mijax.io._durable import replace_folder
+from mijax.io._json import read_json
 from mijax.io._manifest import check_files
-from mijax.io._safetensors import read_json
 
 T = TypeVar("T")
 NOTE = "mijax_checkpoint.json"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mijax._errors import LoadError, OutputError
+from mijax.io._json import parse_json
 
 MANIFEST = "mijax_files.json"
 FOLDER = "folder"
@@ -112,7 +113,7 @@ def listed_in(folder: Path) -> dict[str, str] | None:
     if path.is_symlink() or not path.is_file():
         return None
     try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
+        content: Any = parse_json(path.read_text(encoding="utf-8"))
         version, files = content["mijax_files"], content["files"]
         if version != 1 or not all(isinstance(v, str) for v in files.values()):
             raise ValueError(f"version {version!r} is not known")

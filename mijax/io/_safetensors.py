@@ -5,17 +5,22 @@ next to the weights. The format is 8 bytes of header length, a JSON header with 
 shape and byte range of each tensor, and the bytes.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ml_dtypes
 import numpy as np
+from annotated_types import Len
 
 from mijax._errors import LoadError
 from mijax.io._durable import replace_file
+from mijax.io._json import AGAIN, parse_json, read_json
+from mijax.io._record import Bytes, read_record
+from mijax.io._regions import Region, check_regions
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -29,7 +34,22 @@ DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-AGAIN = "Download or copy the file again."
+# The format's own limit.
+LONGEST_HEADER = 100_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Header entry of one tensor; byte offsets count from the end of the header."""
+
+    dtype: str
+    shape: list[Bytes]
+    data_offsets: Annotated[list[Bytes], Len(2, 2)]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tensor."""
+        return self.data_offsets[1] - self.data_offsets[0]
 
 
 class SafeTensors:
@@ -47,27 +67,19 @@ class SafeTensors:
         self.files = (path,)
         self.start, self.header = read_header(path)
         self.shapes: Mapping[str, tuple[int, ...]] = {
-            name: tuple(entry["shape"]) for name, entry in self.header.items()
+            name: tuple(entry.shape) for name, entry in self.header.items()
         }
 
     def read(self, name: str) -> np.ndarray:
         """Reads one tensor in the precision that the file has."""
         entry = self.header[name]
-        dtype = DTYPES.get(entry["dtype"])
-        if dtype is None:
-            raise LoadError(
-                f"{self.path}: tensor '{name}' has dtype {entry['dtype']}, expected "
-                f"one of {', '.join(DTYPES)}. Save the model in float32 or bfloat16."
-            )
-        begin, end = entry["data_offsets"]
-        count = math.prod(entry["shape"])
-        if end - begin != count * dtype.itemsize:
-            raise LoadError(
-                f"{self.path}: tensor '{name}' has {end - begin} bytes, its shape "
-                f"{tuple(entry['shape'])} needs {count * dtype.itemsize}. {AGAIN}"
-            )
-        flat = np.fromfile(self.path, dtype, count, offset=self.start + begin)
-        return flat.reshape(entry["shape"])
+        flat = np.fromfile(
+            self.path,
+            DTYPES[entry.dtype],
+            math.prod(entry.shape),
+            offset=self.start + entry.data_offsets[0],
+        )
+        return flat.reshape(entry.shape)
 
 
 class Shards:
@@ -83,20 +95,31 @@ class Shards:
     def __init__(self, index: Path) -> None:
         self.path = index
         where = read_json(index).get("weight_map")
-        if not isinstance(where, dict):
+        if not isinstance(where, dict) or not where:
             raise LoadError(f"{index} has no 'weight_map'. {AGAIN}")
-        shards = {
-            name: SafeTensors(index.parent / name) for name in set(where.values())
-        }
-        self.files = tuple(sorted(shard.path for shard in shards.values()))
-        self.owner = {
-            tensor: shard for shard in shards.values() for tensor in shard.shapes
-        }
+        for tensor, name in where.items():
+            if not isinstance(name, str) or Path(name).name != name:
+                raise LoadError(
+                    f"{index}: tensor '{tensor}' is in {name!r:.60}, expected the name "
+                    f"of a file in the same folder. {AGAIN}"
+                )
+        shards = [
+            SafeTensors(index.parent / name) for name in sorted({*where.values()})
+        ]
+        self.files = tuple(shard.path for shard in shards)
+        self.owner: dict[str, SafeTensors] = {}
+        for shard in shards:
+            for name in shard.shapes:
+                if name in self.owner:
+                    raise LoadError(
+                        f"{index}: tensor '{name}' is in two shards, "
+                        f"{self.owner[name].path.name} and {shard.path.name}. {AGAIN}"
+                    )
+                self.owner[name] = shard
         wrong = sorted(
             name
             for name in where.keys() | self.owner.keys()
-            if name not in self.owner
-            or self.owner[name].path.name != where.get(name, None)
+            if name not in self.owner or self.owner[name].path.name != where.get(name)
         )
         if wrong:
             raise LoadError(
@@ -152,51 +175,51 @@ def write(arrays: Mapping[str, np.ndarray], path: Path) -> None:
             stream.write(np.ascontiguousarray(array).tobytes())
 
 
-def read_header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Reads where the bytes start and what they hold; checks the file's length."""
+def read_header(path: Path) -> tuple[int, dict[str, Entry]]:
+    """Reads the start of the data and the entry of each tensor, all of it checked."""
     if not path.is_file():
         raise LoadError(f"{path} does not exist. Put the file there.")
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        text = stream.read(length) if length <= size - 8 else b""
+        whole = length <= min(size - 8, LONGEST_HEADER)
+        text = stream.read(length) if whole else b""
     try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        ends = [0, *(entry["data_offsets"][1] for entry in header.values())]
-    except (ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
+        content = parse_json(text)
+        content.pop("__metadata__", None)
+        found = content.items()
+    except (ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if whole else "its header is not whole"
         raise LoadError(
-            f"{path} is not a whole safetensors file ({size} bytes). {AGAIN}"
+            f"{path} is not a whole safetensors file of {size} bytes: {reason}. {AGAIN}"
         ) from error
-    start = 8 + length
-    if start + max(ends) != size:
-        last = max(header, key=lambda name: header[name]["data_offsets"][1], default="")
+    header = {name: read_entry(name, value, path) for name, value in found}
+    check_regions(
+        [
+            Region(name, entry.data_offsets[0], entry.size, entry.size)
+            for name, entry in header.items()
+        ],
+        path,
+        size - 8 - length,
+    )
+    return 8 + length, header
+
+
+def read_entry(name: str, value: Any, path: Path) -> Entry:
+    """Reads the entry of one tensor; its bytes have to fit its shape."""
+    where = f"{path}: tensor '{name}'"
+    if not isinstance(value, dict):
+        raise LoadError(f"{where} is described by {value!r:.60}, not by an object.")
+    entry = read_record(Entry, value, where, thing="file")
+    if entry.dtype not in DTYPES:
         raise LoadError(
-            f"{path} has {size} bytes, but its last tensor '{last}' ends at byte "
-            f"{start + max(ends)}. {AGAIN}"
+            f"{where} has dtype {entry.dtype}, expected one of {', '.join(DTYPES)}. "
+            "Save the model in float32 or bfloat16."
         )
-    return start, header
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The object.
-
-    Raises:
-        LoadError: the file is missing or not a JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise LoadError(f"{path} does not exist. Put the file there.") from error
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise LoadError(f"{path} cannot be read as JSON: {reason}. {AGAIN}") from error
-    if not isinstance(content, dict):
-        raise LoadError(f"{path} holds a {type(content).__name__}, not a JSON object.")
-    return content
+    needed = math.prod(entry.shape) * DTYPES[entry.dtype].itemsize
+    if entry.size != needed:
+        raise LoadError(
+            f"{where} has {entry.size} bytes, its shape {tuple(entry.shape)} needs "
+            f"{needed}. {AGAIN}"
+        )
+    return entry

@@ -6,9 +6,9 @@ Adding a family is one file and one line. The file (`_gpt2.py` is a good one to 
 2. `init(spec, key, dtype)`, which builds the `Transformer` from the layers of
    `mijax.nn`. Every shape is said here, once: loading, saving and tests take shapes
    from `jax.eval_shape(init)`. Another order of operations is another block class;
-3. the keys of its config.json (`Keys`): those read into the spec, those that change the
-   computation with the values that are supported, those that change nothing. Any other
-   key is refused;
+3. the keys of its config.json (a `HubConfig`): those read into the spec, those that
+   change the computation with the values that are supported, those that change nothing.
+   Any other key is refused;
 4. a `Table` of `Rule`s: name and shape of each tensor in the file, and for each leaf
    that it fills, how. Every tensor has to be used, every leaf filled;
 5. presets, and the `Family` record that names all of this.
@@ -18,7 +18,8 @@ reference implementation on a tiny random model whose norms and biases are not t
 """
 
 from mijax.models._attention_only import AttentionOnlySpec as AttentionOnlySpec
-from mijax.models._config import Keys as Keys
+from mijax.models._config import HubConfig as HubConfig
+from mijax.models._config import read_hub_config as read_hub_config
 from mijax.models._families import init as init
 from mijax.models._families import preset as preset
 from mijax.models._families import presets as presets
@@ -27,7 +28,7 @@ from mijax.models._family import Preset as Preset
 from mijax.models._family import Rule as Rule
 from mijax.models._family import Table as Table
 from mijax.models._gpt2 import GPT2Spec as GPT2Spec
-from mijax.models._llama import LlamaSpec as LlamaSpec
+from mijax.models._llama_spec import LlamaSpec as LlamaSpec
 from mijax.models._load import Loaded as Loaded
 from mijax.models._load import load as load
 from mijax.models._native import build as build

@@ -8,6 +8,7 @@ import dataclasses
 from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
+from mijax.io import NonNegative, Size
 from mijax.models._family import Family, Preset
 from mijax.models._init import Normal, layer_norm
 from mijax.nn import (
@@ -24,14 +25,14 @@ from mijax.nn import (
 class AttentionOnlySpec:
     """Sizes of an attention-only transformer; `norm` is LayerNorm or nothing."""
 
-    layers: int = 2
-    embed: int = 512
-    heads: int = 8
-    head_dim: int = 64
-    vocab: int = 50257
-    context: int = 1024
+    layers: Size = 2
+    embed: Size = 512
+    heads: Size = 8
+    head_dim: Size = 64
+    vocab: Size = 50257
+    context: Size = 1024
     norm: bool = True
-    eps: float = 1e-5
+    eps: NonNegative = 1e-5
 
 
 def init(spec: AttentionOnlySpec, key: PRNGKeyArray, dtype: DTypeLike) -> Transformer:

@@ -1,12 +1,19 @@
-"""Reading config.json: every key is read, fixed, ignored, or refused by name."""
+"""Reading config.json: every key is declared, known to be without effect, or refused.
+
+A family declares its keys as a `HubConfig`: those read into its spec and, with `Only`,
+those that change the computation with the values that are supported.
+"""
 
 import dataclasses
-from collections.abc import Collection, Mapping
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from mijax._errors import LoadError, nearest
-from mijax.io import Gguf
+from mijax._errors import LoadError
+from mijax.io import Index, Only, read_record
 from mijax.nn import GELU, ReLU, SiLU
+
+C = TypeVar("C", bound="HubConfig")
 
 ACTIVATIONS = {
     "gelu_new": GELU(approximate=True),
@@ -17,138 +24,109 @@ ACTIVATIONS = {
     "silu": SiLU(),
     "swish": SiLU(),
 }
-# Keys of every Hugging Face config that say nothing about what the model computes.
+Activation = Annotated[str, Only(*ACTIVATIONS)]
+TokenIds = Index | list[Index] | None
+# Keys that any model may have and that say nothing about what it computes: names and
+# versions, labels, how to generate, how to train, which kernels to use.
 IGNORED = frozenset(
-    [
-        "_name_or_path",
-        "architectures",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "dtype",
-        "eos_token_id",
-        "id2label",
-        "initializer_range",
-        "keys_to_ignore_at_inference",
-        "label2id",
-        "model_type",
-        "name_or_path",
-        "num_labels",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "return_dict",
-        "task_specific_params",
-        "tokenizer_class",
-        "torch_dtype",
-        "torchscript",
-        "transformers.js_config",
-        "transformers_version",
-        "unk_token_id",
-        "use_cache",
-        "_attn_implementation_autoset",
-        "gradient_checkpointing",
-        "license",
-        "language",
-        "tags",
-        "problem_type",
-        "sep_token_id",
-    ]
+    """
+architectures attn_implementation bad_words_ids begin_suppress_tokens
+chunk_size_feed_forward decoder_start_token_id diversity_penalty do_sample dtype
+early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
+finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label
+initializer_range keys_to_ignore_at_inference label2id language length_penalty license
+max_length max_new_tokens min_length min_new_tokens model_max_length model_type
+n_special name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels
+num_return_sequences output_attentions output_hidden_states output_scores pad_token_id
+predict_special_tokens prefix problem_type remove_invalid_values repetition_penalty
+return_dict return_dict_in_generate sep_token_id suppress_tokens tags
+task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype
+torchscript typical_p unk_token_id use_bfloat16 use_cache
+""".split()
 )
-# Keys that change the computation of any family, with the values that change nothing.
-FIXED: Mapping[str, tuple[Any, ...]] = {
-    "add_cross_attention": (False,),
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
-    "is_decoder": (True, False),
-    "is_encoder_decoder": (False,),
-    "logit_scale": (None, 1.0),
-    "logits_soft_cap": (None,),
-    "pruned_heads": ({}, None),
-    "quantization_config": (None,),
-    "sliding_window": (None,),
-    "use_sliding_window": (False,),
-}
+# Private attributes, and keys that a tool writes for itself.
+TOOLS = re.compile(r"_.*|(transformers|unsloth|axolotl|trl|peft|onnx)([._].*)?")
 
 
-@dataclasses.dataclass(frozen=True)
-class Keys:
-    """The keys of a family's config.json.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HubConfig:
+    """Base of the config of a family: keys that change the computation of any model.
 
-    Attributes:
-        read: keys that go into the spec.
-        fixed: keys that change the computation, with the values that are supported.
-        ignored: keys that change nothing.
+    A subclass declares the keys that it reads, and lists in `ignored` those of its own
+    that change nothing. Any other key is refused.
+
+    Examples:
+        >>> @dataclasses.dataclass(frozen=True, kw_only=True)
+        ... class TinyConfig(HubConfig):
+        ...     num_layers: Size
+        ...     attention_bias: Annotated[bool, Only(False)] = False
+        >>> read_hub_config(TinyConfig, {"num_layers": 2}, "config.json").num_layers
+        2
     """
 
-    read: frozenset[str]
-    fixed: Mapping[str, tuple[Any, ...]]
-    ignored: frozenset[str]
+    ignored: ClassVar[frozenset[str]] = frozenset()
 
-    def check(self, config: Mapping[str, Any], path: str) -> None:
-        """Refuses a key that is unknown or asks for what is not supported.
-
-        Raises:
-            LoadError: names the first such key.
-        """
-        fixed = {**FIXED, **self.fixed}
-        known = self.read | fixed.keys() | self.ignored | IGNORED
-        for key, value in config.items():
-            if key in fixed and value not in fixed[key]:
-                allowed = " or ".join(repr(option) for option in fixed[key])
-                raise LoadError(
-                    f"{path}: '{key}' is {value!r}, which changes what the model "
-                    f"computes; only {allowed} is supported."
-                )
-            if key not in known:
-                hint = nearest(key, sorted(known)) if close(key, known) else ""
-                raise LoadError(
-                    f"{path}: unknown key '{key}' = {value!r} may change what the "
-                    f"model computes.{hint} Remove it if it does not."
-                )
+    bos_token_id: TokenIds = None
+    eos_token_id: TokenIds = None
+    add_cross_attention: Annotated[bool, Only(False)] = False
+    attn_logit_softcapping: Annotated[Any, Only(None)] = None
+    final_logit_softcapping: Annotated[Any, Only(None)] = None
+    is_decoder: bool = False
+    is_encoder_decoder: Annotated[bool, Only(False)] = False
+    logit_scale: Annotated[Any, Only(None, 1.0)] = None
+    logits_soft_cap: Annotated[Any, Only(None)] = None
+    pruned_heads: Annotated[Any, Only({}, None)] = None
+    quantization_config: Annotated[Any, Only(None)] = None
+    sliding_window: Annotated[Any, Only(None)] = None
+    tie_encoder_decoder: Annotated[bool, Only(False)] = False
+    use_sliding_window: Annotated[bool, Only(False)] = False
 
 
-def check_gguf(gguf: Gguf, name: str, known: Collection[str]) -> None:
-    """Refuses metadata of the architecture that the family does not read.
+def read_hub_config(kind: type[C], config: Mapping[str, Any], path: str) -> C:
+    """Checks a Hugging Face config against the keys of a family.
+
+    Args:
+        kind: the keys of the family.
+        config: the content of config.json.
+        path: the file, named by errors.
+
+    Returns:
+        The keys that are read.
 
     Raises:
-        LoadError: names the first such key.
+        LoadError: a key that is unknown, missing, of another type, out of range, or
+            that asks for a computation that is not supported.
     """
-    for key in gguf.fields:
-        if key.startswith(f"{name}.") and key.removeprefix(f"{name}.") not in known:
-            raise LoadError(
-                f"{gguf.path}: metadata '{key}' = {gguf.metadata(key)!r} may change "
-                "what the model computes and is not supported."
-            )
+    declared = {field.name for field in dataclasses.fields(kind)}
+    skipped = IGNORED | kind.ignored
+    content = {
+        key: value
+        for key, value in config.items()
+        if key in declared or not (key in skipped or TOOLS.fullmatch(key))
+    }
+    return read_record(kind, content, path)
 
 
-def close(key: str, known: Collection[str]) -> bool:
-    """Whether a hint would name a few keys and not list all of them."""
-    return nearest(key, sorted(known)).startswith(" Did")
+def first_id(ids: int | list[int] | None) -> int | None:
+    """Returns the first of the token ids that a config names, if it names any."""
+    if isinstance(ids, list):
+        return ids[0] if ids else None
+    return ids
 
 
-def need(config: Mapping[str, Any], key: str, path: str) -> Any:
-    """Reads a key that has to be there.
+def check_heads(spec: Any, path: str) -> None:
+    """Refuses a spec whose heads do not fit its sizes.
 
     Raises:
-        LoadError: it is not.
+        LoadError: features that do not split into heads, or query heads that do not
+            split into groups.
     """
-    if config.get(key) is None:
-        raise LoadError(f"{path}: key '{key}' is missing; the model cannot be built.")
-    return config[key]
-
-
-def activation_name(name: Any, path: str) -> str:
-    """Checks the name of an activation.
-
-    Raises:
-        LoadError: there is no such activation.
-    """
-    if name not in ACTIVATIONS:
-        raise LoadError(
-            f"{path}: activation {name!r} is not supported."
-            f"{nearest(str(name), ACTIVATIONS)}"
-        )
-    return name
+    kv_heads = getattr(spec, "kv_heads", None)
+    if kv_heads is not None:
+        divide(spec.heads, kv_heads, path)
+        divide(spec.head_dim, 2, path)
+    elif not hasattr(spec, "head_dim"):
+        divide(spec.embed, spec.heads, path)
 
 
 def divide(total: int, parts: int, path: str) -> int:
@@ -158,5 +136,5 @@ def divide(total: int, parts: int, path: str) -> int:
         LoadError: it does not split.
     """
     if parts < 1 or total % parts:
-        raise LoadError(f"{path}: {total} features do not split into {parts} heads.")
+        raise LoadError(f"{path}: {total} does not split into {parts} equal parts.")
     return total // parts

@@ -19,6 +19,7 @@ from jaxtyping import PRNGKeyArray
 
 from mijax._errors import LoadError, nearest
 from mijax.io import Gguf, Tensors
+from mijax.io._regions import check_weights
 from mijax.nn import Transformer
 
 Into = Mapping[str, Callable[[np.ndarray], np.ndarray]]
@@ -123,11 +124,14 @@ def assemble(
     Raises:
         LoadError: a tensor is missing, unused or of the wrong shape.
     """
-    skeleton = family.skeleton(spec, dtype)
-    leaves = leaf_shapes(skeleton)
     names = real_names(source, table)
     rules = [*table.rules, *(rule for rule in table.optional if rule.name in names)]
+    # A wrong size must be found before anything of that size exists.
+    check_layers(source, spec.layers)
     check_names(source, table, names, rules, spec.layers)
+    check_shapes(source, names, rules, spec.layers)
+    skeleton = family.skeleton(spec, dtype)
+    leaves = leaf_shapes(skeleton)
     arrays: dict[str, jax.Array] = {}
     for rule in rules:
         arrays |= read_rule(rule, source, names, leaves, spec.layers)
@@ -217,6 +221,28 @@ def check_names(
         )
 
 
+def check_layers(source: Tensors, layers: int) -> None:
+    """Refuses more layers than the file has tensors."""
+    if layers > len(source.shapes):
+        raise LoadError(
+            f"{source.path}: the config asks for {layers} layers, the file has "
+            f"{len(source.shapes)} tensors. Use the config of these weights."
+        )
+
+
+def check_shapes(
+    source: Tensors, names: Mapping[str, str], rules: list[Rule], layers: int
+) -> None:
+    """Refuses tensors of another shape than the config asks for."""
+    for rule in rules:
+        for real in (names[name] for name in each_layer(rule, layers)):
+            if source.shapes[real] != rule.shape:
+                raise LoadError(
+                    f"{source.path}: tensor '{real}' has shape {source.shapes[real]}, "
+                    f"the config asks for {rule.shape}. Use the config of these weights."
+                )
+
+
 def each_layer(rule: Rule, layers: int) -> list[str]:
     """Every name that a rule stands for."""
     if "{layer}" not in rule.name:
@@ -232,17 +258,7 @@ def read_rule(
     stacked = "{layer}" in rule.name
     for layer, name in enumerate(each_layer(rule, layers)):
         real = names[name]
-        if source.shapes[real] != rule.shape:
-            raise LoadError(
-                f"{source.path}: tensor '{real}' has shape {source.shapes[real]}, the "
-                f"config asks for {rule.shape}. Use the config of these weights."
-            )
-        tensor = source.read(real)
-        if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            raise LoadError(
-                f"{source.path}: tensor '{real}' has dtype {tensor.dtype}, expected "
-                "floats. Save the model without quantisation."
-            )
+        tensor = check_weights(source.read(real), real, source.path)
         for leaf, transform in rule.into.items():
             out[leaf][layer if stacked else ...] = transform(tensor)
     return {leaf: jnp.asarray(out.pop(leaf)) for leaf in tuple(out)}

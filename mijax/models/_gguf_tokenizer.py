@@ -1,72 +1,197 @@
 """The tokenizer inside a GGUF file, rebuilt for the `tokenizers` library."""
 
+import dataclasses
 from typing import Any
 
-from mijax._errors import LoadError, nearest
-from mijax.data import Tokenizer
-from mijax.io import Gguf
+from mijax._errors import LoadError
+from mijax.data import ChatTemplate, Tokenizer
+from mijax.io import Gguf, Index, key
 
-CONTROL, USER_DEFINED = 3, 4
+# Kinds of tokens, as llama.cpp numbers them.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+KINDS = ("gpt2", "llama")
+SPACE = "▁"
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
-def gguf_tokenizer(gguf: Gguf) -> Tokenizer:
-    """Rebuilds a byte-level BPE tokenizer from metadata.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerFields:
+    """Keys of GGUF metadata that describe a tokenizer."""
+
+    model: str = key("tokenizer.ggml.model")
+    pre: str = key("tokenizer.ggml.pre", default="default")
+    tokens: list[str] = key("tokenizer.ggml.tokens")
+    merges: list[str] | None = key("tokenizer.ggml.merges", default=None)
+    kinds: list[Index] | None = key("tokenizer.ggml.token_type", default=None)
+    scores: list[float] | None = key("tokenizer.ggml.scores", default=None)
+    bos: Index | None = key("tokenizer.ggml.bos_token_id", default=None)
+    eos: Index | None = key("tokenizer.ggml.eos_token_id", default=None)
+    add_bos: bool | int | None = key("tokenizer.ggml.add_bos_token", default=None)
+    space_prefix: bool = key("tokenizer.ggml.add_space_prefix", default=True)
+    template: str | None = key("tokenizer.chat_template", default=None)
+
+
+def gguf_tokenizer(gguf: Gguf) -> tuple[Tokenizer | None, str]:
+    """Rebuilds the tokenizer of a GGUF file from its metadata.
 
     Args:
         gguf: the open file.
 
     Returns:
-        The tokenizer.
+        The tokenizer, or `None` and the reason why there is none: no vocabulary in the
+        file, or a kind that the `tokenizers` library cannot rebuild.
 
     Raises:
-        LoadError: the file has another kind of tokenizer.
+        LoadError: lists of the vocabulary that do not fit each other.
     """
-    from tokenizers import AddedToken, decoders, models  # noqa: PLC0415
-    from tokenizers import Tokenizer as Backend  # noqa: PLC0415
-
-    kind = gguf.metadata("tokenizer.ggml.model")
-    if kind != "gpt2":
-        raise LoadError(
-            f"{gguf.path}: tokenizer model '{kind}' is not supported, only 'gpt2' "
-            "(byte-level BPE). Use the Hugging Face folder of this model."
+    path = str(gguf.path)
+    if "tokenizer.ggml.model" not in gguf:
+        return None, f"{path} has no vocabulary"
+    found = gguf.record(TokenizerFields)
+    if found.model not in KINDS:
+        return None, (
+            f"{path} has a tokenizer of kind '{found.model}', supported are 'gpt2' "
+            "(byte-level BPE) and 'llama' (SentencePiece BPE)"
         )
-    name = gguf.metadata("tokenizer.ggml.pre", "default")
-    splitter, whole_words = pre_tokenizer(name, gguf)
-    pieces = gguf.metadata("tokenizer.ggml.tokens")
-    merges = gguf.metadata("tokenizer.ggml.merges")
-    kinds = gguf.metadata("tokenizer.ggml.token_type")
+    check_lists(found, path)
+    if found.model == "gpt2" and pre_tokenizer(found.pre) is None:
+        return None, f"{path} has pre-tokenizer '{found.pre}', which is not supported"
+    try:
+        backend = (byte_level if found.model == "gpt2" else sentence_piece)(found)
+    except Exception as error:  # the library raises nothing narrower
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise LoadError(
+            f"{path}: no tokenizer can be built from the vocabulary ({reason}). "
+            "Download or copy the file again."
+        ) from error
+    add_special(backend, found)
+    template = None if found.template is None else ChatTemplate(found.template)
+    return Tokenizer(backend, bos=found.bos, eos=found.eos, template=template), ""
+
+
+def check_lists(found: TokenizerFields, path: str) -> None:
+    """Refuses a vocabulary whose lists or ids do not fit each other."""
+    count = len(found.tokens)
+    wanted: dict[str, Any] = {"token_type": found.kinds}
+    if found.model == "llama":
+        wanted["scores"] = found.scores or []
+    for name, values in wanted.items():
+        if values is not None and len(values) != count:
+            raise LoadError(
+                f"{path}: 'tokenizer.ggml.{name}' has {len(values)} entries for {count} "
+                "tokens. Convert the model to GGUF again."
+            )
+    if len(set(found.tokens)) != count:
+        raise LoadError(
+            f"{path}: 'tokenizer.ggml.tokens' gives a token twice. Convert the model to "
+            "GGUF again."
+        )
+    for name, index in (("bos", found.bos), ("eos", found.eos)):
+        if index is not None and index >= count:
+            raise LoadError(
+                f"{path}: 'tokenizer.ggml.{name}_token_id' is {index}, the vocabulary "
+                f"has {count} tokens. Convert the model to GGUF again."
+            )
+
+
+def byte_level(found: TokenizerFields) -> Any:
+    """Builds the backend of byte-level BPE."""
+    from tokenizers import Tokenizer as Backend  # noqa: PLC0415
+    from tokenizers import decoders, models  # noqa: PLC0415
+
+    splitter, whole_words = pre_tokenizer(found.pre) or (None, False)
+    merges = [tuple(merge.split(" ")) for merge in found.merges or ()]
+    vocab = {piece: index for index, piece in enumerate(found.tokens)}
     backend = Backend(
         models.BPE(
-            vocab={piece: index for index, piece in enumerate(pieces)},
-            merges=[tuple(merge.split(" ")) for merge in merges],
+            vocab=vocab,
+            merges=merges,  # pyright: ignore[reportArgumentType] - checked there
             ignore_merges=whole_words,
         )
     )
     backend.pre_tokenizer = splitter
     backend.decoder = decoders.ByteLevel()
-    marked = {CONTROL: [], USER_DEFINED: []}
-    for piece, what in zip(pieces, kinds, strict=True):
-        if what in marked:
-            marked[what].append(
-                AddedToken(piece, normalized=False, special=what == CONTROL)
+    return backend
+
+
+def sentence_piece(found: TokenizerFields) -> Any:
+    """Builds the backend of SentencePiece BPE (Kudo & Richardson 2018).
+
+    SentencePiece joins the neighbors whose piece has the highest score; merges ranked
+    by the score of the piece that they make do the same. Characters outside the
+    vocabulary become byte tokens where the vocabulary has those.
+    """
+    from tokenizers import Tokenizer as Backend  # noqa: PLC0415
+    from tokenizers import decoders, models, normalizers  # noqa: PLC0415
+
+    kinds = found.kinds or [NORMAL] * len(found.tokens)
+    unknown = [t for t, k in zip(found.tokens, kinds, strict=True) if k == UNKNOWN]
+    backend = Backend(
+        models.BPE(
+            vocab={piece: index for index, piece in enumerate(found.tokens)},
+            merges=ranked_merges(found.tokens, found.scores or [], kinds),
+            unk_token=unknown[0] if unknown else None,
+            fuse_unk=True,
+            byte_fallback=BYTE in kinds,
+        )
+    )
+    space = normalizers.Replace(" ", SPACE)
+    parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if found.space_prefix:
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), space])
+        parts.append(decoders.Strip(" ", 1, 0))
+    else:
+        backend.normalizer = space
+    backend.decoder = decoders.Sequence(parts)
+    return backend
+
+
+def ranked_merges(
+    pieces: list[str], scores: list[float], kinds: list[int]
+) -> list[tuple[str, str]]:
+    """Returns every way to make a piece of two others, best score first.
+
+    Of the ways to make one piece, the one with the longest beginning comes first.
+    """
+    joined = {
+        piece: score
+        for piece, score, kind in zip(pieces, scores, kinds, strict=True)
+        if kind in (NORMAL, USER_DEFINED)
+    }
+    found = [
+        (-score, -cut, piece[:cut], piece[cut:])
+        for piece, score in joined.items()
+        for cut in range(1, len(piece))
+        if piece[:cut] in joined and piece[cut:] in joined
+    ]
+    return [(left, right) for *_, left, right in sorted(found)]
+
+
+def add_special(backend: Any, found: TokenizerFields) -> None:
+    """Marks the special tokens, and the one that begins a text."""
+    from tokenizers import AddedToken  # noqa: PLC0415
+
+    marked: dict[int, list[Any]] = {CONTROL: [], USER_DEFINED: []}
+    for piece, kind in zip(found.tokens, found.kinds or (), strict=False):
+        if kind in marked:
+            marked[kind].append(
+                AddedToken(piece, normalized=False, special=kind == CONTROL)
             )
     backend.add_special_tokens(marked[CONTROL])
     backend.add_tokens(marked[USER_DEFINED])
-    bos = optional(gguf, "tokenizer.ggml.bos_token_id")
-    if bos is not None and optional(gguf, "tokenizer.ggml.add_bos_token"):
-        backend.post_processor = begin(pieces[bos], bos)
-    eos = optional(gguf, "tokenizer.ggml.eos_token_id")
-    return Tokenizer(backend, bos=bos, eos=eos)
+    # SentencePiece vocabularies begin texts with it unless the file says otherwise.
+    begins = found.model == "llama" if found.add_bos is None else bool(found.add_bos)
+    if found.bos is not None and begins:
+        backend.post_processor = begin(found.tokens[found.bos], found.bos)
 
 
-def pre_tokenizer(name: str, gguf: Gguf) -> tuple[Any, bool]:
-    """How a text is cut before merging, and whether whole words in the vocabulary win.
+def pre_tokenizer(name: str) -> tuple[Any, bool] | None:
+    """Returns the pre-tokenizer, and whether whole words in the vocabulary win.
 
-    The names and patterns are those of llama.cpp.
+    The names and patterns are those of llama.cpp; `None` for any other name.
     """
     from tokenizers import Regex, pre_tokenizers  # noqa: PLC0415
 
@@ -80,8 +205,7 @@ def pre_tokenizer(name: str, gguf: Gguf) -> tuple[Any, bool]:
         words = pre_tokenizers.Split(Regex(LLAMA3), "isolated")
         plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         return pre_tokenizers.Sequence([words, plain]), True
-    hint = nearest(name, ("gpt-2", "smollm", "llama-bpe"))
-    raise LoadError(f"{gguf.path}: pre-tokenizer '{name}' is not supported.{hint}")
+    return None
 
 
 def begin(piece: str, index: int) -> Any:
@@ -93,8 +217,3 @@ def begin(piece: str, index: int) -> Any:
         pair=[piece, "$A", "$B"],
         special_tokens=[(piece, index)],
     )
-
-
-def optional(gguf: Gguf, key: str) -> Any:
-    """Metadata, or `None`."""
-    return gguf.metadata(key) if key in gguf else None

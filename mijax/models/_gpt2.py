@@ -2,21 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
-from mijax.io import Gguf
+from mijax.io import Gguf, NonNegative, Only, Size, key
 from mijax.models._config import (
     ACTIVATIONS,
-    Keys,
-    activation_name,
-    check_gguf,
-    divide,
-    need,
+    Activation,
+    HubConfig,
+    read_hub_config,
 )
 from mijax.models._family import Family, Preset, Rule, Table, same, short
 from mijax.models._init import Normal, layer_norm
@@ -27,14 +25,14 @@ from mijax.nn import MLP, Attention, Block, Embedding, Transformer, Unembedding
 class GPT2Spec:
     """Sizes of a GPT-2."""
 
-    layers: int = 12
-    embed: int = 768
-    heads: int = 12
-    mlp: int = 3072
-    vocab: int = 50257
-    context: int = 1024
-    eps: float = 1e-5
-    activation: str = "gelu_new"
+    layers: Size = 12
+    embed: Size = 768
+    heads: Size = 12
+    mlp: Size = 3072
+    vocab: Size = 50257
+    context: Size = 1024
+    eps: NonNegative = 1e-5
+    activation: Activation = "gelu_new"
     tied: bool = True
 
 
@@ -71,58 +69,45 @@ def init(spec: GPT2Spec, key: PRNGKeyArray, dtype: DTypeLike) -> Transformer:
     )
 
 
-KEYS = Keys(
-    read=frozenset(
-        [
-            "n_layer",
-            "n_embd",
-            "n_head",
-            "n_inner",
-            "vocab_size",
-            "n_positions",
-            "layer_norm_epsilon",
-            "activation_function",
-            "tie_word_embeddings",
-        ]
-    ),
-    fixed={
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-    },
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPT2Config(HubConfig):
+    """Keys of config.json."""
+
     # The order of a product and dropout change rounding and training only.
-    ignored=frozenset(
-        [
-            "n_ctx",
-            "reorder_and_upcast_attn",
-            "attn_pdrop",
-            "embd_pdrop",
-            "resid_pdrop",
-            "summary_type",
-            "summary_use_proj",
-            "summary_activation",
-            "summary_proj_to_labels",
-            "summary_first_dropout",
-            "output_past",
-        ]
-    ),
-)
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        """
+        n_ctx reorder_and_upcast_attn attn_pdrop embd_pdrop resid_pdrop summary_type
+        summary_use_proj summary_activation summary_proj_to_labels
+        summary_first_dropout output_past
+        """.split()
+    )
+
+    n_layer: Size
+    n_embd: Size
+    n_head: Size
+    n_inner: Size | None = None
+    vocab_size: Size
+    n_positions: Size
+    layer_norm_epsilon: NonNegative = 1e-5
+    activation_function: Activation = "gelu_new"
+    tie_word_embeddings: bool = True
+    scale_attn_weights: Annotated[bool, Only(True)] = True
+    scale_attn_by_inverse_layer_idx: Annotated[bool, Only(False)] = False
 
 
 def from_config(config: Mapping[str, Any], path: str) -> GPT2Spec:
     """Reads a Hugging Face config."""
-    KEYS.check(config, path)
-    embed, heads = need(config, "n_embd", path), need(config, "n_head", path)
-    divide(embed, heads, path)
+    found = read_hub_config(GPT2Config, config, path)
     return GPT2Spec(
-        layers=need(config, "n_layer", path),
-        embed=embed,
-        heads=heads,
-        mlp=config.get("n_inner") or 4 * embed,
-        vocab=need(config, "vocab_size", path),
-        context=need(config, "n_positions", path),
-        eps=config.get("layer_norm_epsilon", 1e-5),
-        activation=activation_name(config.get("activation_function", "gelu_new"), path),
-        tied=config.get("tie_word_embeddings", True),
+        layers=found.n_layer,
+        embed=found.n_embd,
+        heads=found.n_head,
+        mlp=found.n_inner or 4 * found.n_embd,
+        vocab=found.vocab_size,
+        context=found.n_positions,
+        eps=found.layer_norm_epsilon,
+        activation=found.activation_function,
+        tied=found.tie_word_embeddings,
     )
 
 
@@ -153,33 +138,32 @@ def table(spec: GPT2Spec) -> Table:
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPT2Fields:
+    """Keys of GGUF metadata."""
+
+    layers: Size = key("gpt2.block_count")
+    embed: Size = key("gpt2.embedding_length")
+    heads: Size = key("gpt2.attention.head_count")
+    mlp: Size = key("gpt2.feed_forward_length")
+    context: Size = key("gpt2.context_length")
+    eps: NonNegative = key("gpt2.attention.layer_norm_epsilon")
+    vocab: Size | None = key("gpt2.vocab_size", default=None)
+
+
 def from_gguf(gguf: Gguf) -> GPT2Spec:
     """Reads GGUF metadata."""
-    check_gguf(gguf, "gpt2", GGUF_KEYS)
-    number = lambda key: gguf.metadata(f"gpt2.{key}")  # noqa: E731
+    found = gguf.record(GPT2Fields, "gpt2.")
     return GPT2Spec(
-        layers=number("block_count"),
-        embed=number("embedding_length"),
-        heads=number("attention.head_count"),
-        mlp=number("feed_forward_length"),
-        vocab=gguf.shapes.get("token_embd.weight", (0,))[0],
-        context=number("context_length"),
-        eps=short(number("attention.layer_norm_epsilon")),
+        layers=found.layers,
+        embed=found.embed,
+        heads=found.heads,
+        mlp=found.mlp,
+        vocab=found.vocab or gguf.shapes.get("token_embd.weight", (0,))[0],
+        context=found.context,
+        eps=short(found.eps),
         tied="output.weight" not in gguf.shapes,
     )
-
-
-GGUF_KEYS = frozenset(
-    [
-        "block_count",
-        "context_length",
-        "embedding_length",
-        "feed_forward_length",
-        "attention.head_count",
-        "attention.layer_norm_epsilon",
-        "vocab_size",
-    ]
-)
 
 
 def gguf_table(spec: GPT2Spec) -> Table:

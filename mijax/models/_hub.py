@@ -10,6 +10,8 @@ FILES = (
     "model.safetensors.index.json",
     "model-*.safetensors",
     "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
 )
 WORDS = (
     "config.json, model.safetensors (or all model-*.safetensors with "

@@ -3,8 +3,7 @@
 RMSNorm, rotary positions, gated MLP, grouped-query attention, no biases.
 """
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,18 +11,10 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
-from mijax._errors import LoadError
-from mijax.io import Gguf
-from mijax.models._config import (
-    ACTIVATIONS,
-    Keys,
-    activation_name,
-    check_gguf,
-    divide,
-    need,
-)
-from mijax.models._family import Family, Preset, Rule, Table, same, short
+from mijax.models._config import ACTIVATIONS
+from mijax.models._family import Family, Preset, Rule, Table, same
 from mijax.models._init import Normal, rms_norm
+from mijax.models._llama_spec import LlamaSpec, from_config, from_gguf
 from mijax.nn import (
     Attention,
     Block,
@@ -35,32 +26,6 @@ from mijax.nn import (
 )
 
 FREQUENCY = "blocks.attention.rotary.frequency"
-
-
-@dataclasses.dataclass(frozen=True)
-class LlamaSpec:
-    """Sizes of a Llama.
-
-    `rope_factor` above 1 is the `llama3` scaling of long wavelengths, and the other
-    three `rope_` fields are its parameters.
-    """
-
-    layers: int
-    embed: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp: int
-    vocab: int
-    context: int
-    rope_theta: float = 10000.0
-    rope_factor: float = 1.0
-    rope_low: float = 1.0
-    rope_high: float = 4.0
-    rope_context: int = 8192
-    eps: float = 1e-5
-    activation: str = "silu"
-    tied: bool = True
 
 
 def init(spec: LlamaSpec, key: PRNGKeyArray, dtype: DTypeLike) -> Transformer:
@@ -110,106 +75,6 @@ def frequencies(spec: LlamaSpec) -> np.ndarray:
     return scaled.astype(np.float32)
 
 
-KEYS = Keys(
-    read=frozenset(
-        [
-            "num_hidden_layers",
-            "hidden_size",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "intermediate_size",
-            "vocab_size",
-            "max_position_embeddings",
-            "rms_norm_eps",
-            "hidden_act",
-            "rope_theta",
-            "rope_scaling",
-            "rope_parameters",
-            "tie_word_embeddings",
-        ]
-    ),
-    fixed={
-        "attention_bias": (False,),
-        "mlp_bias": (False,),
-        "rope_interleaved": (False,),
-        "partial_rotary_factor": (1.0, None),
-    },
-    ignored=frozenset({"attention_dropout", "is_llama_config", "pretraining_tp"}),
-)
-# Spec field of each parameter of the llama3 scaling.
-LLAMA3 = {
-    "factor": "rope_factor",
-    "low_freq_factor": "rope_low",
-    "high_freq_factor": "rope_high",
-    "original_max_position_embeddings": "rope_context",
-}
-KINDS = ("rope_type", "type")
-
-
-def from_config(config: Mapping[str, Any], path: str) -> LlamaSpec:
-    """Reads a Hugging Face config, with the keys of transformers 4 or 5."""
-    KEYS.check(config, path)
-    embed = need(config, "hidden_size", path)
-    heads = need(config, "num_attention_heads", path)
-    kv_heads = config.get("num_key_value_heads") or heads
-    divide(heads, kv_heads, path)
-    return LlamaSpec(
-        layers=need(config, "num_hidden_layers", path),
-        embed=embed,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=config.get("head_dim") or divide(embed, heads, path),
-        mlp=need(config, "intermediate_size", path),
-        vocab=need(config, "vocab_size", path),
-        context=need(config, "max_position_embeddings", path),
-        eps=need(config, "rms_norm_eps", path),
-        activation=activation_name(config.get("hidden_act", "silu"), path),
-        tied=config.get("tie_word_embeddings", False),
-        **rope(config, path),
-    )
-
-
-def rope(config: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Reads `rope_theta` and `rope_scaling`, or `rope_parameters`."""
-    both = [dict(config.get(key) or {}) for key in ("rope_parameters", "rope_scaling")]
-    thetas = [one.pop("rope_theta", None) for one in both]
-    theta = agreed([*thetas, config.get("rope_theta")], "rope_theta", path) or 10000.0
-    for one in both:
-        # Configs of 2024 spell the kind twice.
-        kind = agreed([one.pop(key, None) for key in KINDS], "/".join(KINDS), path)
-        if kind is not None:
-            one["kind"] = kind
-    rope = agreed(both, "rope_parameters and rope_scaling", path) or {}
-    kind = rope.pop("kind", None)
-    spec = {"rope_theta": float(theta)}
-    if kind in (None, "default") and not rope:
-        return spec
-    if kind != "llama3":
-        kind = "missing" if kind is None else kind
-        raise LoadError(
-            f"{path}: rope scaling of type {kind} with {rope} is not supported, only "
-            "'default' and 'llama3'."
-        )
-    for key, field in LLAMA3.items():
-        spec[field] = need(rope, key, f"{path}: rope scaling")
-    if unknown := sorted(rope.keys() - LLAMA3.keys()):
-        raise LoadError(f"{path}: unknown key '{unknown[0]}' in the rope scaling.")
-    return spec
-
-
-def agreed(values: Sequence[Any], name: str, path: str) -> Any:
-    """Returns the value that a config gives once or more, `None` if it gives none."""
-    given = [value for value in values if value]
-    for value in given:
-        if value != given[0]:
-            raise LoadError(
-                f"{path}: {name} is given twice, as {given[0]} and as {value}: leave "
-                "out the wrong one."
-            )
-    return given[0] if given else None
-
-
 def table(spec: LlamaSpec) -> Table:
     """Names in Hugging Face files; matrices are [out, in]."""
     attention, mlp = "model.layers.{layer}.self_attn.", "model.layers.{layer}.mlp."
@@ -227,52 +92,6 @@ def table(spec: LlamaSpec) -> Table:
         ignored=(r".*rotary_emb\.inv_freq",),
         same={names["head"]: names["embedding"]} if spec.tied else {},
     )
-
-
-def from_gguf(gguf: Gguf) -> LlamaSpec:
-    """Reads GGUF metadata."""
-    path = str(gguf.path)
-    number = lambda key, *default: gguf.metadata(f"llama.{key}", *default)  # noqa: E731
-    check_gguf(gguf, "llama", GGUF_KEYS)
-    embed, heads = number("embedding_length"), number("attention.head_count")
-    head_dim = number("attention.key_length", embed // heads)
-    for key in ("rope.dimension_count", "attention.value_length"):
-        if number(key, head_dim) != head_dim:
-            raise LoadError(
-                f"{path}: 'llama.{key}' is {number(key)}, only {head_dim}, the size of "
-                "a head, is supported."
-            )
-    return LlamaSpec(
-        layers=number("block_count"),
-        embed=embed,
-        heads=heads,
-        kv_heads=number("attention.head_count_kv", heads),
-        head_dim=head_dim,
-        mlp=number("feed_forward_length"),
-        vocab=gguf.shapes.get("token_embd.weight", (0,))[0],
-        context=number("context_length"),
-        rope_theta=float(number("rope.freq_base", 10000.0)),
-        eps=short(number("attention.layer_norm_rms_epsilon")),
-        tied="output.weight" not in gguf.shapes,
-    )
-
-
-GGUF_KEYS = frozenset(
-    [
-        "block_count",
-        "context_length",
-        "embedding_length",
-        "feed_forward_length",
-        "attention.head_count",
-        "attention.head_count_kv",
-        "attention.key_length",
-        "attention.value_length",
-        "attention.layer_norm_rms_epsilon",
-        "rope.freq_base",
-        "rope.dimension_count",
-        "vocab_size",
-    ]
-)
 
 
 def gguf_table(spec: LlamaSpec) -> Table:

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from mijax._errors import LoadError, nearest
 from mijax.core._shown import cut
-from mijax.data import Tokenizer, read_tokenizer
+from mijax.data import ChatTemplate, Tokenizer, read_tokenizer
 from mijax.io import (
     FlaxTensors,
     Gguf,
@@ -23,9 +23,12 @@ from mijax.io import (
     checkpoint_metadata,
     digest,
     is_checkpoint,
+    key,
     read_json,
+    read_record,
 )
 from mijax.io._hub import HUB_ID
+from mijax.models._config import TokenIds, check_heads, first_id
 from mijax.models._families import FAMILIES, family_named, presets
 from mijax.models._family import assemble
 from mijax.models._gguf_tokenizer import gguf_tokenizer
@@ -52,6 +55,7 @@ class Loaded:
         spec: its sizes.
         source: where it came from.
         digest: `"sha256:..."` of its weight files.
+        no_text: why there is no tokenizer, where the reason is known.
     """
 
     model: Transformer
@@ -59,6 +63,7 @@ class Loaded:
     spec: Any
     source: str
     digest: str
+    no_text: str = ""
 
     def __repr__(self) -> str:
         text = "no tokenizer" if self.text is None else "with tokenizer"
@@ -75,9 +80,10 @@ class Loaded:
             LoadError: the files have none.
         """
         if self.text is None:
+            reason = self.no_text or f"{self.source} has no tokenizer"
             raise LoadError(
-                f"{self.source} has no tokenizer. Put its tokenizer.json beside the "
-                "weights, or work with token ids."
+                f"{reason}. Load the Hugging Face folder of the model with its "
+                "tokenizer.json, or work with token ids."
             )
         return self.text
 
@@ -159,6 +165,7 @@ def load_folder(folder: Path, source: str, dtype: DTypeLike) -> Loaded:
                 "folders that mijax.models.save wrote."
             )
         spec = family.from_config(config, str(path))
+        check_heads(spec, str(path))
         model = assemble(family, spec, tensors, family.table(spec), dtype)
     text = tokenizer_in(folder, config)
     # Last, since errors of the readers above say more about what is wrong.
@@ -184,10 +191,25 @@ def open_weights(folder: Path) -> Tensors:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class General:
+    """GGUF metadata of any model."""
+
+    architecture: str = key("general.architecture")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpecialTokens:
+    """Keys of config.json that name special tokens."""
+
+    bos_token_id: TokenIds = None
+    eos_token_id: TokenIds = None
+
+
 def load_gguf(path: Path, source: str, dtype: DTypeLike) -> Loaded:
     """Loads a GGUF file."""
     gguf = Gguf(path)
-    architecture = gguf.metadata("general.architecture")
+    architecture = gguf.record(General).architecture
     known = {family.gguf_name: family for family in FAMILIES if family.gguf_name}
     family = known.get(architecture)
     if family is None or family.from_gguf is None or family.gguf_table is None:
@@ -196,10 +218,10 @@ def load_gguf(path: Path, source: str, dtype: DTypeLike) -> Loaded:
             f"{path}: architecture '{architecture}' is not supported.{hint}"
         )
     spec = family.from_gguf(gguf)
+    check_heads(spec, str(path))
     model = assemble(family, spec, gguf, family.gguf_table(spec), dtype)
-    has_text = "tokenizer.ggml.model" in gguf
-    text = gguf_tokenizer(gguf) if has_text else None
-    return Loaded(model, text, spec, source, digest(gguf.files))
+    text, reason = gguf_tokenizer(gguf)
+    return Loaded(model, text, spec, source, digest(gguf.files), reason)
 
 
 def find_wheel(name: str) -> Path:
@@ -223,9 +245,34 @@ def tokenizer_in(folder: Path, config: Mapping[str, Any]) -> Tokenizer | None:
     path = folder / "tokenizer.json"
     if not path.is_file():
         return None
-    ends = config.get("eos_token_id")
-    eos = ends[0] if isinstance(ends, list) else ends
-    return read_tokenizer(path, bos=config.get("bos_token_id"), eos=eos)
+    names = ("bos_token_id", "eos_token_id")
+    given = {name: config[name] for name in names if name in config}
+    found = read_record(SpecialTokens, given, folder / "config.json")
+    ids = (first_id(found.bos_token_id), first_id(found.eos_token_id))
+    return read_tokenizer(path, bos=ids[0], eos=ids[1], template=template_in(folder))
+
+
+def template_in(folder: Path) -> ChatTemplate | None:
+    """Reads the chat template of a folder, if it has one."""
+    path, file = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config = read_json(path) if path.is_file() else {}
+    source = config.get("chat_template")
+    if file.is_file():
+        source = file.read_text("utf-8", errors="replace")
+    if isinstance(source, list):
+        named = {
+            x.get("name"): x.get("template") for x in source if isinstance(x, dict)
+        }
+        source = named.get("default")
+    if not isinstance(source, str):
+        return None
+    tokens = {}
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        token = config.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            tokens[name] = token
+    return ChatTemplate(source, tokens)
 
 
 def refuse_file(path: Path, *, only: tuple[str, ...] | None = None) -> None:

@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import equinox as eqx
 import jax
@@ -15,7 +16,16 @@ from jax.typing import DTypeLike
 
 from mijax._errors import LoadError, nearest
 from mijax.data import Tokenizer
-from mijax.io import Tensors, load_checkpoint, replace_folder, save_safetensors
+from mijax.io import (
+    Only,
+    Tensors,
+    load_checkpoint,
+    read_record,
+    replace_folder,
+    save_safetensors,
+)
+from mijax.io._regions import check_weights
+from mijax.models._config import TokenIds, check_heads
 from mijax.models._families import family_named, family_of
 from mijax.models._family import Family, fill_tree, leaf_shapes
 from mijax.nn import FRAMES, Transformer
@@ -134,9 +144,10 @@ def read_native(
     config: Mapping[str, Any], path: str, tensors: Tensors, dtype: DTypeLike
 ) -> tuple[Transformer, Any]:
     """Builds the model of a folder that `save` wrote."""
-    skeleton, spec = read_description(config, path, dtype)
-    lazy = Lazy(tensors)
-    return fill_tree(skeleton, lazy, str(tensors.path)), spec
+    family, spec, frame = read_description(config, path)
+    check_sizes(spec, tensors.shapes, str(tensors.path))
+    skeleton = framed(family, spec, frame, dtype)
+    return fill_tree(skeleton, Lazy(tensors), str(tensors.path)), spec
 
 
 def read_checkpoint(
@@ -148,8 +159,12 @@ def read_checkpoint(
             f"{folder} is a checkpoint without a description of its model. Save it "
             "with metadata=mijax.models.describe(model, spec), or use load_checkpoint."
         )
-    skeleton, spec = read_description(metadata, str(folder), dtype)
-    return load_checkpoint(skeleton, folder), spec
+    family, spec, frame = read_description(metadata, str(folder))
+    skeleton = framed(family, spec, frame, dtype)
+    model = load_checkpoint(skeleton, folder)
+    for name, array in leaf_shapes(model).items():
+        check_weights(np.asarray(array), name, folder)
+    return model, spec
 
 
 class Lazy(Mapping[str, np.ndarray]):
@@ -159,7 +174,7 @@ class Lazy(Mapping[str, np.ndarray]):
         self.tensors = tensors
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self.tensors.read(name)
+        return check_weights(self.tensors.read(name), name, self.tensors.path)
 
     def __iter__(self) -> Any:
         return iter(self.tensors.shapes)
@@ -168,27 +183,43 @@ class Lazy(Mapping[str, np.ndarray]):
         return len(self.tensors.shapes)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+    """Keys of a native config.json, as `describe` and `save` write them."""
+
+    mijax: Annotated[int, Only(VERSION)]
+    model_type: str
+    spec: dict[str, Any]
+    frame: list[str] = dataclasses.field(default_factory=list)
+    bos_token_id: TokenIds = None
+    eos_token_id: TokenIds = None
+
+
 def read_description(
-    config: Mapping[str, Any], path: str, dtype: DTypeLike
-) -> tuple[Transformer, Any]:
-    """The skeleton and spec of a description."""
-    if config.get("mijax") != VERSION:
+    config: Mapping[str, Any], path: str
+) -> tuple[Family, Any, list[str]]:
+    """The family, spec and frame of a description."""
+    found = read_record(Description, config, path)
+    family = family_named(found.model_type, path)
+    spec = read_record(family.spec, found.spec, f"{path}: spec")
+    check_heads(spec, path)
+    return family, spec, found.frame
+
+
+def check_sizes(spec: Any, shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Refuses a spec that asks for more numbers than the file has.
+
+    Raises:
+        LoadError: before anything of that size exists.
+    """
+    held = sum(math.prod(shape) for shape in shapes.values())
+    width = spec.heads * getattr(spec, "head_dim", 1)
+    asked = spec.embed * (spec.vocab + spec.layers * width)
+    if asked > held:
         raise LoadError(
-            f"{path}: format {config.get('mijax')!r} is not known, expected {VERSION}. "
-            "Update mijax."
+            f"{where}: the spec asks for at least {asked} numbers, the file has {held}. "
+            "Use the spec that belongs to the weights."
         )
-    family = family_named(config.get("model_type"), path)
-    fields = [field.name for field in dataclasses.fields(family.spec)]
-    given = config.get("spec", {})
-    for name in given:
-        if name not in fields:
-            hint = nearest(name, fields)
-            raise LoadError(f"{path}: {family.name} has no '{name}'.{hint}")
-    try:
-        spec = family.spec(**given)
-    except TypeError as error:
-        raise LoadError(f"{path}: the spec is incomplete: {error}.") from error
-    return framed(family, spec, config.get("frame", ()), dtype), spec
 
 
 def framed(family: Family, spec: Any, frame: Any, dtype: DTypeLike) -> Transformer:

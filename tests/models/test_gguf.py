@@ -147,17 +147,6 @@ def test_quantised(tmp_path):
         ({"fields": {"llama.expert_count": 4}}, "llama.expert_count"),
         ({"fields": {"llama.rope.scaling.type": "yarn"}}, "llama.rope.scaling.type"),
         ({"fields": {"llama.rope.dimension_count": 4}}, "rope.dimension_count"),
-        ({"fields": {"tokenizer.ggml.model": "llama"}}, "'llama'"),
-        (
-            {
-                "tokens": True,
-                "fields": {
-                    "tokenizer.ggml.model": "gpt2",
-                    "tokenizer.ggml.pre": "deepseek",
-                },
-            },
-            "deepseek",
-        ),
         (
             {"change": lambda t: t.pop("blk.1.attn_q.weight")},
             "missing 'blk.1.attn_q.weight'",
@@ -204,6 +193,18 @@ def test_type_that_cannot_be_dequantised(tmp_path):
         with pytest.raises(LoadError) as caught:
             models.load(path)
         one_line(caught, path, "blk.0.attn_norm.weight", word)
+
+
+@pytest.mark.parametrize(("model", "pre"), [("gpt2", "deepseek"), ("bert", "default")])
+def test_tokenizers_that_are_not_supported(tmp_path, model, pre):
+    """The model loads for token ids; the reason comes when text is asked for."""
+    fields = {"tokenizer.ggml.model": model, "tokenizer.ggml.pre": pre}
+    path = write(tmp_path / "a.gguf", "llama", fields=fields, tokens=True)
+    loaded = models.load(path)
+    assert loaded.text is None
+    with pytest.raises(LoadError) as caught:
+        _ = loaded.tokenizer
+    one_line(caught, path, pre if model == "gpt2" else model, "token ids")
 
 
 @pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe"])

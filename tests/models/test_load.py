@@ -174,6 +174,18 @@ CONFIGS = {
     "sliding window": ("llama", set_key("sliding_window", 128)),
     "logit softcap": ("llama", set_key("final_logit_softcapping", 30.0)),
     "quantisation": ("llama", set_key("quantization_config", {"bits": 4})),
+    "text for a number": ("llama", set_key("num_hidden_layers", "3")),
+    "text for a boolean": ("llama", set_key("tie_word_embeddings", "no")),
+    "boolean for a number": ("llama", set_key("num_hidden_layers", True)),
+    "negative": ("llama", set_key("hidden_size", -32)),
+    "fraction": ("llama", set_key("hidden_size", 32.5)),
+    "eps": ("llama", set_key("rms_norm_eps", float("nan"))),
+    "below 0": ("gpt2", set_key("layer_norm_epsilon", -1e-5)),
+    "theta": ("llama", set_key("rope_theta", 0)),
+    "too many layers": ("llama", set_key("num_hidden_layers", 2**30)),
+    "too wide": ("llama", set_key("intermediate_size", 2**30)),
+    "token": ("llama", set_key("bos_token_id", "<s>")),
+    "typo": ("gpt2", lambda config: config.update(n_embed=config.pop("n_embd"))),
     "layers": ("llama", set_key("num_hidden_layers", 2)),
     "more layers": ("llama", set_key("num_hidden_layers", 4)),
     "sizes": ("llama", set_key("intermediate_size", 81)),
@@ -197,6 +209,18 @@ NAMED = {
     "sliding window": "sliding_window",
     "logit softcap": "final_logit_softcapping",
     "quantisation": "quantization_config",
+    "text for a number": "'num_hidden_layers' is '3', expected a valid integer",
+    "text for a boolean": "'tie_word_embeddings' is 'no', expected a valid boolean",
+    "boolean for a number": "'num_hidden_layers' is True",
+    "negative": "'hidden_size' is -32, expected greater than or equal to 1",
+    "fraction": "'hidden_size' is 32.5",
+    "eps": "NaN",
+    "below 0": "'layer_norm_epsilon' is -1e-05",
+    "theta": "'rope_theta' is 0",
+    "too many layers": "asks for 1073741824 layers",
+    "too wide": "mlp.gate_proj.weight",
+    "token": "'bos_token_id' is '<s>'",
+    "typo": "Did you mean 'n_embed'?",
     "layers": "unused 'model.layers.2.input_layernorm.weight'",
     "more layers": "missing 'model.layers.3.input_layernorm.weight'",
     "sizes": "mlp.gate_proj.weight",
@@ -213,10 +237,37 @@ def test_configs_that_are_refused(copy, case):
     one_line(caught, folder, NAMED.get(case, ""))
 
 
-def test_key_that_changes_nothing(copy):
+def test_keys_that_change_nothing(copy):
+    """Of distilgpt2, GPT-1's descendants, fine-tuning tools and generation."""
     folder = copy("gpt2")
-    edit_json(folder / "config.json", set_key("reorder_and_upcast_attn", True))
-    check_golden(models.load(folder).model, "gpt2")
+    harmless = {
+        "reorder_and_upcast_attn": True,
+        "_num_labels": 1,
+        "_attn_implementation": "sdpa",
+        "unsloth_version": "2024.9",
+        "transformers.js_config": {},
+        "n_special": 0,
+        "predict_special_tokens": True,
+        "do_sample": True,
+        "max_length": 50,
+        "n_layer": 3.0,
+    }
+    before = models.load(folder).spec
+    edit_json(folder / "config.json", lambda config: config.update(harmless))
+    loaded = models.load(folder)
+    check_golden(loaded.model, "gpt2")
+    assert loaded.spec == before
+
+
+def test_chat_template_of_a_folder(copy):
+    folder = copy("llama")
+    source = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    config = {"bos_token": {"content": "<s>"}, "chat_template": source}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    talk = [{"role": "user", "content": "hello"}]
+    assert models.load(folder).tokenizer.chat(talk) == "<s>hello"
+    (folder / "chat_template.jinja").write_text("{{ messages[0].role }}")
+    assert models.load(folder).tokenizer.chat(talk) == "user"
 
 
 Q = "model.layers.1.self_attn.q_proj.weight"
@@ -225,6 +276,7 @@ TENSORS = {
     "unused": ("llama", lambda t: t.update(extra=np.ones(1, np.float32)), "'extra'"),
     "shape": ("llama", lambda t: t.update({Q: np.ascontiguousarray(t[Q][:5])}), Q),
     "integers": ("llama", lambda t: t.update({Q: t[Q].astype(np.int8)}), Q),
+    "nan": ("llama", lambda t: t.update({Q: t[Q] * np.float32("nan")}), f"{Q}' has va"),
     "untied": (
         "llama_tied",
         lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"] + 1}),

@@ -1,0 +1,87 @@
+"""JSON objects, read without guessing: no repeated keys, no NaN."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mijax._errors import LoadError
+
+AGAIN = "Download or copy the file again."
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The object.
+
+    Raises:
+        LoadError: the file is missing, not a JSON object, gives a key twice, or has a
+            number that JSON does not know (NaN, Infinity).
+    """
+    try:
+        content = parse_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise LoadError(f"{path} does not exist. Put the file there.") from error
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise LoadError(f"{path} cannot be read as JSON: {reason}. {AGAIN}") from error
+    if not isinstance(content, dict):
+        raise LoadError(f"{path} holds a {type(content).__name__}, not a JSON object.")
+    return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parses JSON text strictly.
+
+    Args:
+        text: the JSON.
+
+    Returns:
+        Dicts, lists, strings, numbers, booleans or `None`.
+
+    Raises:
+        ValueError: not JSON, a key given twice in one object, a number that is not
+            finite, or nesting too deep to read.
+
+    Examples:
+        >>> parse_json('{"a": 1, "a": 2}')
+        Traceback (most recent call last):
+        ValueError: the key 'a' is given twice
+    """
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=unique,
+            parse_constant=refuse_constant,
+            parse_float=finite,
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Builds a dict and refuses a repeated key."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} is given twice")
+        found[key] = value
+    return found
+
+
+def refuse_constant(name: str) -> Any:
+    """Refuses NaN and Infinity, which Python reads and JSON does not have."""
+    raise ValueError(f"it has the number {name}, expected finite numbers")
+
+
+def finite(text: str) -> float:
+    """Reads a float and refuses one that overflows to infinity."""
+    value = float(text)
+    if value in (float("inf"), -float("inf")):
+        raise ValueError(f"it has the number {text:.30}, expected finite numbers")
+    return value
