@@ -9,10 +9,10 @@ from collections.abc import Iterable
 
 
 class MijaxError(Exception):
-    """Base of every error that mijax raises on purpose.
+    r"""Base of every error that mijax raises on purpose.
 
     Names and values from files can hold terminal escapes; the message shows them as
-    text, `\\x1b`, and stays one line.
+    text, `\x1b`, and stays one line.
     """
 
     def __init__(self, message: object = "") -> None:

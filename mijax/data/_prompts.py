@@ -207,8 +207,8 @@ def covering(
     each = [parts] * len(texts) if isinstance(parts, str) else list(parts)
     if len(each) != len(texts):
         raise PositionError(
-            f"Span {name!r} has {len(each)} parts for {len(texts)} texts: give one text "
-            "for all, or one for each."
+            f"Span {name!r} has {len(each)} parts for {len(texts)} texts: give one "
+            "for all texts, or one for each."
         )
     found = []
     for text, part in zip(texts, each, strict=True):

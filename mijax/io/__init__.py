@@ -14,11 +14,11 @@ from mijax.io._json import read_json as read_json
 from mijax.io._lock import locked as locked
 from mijax.io._manifest import check_files as check_files
 from mijax.io._record import Index as Index
+from mijax.io._record import Key as Key
 from mijax.io._record import NonNegative as NonNegative
 from mijax.io._record import Only as Only
 from mijax.io._record import Positive as Positive
 from mijax.io._record import Size as Size
-from mijax.io._record import key as key
 from mijax.io._record import read_record as read_record
 from mijax.io._safetensors import SafeTensors as SafeTensors
 from mijax.io._safetensors import Shards as Shards

@@ -5,18 +5,17 @@ per word of the vocabulary, which costs seconds and more memory than the weights
 small model. Its tables of types and its dequantization are used as they are.
 """
 
-import dataclasses
 import math
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 
 from mijax._errors import LoadError
 from mijax.io._json import AGAIN
-from mijax.io._record import key_of, read_record
+from mijax.io._record import keys_of, read_record
 from mijax.io._regions import Region, check_regions
 
 R = TypeVar("R")
@@ -71,7 +70,10 @@ class Gguf:
             raise LoadError(
                 f"{path} is not a whole GGUF file ({reason}). {AGAIN}"
             ) from error
-        self.tensors = {name: self._entry(name, *entry) for name, *entry in found}
+        self.tensors = {
+            name: self._entry(name, shape, kind, offset)
+            for name, shape, kind, offset in found
+        }
         regions = [
             Region(name, e.offset, e.size, -(-e.size // align) * align)
             for name, e in self.tensors.items()
@@ -100,7 +102,7 @@ class Gguf:
             LoadError: an entry that is missing, unknown, of another type or out of
                 range.
         """
-        known = {key_of(field) for field in dataclasses.fields(cast(Any, kind))}
+        known = {*keys_of(kind).values()}
         content = {
             key: value
             for key, value in self.fields.items()

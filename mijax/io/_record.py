@@ -61,6 +61,17 @@ class Only:
         return core_schema.no_info_after_validator_function(check, handler(source))
 
 
+class Key:
+    """Marks a field whose key in the file has a different name.
+
+    Args:
+        name: the key.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
 Size = Annotated[int, Whole(), Ge(1), Le(LARGEST)]
 """A dimension or count: 1 or more, in int32."""
 Index = Annotated[int, Whole(), Ge(0), Le(LARGEST)]
@@ -71,19 +82,6 @@ Positive = Annotated[float, Gt(0)]
 """A finite number above 0."""
 NonNegative = Annotated[float, Ge(0)]
 """A finite number that is 0 or more."""
-
-
-def key(name: str, **options: Any) -> Any:
-    """Declares a field whose key in the file has a different name.
-
-    Args:
-        name: the key.
-        **options: as of `dataclasses.field`.
-
-    Returns:
-        The field.
-    """
-    return dataclasses.field(metadata={"key": name}, **options)
 
 
 def read_record(
@@ -144,7 +142,7 @@ def validator(kind: Any) -> Any:
     hints = typing.get_type_hints(kind, include_extras=True)
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
-        given: dict[str, Any] = {"alias": key_of(field)}
+        given: dict[str, Any] = {"alias": keys_of(kind)[field.name]}
         if field.default is not dataclasses.MISSING:
             given["default"] = field.default
         elif field.default_factory is not dataclasses.MISSING:
@@ -153,16 +151,21 @@ def validator(kind: Any) -> Any:
     return create_model(kind.__name__, __config__=config, **fields)
 
 
-def key_of(field: Any) -> str:
-    """Returns the key of a field in the file."""
-    return field.metadata.get("key", field.name)
+@functools.cache
+def keys_of(kind: Any) -> Mapping[str, str]:
+    """Returns the key in the file of each field of a dataclass."""
+    found = {}
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        marks = [m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Key)]
+        found[name] = marks[0].name if marks else name
+    return {field.name: found[field.name] for field in dataclasses.fields(kind)}
 
 
 def refusal(
     kind: Any, content: Mapping[str, Any], where: str, thing: str, detail: Any
 ) -> LoadError:
     """Builds the error for the first problem that pydantic found."""
-    known = [key_of(field) for field in dataclasses.fields(kind)]
+    known = [*keys_of(kind).values()]
     name, *inner = (str(part) for part in detail["loc"])
     code, text = detail["type"], str(detail["msg"])
     place = "".join(f"[{part}]" for part in inner if part.isdigit())

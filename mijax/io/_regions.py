@@ -26,7 +26,7 @@ def check_regions(regions: Iterable[Region], path: Path, available: int) -> None
     Args:
         regions: the byte range of every tensor, counted from the first byte of data.
         path: the file, named by errors.
-        available: bytes of data in the file; the padding of the last tensor is optional.
+        available: bytes of data in the file, with or without the last padding.
 
     Raises:
         LoadError: names the first tensor that is out of place.

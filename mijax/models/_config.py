@@ -29,20 +29,70 @@ TokenIds = Index | list[Index] | None
 # Keys that any model may have and that say nothing about what it computes: names and
 # versions, labels, how to generate, how to train, which kernels to use.
 IGNORED = frozenset(
-    """
-architectures attn_implementation bad_words_ids begin_suppress_tokens
-chunk_size_feed_forward decoder_start_token_id diversity_penalty do_sample dtype
-early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
-finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label
-initializer_range keys_to_ignore_at_inference label2id language length_penalty license
-max_length max_new_tokens min_length min_new_tokens model_max_length model_type
-n_special name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels
-num_return_sequences output_attentions output_hidden_states output_scores pad_token_id
-predict_special_tokens prefix problem_type remove_invalid_values repetition_penalty
-return_dict return_dict_in_generate sep_token_id suppress_tokens tags
-task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype
-torchscript typical_p unk_token_id use_bfloat16 use_cache
-""".split()
+    [
+        "architectures",
+        "attn_implementation",
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "chunk_size_feed_forward",
+        "decoder_start_token_id",
+        "diversity_penalty",
+        "do_sample",
+        "dtype",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "exponential_decay_length_penalty",
+        "finetuning_task",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "gradient_checkpointing",
+        "id2label",
+        "initializer_range",
+        "keys_to_ignore_at_inference",
+        "label2id",
+        "language",
+        "length_penalty",
+        "license",
+        "max_length",
+        "max_new_tokens",
+        "min_length",
+        "min_new_tokens",
+        "model_max_length",
+        "model_type",
+        "n_special",
+        "name_or_path",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_labels",
+        "num_return_sequences",
+        "output_attentions",
+        "output_hidden_states",
+        "output_scores",
+        "pad_token_id",
+        "predict_special_tokens",
+        "prefix",
+        "problem_type",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "return_dict",
+        "return_dict_in_generate",
+        "sep_token_id",
+        "suppress_tokens",
+        "tags",
+        "task_specific_params",
+        "temperature",
+        "tf_legacy_loss",
+        "tokenizer_class",
+        "top_k",
+        "top_p",
+        "torch_dtype",
+        "torchscript",
+        "typical_p",
+        "unk_token_id",
+        "use_bfloat16",
+        "use_cache",
+    ]
 )
 # Private attributes, and keys that a tool writes for itself.
 TOOLS = re.compile(r"_.*|(transformers|unsloth|axolotl|trl|peft|onnx)([._].*)?")

@@ -239,7 +239,8 @@ def check_shapes(
             if source.shapes[real] != rule.shape:
                 raise LoadError(
                     f"{source.path}: tensor '{real}' has shape {source.shapes[real]}, "
-                    f"the config asks for {rule.shape}. Use the config of these weights."
+                    f"the config asks for {rule.shape}. Use the config that "
+                    "belongs to these weights."
                 )
 
 

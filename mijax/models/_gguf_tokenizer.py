@@ -1,11 +1,11 @@
 """The tokenizer inside a GGUF file, rebuilt for the `tokenizers` library."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 from mijax._errors import LoadError
 from mijax.data import ChatTemplate, Tokenizer
-from mijax.io import Gguf, Index, key
+from mijax.io import Gguf, Index, Key
 
 # Kinds of tokens, as llama.cpp numbers them.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -21,17 +21,17 @@ LLAMA3 = (
 class TokenizerFields:
     """Keys of GGUF metadata that describe a tokenizer."""
 
-    model: str = key("tokenizer.ggml.model")
-    pre: str = key("tokenizer.ggml.pre", default="default")
-    tokens: list[str] = key("tokenizer.ggml.tokens")
-    merges: list[str] | None = key("tokenizer.ggml.merges", default=None)
-    kinds: list[Index] | None = key("tokenizer.ggml.token_type", default=None)
-    scores: list[float] | None = key("tokenizer.ggml.scores", default=None)
-    bos: Index | None = key("tokenizer.ggml.bos_token_id", default=None)
-    eos: Index | None = key("tokenizer.ggml.eos_token_id", default=None)
-    add_bos: bool | int | None = key("tokenizer.ggml.add_bos_token", default=None)
-    space_prefix: bool = key("tokenizer.ggml.add_space_prefix", default=True)
-    template: str | None = key("tokenizer.chat_template", default=None)
+    model: Annotated[str, Key("tokenizer.ggml.model")]
+    pre: Annotated[str, Key("tokenizer.ggml.pre")] = "default"
+    tokens: Annotated[list[str], Key("tokenizer.ggml.tokens")]
+    merges: Annotated[list[str] | None, Key("tokenizer.ggml.merges")] = None
+    kinds: Annotated[list[Index] | None, Key("tokenizer.ggml.token_type")] = None
+    scores: Annotated[list[float] | None, Key("tokenizer.ggml.scores")] = None
+    bos: Annotated[Index | None, Key("tokenizer.ggml.bos_token_id")] = None
+    eos: Annotated[Index | None, Key("tokenizer.ggml.eos_token_id")] = None
+    add_bos: Annotated[bool | int | None, Key("tokenizer.ggml.add_bos_token")] = None
+    space_prefix: Annotated[bool, Key("tokenizer.ggml.add_space_prefix")] = True
+    template: Annotated[str | None, Key("tokenizer.chat_template")] = None
 
 
 def gguf_tokenizer(gguf: Gguf) -> tuple[Tokenizer | None, str]:
@@ -81,13 +81,13 @@ def check_lists(found: TokenizerFields, path: str) -> None:
     for name, values in wanted.items():
         if values is not None and len(values) != count:
             raise LoadError(
-                f"{path}: 'tokenizer.ggml.{name}' has {len(values)} entries for {count} "
-                "tokens. Convert the model to GGUF again."
+                f"{path}: 'tokenizer.ggml.{name}' has {len(values)} entries for "
+                f"{count} tokens. Convert the model to GGUF again."
             )
     if len(set(found.tokens)) != count:
         raise LoadError(
-            f"{path}: 'tokenizer.ggml.tokens' gives a token twice. Convert the model to "
-            "GGUF again."
+            f"{path}: 'tokenizer.ggml.tokens' gives a token twice. Convert the "
+            "model to GGUF again."
         )
     for name, index in (("bos", found.bos), ("eos", found.eos)):
         if index is not None and index >= count:

@@ -9,7 +9,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
-from mijax.io import Gguf, NonNegative, Only, Size, key
+from mijax.io import Gguf, Key, NonNegative, Only, Size
 from mijax.models._config import (
     ACTIVATIONS,
     Activation,
@@ -75,11 +75,19 @@ class GPT2Config(HubConfig):
 
     # The order of a product and dropout change rounding and training only.
     ignored: ClassVar[frozenset[str]] = frozenset(
-        """
-        n_ctx reorder_and_upcast_attn attn_pdrop embd_pdrop resid_pdrop summary_type
-        summary_use_proj summary_activation summary_proj_to_labels
-        summary_first_dropout output_past
-        """.split()
+        [
+            "n_ctx",
+            "reorder_and_upcast_attn",
+            "attn_pdrop",
+            "embd_pdrop",
+            "resid_pdrop",
+            "summary_type",
+            "summary_use_proj",
+            "summary_activation",
+            "summary_proj_to_labels",
+            "summary_first_dropout",
+            "output_past",
+        ]
     )
 
     n_layer: Size
@@ -142,13 +150,13 @@ def table(spec: GPT2Spec) -> Table:
 class GPT2Fields:
     """Keys of GGUF metadata."""
 
-    layers: Size = key("gpt2.block_count")
-    embed: Size = key("gpt2.embedding_length")
-    heads: Size = key("gpt2.attention.head_count")
-    mlp: Size = key("gpt2.feed_forward_length")
-    context: Size = key("gpt2.context_length")
-    eps: NonNegative = key("gpt2.attention.layer_norm_epsilon")
-    vocab: Size | None = key("gpt2.vocab_size", default=None)
+    layers: Annotated[Size, Key("gpt2.block_count")]
+    embed: Annotated[Size, Key("gpt2.embedding_length")]
+    heads: Annotated[Size, Key("gpt2.attention.head_count")]
+    mlp: Annotated[Size, Key("gpt2.feed_forward_length")]
+    context: Annotated[Size, Key("gpt2.context_length")]
+    eps: Annotated[NonNegative, Key("gpt2.attention.layer_norm_epsilon")]
+    vocab: Annotated[Size | None, Key("gpt2.vocab_size")] = None
 
 
 def from_gguf(gguf: Gguf) -> GPT2Spec:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar
 
 from mijax._errors import LoadError
-from mijax.io import Gguf, NonNegative, Only, Positive, Size, key, read_record
+from mijax.io import Gguf, Key, NonNegative, Only, Positive, Size, read_record
 from mijax.models._config import Activation, HubConfig, divide, read_hub_config
 from mijax.models._family import short
 
@@ -162,18 +162,18 @@ def agreed(values: Sequence[Any], name: str, path: str) -> Any:
 class LlamaFields:
     """Keys of GGUF metadata."""
 
-    layers: Size = key("llama.block_count")
-    embed: Size = key("llama.embedding_length")
-    heads: Size = key("llama.attention.head_count")
-    kv_heads: Size | None = key("llama.attention.head_count_kv", default=None)
-    key_length: Size | None = key("llama.attention.key_length", default=None)
-    value_length: Size | None = key("llama.attention.value_length", default=None)
-    rotated: Size | None = key("llama.rope.dimension_count", default=None)
-    mlp: Size = key("llama.feed_forward_length")
-    context: Size = key("llama.context_length")
-    theta: Positive = key("llama.rope.freq_base", default=10000.0)
-    eps: NonNegative = key("llama.attention.layer_norm_rms_epsilon")
-    vocab: Size | None = key("llama.vocab_size", default=None)
+    layers: Annotated[Size, Key("llama.block_count")]
+    embed: Annotated[Size, Key("llama.embedding_length")]
+    heads: Annotated[Size, Key("llama.attention.head_count")]
+    kv_heads: Annotated[Size | None, Key("llama.attention.head_count_kv")] = None
+    key_length: Annotated[Size | None, Key("llama.attention.key_length")] = None
+    value_length: Annotated[Size | None, Key("llama.attention.value_length")] = None
+    rotated: Annotated[Size | None, Key("llama.rope.dimension_count")] = None
+    mlp: Annotated[Size, Key("llama.feed_forward_length")]
+    context: Annotated[Size, Key("llama.context_length")]
+    theta: Annotated[Positive, Key("llama.rope.freq_base")] = 10000.0
+    eps: Annotated[NonNegative, Key("llama.attention.layer_norm_rms_epsilon")]
+    vocab: Annotated[Size | None, Key("llama.vocab_size")] = None
 
 
 def from_gguf(gguf: Gguf) -> LlamaSpec:

@@ -5,7 +5,7 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -16,6 +16,7 @@ from mijax.data import ChatTemplate, Tokenizer, read_tokenizer
 from mijax.io import (
     FlaxTensors,
     Gguf,
+    Key,
     SafeTensors,
     Shards,
     Tensors,
@@ -23,7 +24,6 @@ from mijax.io import (
     checkpoint_metadata,
     digest,
     is_checkpoint,
-    key,
     read_json,
     read_record,
 )
@@ -195,7 +195,7 @@ def open_weights(folder: Path) -> Tensors:
 class General:
     """GGUF metadata of any model."""
 
-    architecture: str = key("general.architecture")
+    architecture: Annotated[str, Key("general.architecture")]
 
 
 @dataclasses.dataclass(frozen=True)

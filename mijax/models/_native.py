@@ -217,8 +217,8 @@ def check_sizes(spec: Any, shapes: Mapping[str, tuple[int, ...]], where: str) ->
     asked = spec.embed * (spec.vocab + spec.layers * width)
     if asked > held:
         raise LoadError(
-            f"{where}: the spec asks for at least {asked} numbers, the file has {held}. "
-            "Use the spec that belongs to the weights."
+            f"{where}: the spec asks for at least {asked} numbers, the file has "
+            f"{held}. Use the spec that belongs to the weights."
         )
 
 

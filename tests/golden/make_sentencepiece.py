@@ -1,4 +1,4 @@
-"""Makes `sentencepiece.json` with the `sentencepiece` package (pip install sentencepiece).
+"""Makes `sentencepiece.json` with `sentencepiece` (pip install sentencepiece).
 
 Two tiny BPE vocabularies with byte fallback, as those of Llama 2 (with a space before
 every text) and Gemma (without), and how sentencepiece splits texts that they meet.

@@ -147,8 +147,8 @@ def test_gguf_names_and_alignment(tmp_path):
     for align in (0, 3, 48):
         with pytest.raises(LoadError, match="power of two"):
             Gguf(write_gguf(tmp_path / "c.gguf", {"general.alignment": align}))
+    again.write_bytes(data + bytes(64))
     with pytest.raises(LoadError, match="bytes of data"):
-        again.write_bytes(data + bytes(64))
         Gguf(again)
     longer = data.replace(b"\x06\0\0\0\0\0\0\0second", b"\x05\0\0\0\0\0\0\0first")
     again.write_bytes(longer + bytes(1))
