@@ -1,5 +1,6 @@
 """Transcoders of circuit-tracer: one layer to a file, or across layers in a folder."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._hook_names import IN_BLOCK
 from mijax.dictionaries._jump_relu import JumpReLU
 from mijax.dictionaries._plain import Plain, plain_of, unwritable
-from mijax.dictionaries._reading import Reading
+from mijax.dictionaries._reading import AGAIN, Reading, read_settings
 from mijax.dictionaries._relu import ReLU
 from mijax.dictionaries._stored import Found
 from mijax.dictionaries._wiring import CrossLayer, Weights
 from mijax.io import SafeTensors, save_safetensors
+from mijax.io._record import keys_of
 
 LAYER = re.compile(r"(?:.*\D)?(\d+)")
 CONFIG = "config.yaml"
@@ -69,6 +71,14 @@ def positive(cut: np.ndarray | None, name: str, path: Path) -> np.ndarray | None
     return cut
 
 
+@dataclasses.dataclass(frozen=True)
+class HookConfig:
+    """Keys of config.yaml that name hooks."""
+
+    feature_input_hook: str | None = None
+    feature_output_hook: str | None = None
+
+
 def hooks_in(
     folder: Path, layer: int | None
 ) -> tuple[dict[str, Any], Site | None, Site | None]:
@@ -78,16 +88,18 @@ def hooks_in(
         return {}, None, None
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise LoadError(f"{file} cannot be read as YAML.") from error
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise LoadError(f"{file} cannot be read as YAML. {AGAIN}") from error
     if not isinstance(config, dict):
-        raise LoadError(f"{file} is no YAML of keys and values.")
+        raise LoadError(f"{file} has no keys and values. {AGAIN}")
+    known = {k: v for k, v in config.items() if k in keys_of(HookConfig)}
+    said = read_settings(HookConfig, known, file)
 
-    def site(key: str) -> Site | None:
-        name = IN_BLOCK.get(config.get(key, ""))
+    def site(hook: str | None) -> Site | None:
+        name = IN_BLOCK.get(hook or "")
         return None if name is None else Site(name, layer=layer)
 
-    return config, site("feature_input_hook"), site("feature_output_hook")
+    return config, site(said.feature_input_hook), site(said.feature_output_hook)
 
 
 def read_cross_layer(path: Path, scale: float | None) -> Found:

@@ -1,5 +1,6 @@
 """Folders of dictionary_learning: ae.pt and config.json."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from mijax.dictionaries._plain import (
     plain_of,
     unwritable,
 )
-from mijax.dictionaries._reading import Reading, Settings
+from mijax.dictionaries._reading import Reading, read_settings
 from mijax.dictionaries._relu import ReLU
 from mijax.dictionaries._stored import Found
 from mijax.dictionaries._topk import TopK
 from mijax.dictionaries._torch_file import TorchFile, save_torch
 from mijax.dictionaries._wiring import SAE
-from mijax.io import read_json
+from mijax.io import Index, Size, read_json
+from mijax.io._record import keys_of
 
 CONFIG, WEIGHTS, RESULTS = "config.json", "ae.pt", "eval_results.json"
 NAME = "dictionary_learning"
@@ -44,6 +46,33 @@ CLASSES = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Keys of config.json."""
+
+    trainer: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """Keys of `trainer` in config.json."""
+
+    dict_class: str
+    activation_dim: Index = 0
+    dict_size: Index = 0
+    submodule_name: str | None = None
+    k: Size | None = None
+    group_sizes: list[Size] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Keys of eval_results.json that describe quality."""
+
+    l0: float | None = None
+    frac_variance_explained: float | None = None
+
+
 def read_dictionary_learning(path: Path, scale: float | None) -> Found:
     """Reads a folder of dictionary_learning.
 
@@ -60,30 +89,22 @@ def read_dictionary_learning(path: Path, scale: float | None) -> Found:
     folder = path if path.is_dir() else path.parent
     config = read_json(folder / CONFIG)
     where = folder / CONFIG
-    outer = Settings(config, where, ("buffer",))
-    settings = Settings(outer.need("trainer"), where, FREE)
-    outer.close()
-    kind = settings.need("dict_class")
-    kind = kind.rpartition(".")[2].removesuffix("'>")
+    outer = read_settings(RunConfig, config, where, ("buffer",))
+    said = read_settings(TrainerConfig, outer.trainer, where, FREE)
+    kind = said.dict_class.rpartition(".")[2].removesuffix("'>")
     if kind not in CLASSES:
         raise LoadError(
             f"{where}: dict_class {kind!r} is not known, only {', '.join(CLASSES)}."
         )
-    sizes = {
-        axis: size
-        for axis, key in (("in", "activation_dim"), ("latent", "dict_size"))
-        if (size := settings.whole(key, 0))
-    }
+    given = {"in": said.activation_dim, "latent": said.dict_size}
+    sizes = {axis: size for axis, size in given.items() if size}
     file = TorchFile(folder / WEIGHTS)
     reading = Reading(file, sizes)
-    plain = read_arrays(reading, settings, kind)
+    plain = read_arrays(reading, said.k, where, kind)
     reading.close()
-    for key in ("submodule_name", "k", "group_sizes"):
-        settings.get(key, None)
-    settings.close()
     for key in file.values:
         raise LoadError(f"{file.path}: '{key}' is no tensor of a {kind}.")
-    site = site_of_submodule(settings.content.get("submodule_name"))
+    site = site_of_submodule(said.submodule_name)
     return Found(
         *(plain, (folder / CONFIG, file.path)),
         site=site,
@@ -93,7 +114,9 @@ def read_dictionary_learning(path: Path, scale: float | None) -> Found:
     )
 
 
-def read_arrays(reading: Reading, settings: Settings, kind: str) -> Plain:
+def read_arrays(
+    reading: Reading, stated_k: int | None, where: Path, kind: str
+) -> Plain:
     """Reads the arrays of a class."""
     if kind in ("JumpReluAutoEncoder", "MatryoshkaBatchTopKSAE"):
         encoder = reading.take("W_enc", "in", "latent").T
@@ -122,36 +145,43 @@ def read_arrays(reading: Reading, settings: Settings, kind: str) -> Plain:
         return plain._replace(architecture=JumpReLU(), extra=cut)
     if kind.startswith("AutoEncoder") and kind != "AutoEncoderTopK":
         return plain
-    k, cut = k_of(reading, settings), reading.maybe("threshold")
+    k, cut = k_of(reading, stated_k, where), reading.maybe("threshold")
     if kind == "AutoEncoderTopK":
         return plain._replace(architecture=TopK(k))
     running = -1.0 if cut is None else float(cut)
     if kind == "BatchTopKSAE":
         return plain._replace(architecture=BatchTopK(k), running=running)
-    groups = reading.take("group_sizes", "group")
+    groups = reading.take("group_sizes", "group", whole=True)
     shares = tuple(float(n) / len(bias) for n in groups)
     return plain._replace(architecture=Matryoshka(shares, k), running=running)
 
 
-def k_of(reading: Reading, settings: Settings) -> int:
+def k_of(reading: Reading, stated: int | None, where: Path) -> int:
     """Returns how many latents are kept.
 
     Raises:
         LoadError: file and config disagree, or neither says.
     """
-    said, found = settings.get("k", None), reading.maybe("k")
-    if found is not None and said is not None and int(found) != int(said):
-        raise LoadError(f"{reading.path} has k={int(found)}, {settings.path} k={said}.")
-    return settings.whole("k") if found is None else int(found)
+    found = reading.maybe("k", whole=True)
+    k = stated if found is None else int(found)
+    if k is None:
+        raise LoadError(
+            f"{where}: key 'k' is missing; this dictionary cannot be built."
+        )
+    if stated is not None and k != stated:
+        raise LoadError(f"{reading.path} has k={k}, {where} k={stated}.")
+    return k
 
 
 def stated_in(folder: Path, plain: Plain) -> dict[str, float]:
     """Returns what an evaluation beside the weights says, or `k`."""
     if (folder / RESULTS).is_file():
-        results = read_json(folder / RESULTS)
-        stated = {"l0": results.get("l0")}
-        explained = results.get("frac_variance_explained")
-        stated["fvu"] = None if explained is None else 1 - explained
+        results, known = read_json(folder / RESULTS), keys_of(Results)
+        said = read_settings(
+            Results, {k: results[k] for k in results.keys() & known}, folder / RESULTS
+        )
+        explained = said.frac_variance_explained
+        stated = {"l0": said.l0, "fvu": None if explained is None else 1 - explained}
         return {key: float(x) for key, x in stated.items() if x is not None}
     k = getattr(plain.architecture, "k", None)
     return {} if k is None else {"l0": float(k)}

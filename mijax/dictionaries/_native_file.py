@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import equinox as eqx
 import jax
@@ -17,23 +17,57 @@ from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._gated import Gated
 from mijax.dictionaries._jump_relu import JumpReLU
 from mijax.dictionaries._matryoshka import Matryoshka
+from mijax.dictionaries._reading import read_settings
 from mijax.dictionaries._relu import ReLU
-from mijax.dictionaries._stored import Found
+from mijax.dictionaries._stored import NORMALISATIONS, Found
 from mijax.dictionaries._topk import TopK
 from mijax.dictionaries._wiring import SAE, Crosscoder, CrossLayer, Transcoder, Weights
-from mijax.io import checkpoint_metadata, load_checkpoint
+from mijax.io import Index, Only, Size, checkpoint_metadata, load_checkpoint
 from mijax.io._checkpoint import fill_checkpoint, flatten
+from mijax.io._regions import check_weights
 
 # Version 1 keeps the logarithms of the thresholds of JumpReLU.
 VERSION, LOGARITHMS = 2, 1
-KEYS = ("mijax_dictionary", "architecture", "wiring", "latents", "skip", "site")
-KEYS += ("target", "normalisation", "metadata")
-# One scale per site of a crosscoder, and the model's weights, since version 2.
-SCALES, PROCESSING = "scales", "processing"
+WEIGHTS = ("encoder", "bias", "decoder", "centre", "skip", "scale")
 ARCHITECTURES = {
     c.__name__: c for c in (ReLU, Gated, JumpReLU, TopK, BatchTopK, Matryoshka)
 }
 WIRINGS = {c.__name__: c for c in (SAE, Transcoder, Crosscoder, CrossLayer)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NativeNote:
+    """Keys of the metadata."""
+
+    mijax_dictionary: Annotated[int, Only(VERSION, LOGARITHMS)]
+    architecture: dict[str, Any]
+    wiring: dict[str, Any]
+    latents: Size
+    skip: bool
+    site: dict[str, Any] | None
+    target: dict[str, Any] | None
+    normalisation: Annotated[str, Only(*NORMALISATIONS)]
+    metadata: dict[str, Any]
+    # One scale per site of a crosscoder, and the model's weights, since version 2.
+    scales: Size | None = None
+    processing: list[str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Name and fields of an architecture or wiring."""
+
+    name: str
+    fields: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class SiteNote:
+    """Keys of a site."""
+
+    name: str
+    layer: Index | None = None
+    head: Index | None = None
 
 
 def write_native(dictionary: Dictionary, path: Path, note: Any) -> None:
@@ -62,8 +96,8 @@ def write_native(dictionary: Dictionary, path: Path, note: Any) -> None:
         "target": site_as_json(note.target),
         "normalisation": note.normalisation,
         "metadata": dict(note.metadata),
-        SCALES: dictionary.scale.size if dictionary.scale.ndim else None,
-        PROCESSING: None if note.processing is None else list(note.processing),
+        "scales": dictionary.scale.size if dictionary.scale.ndim else None,
+        "processing": None if note.processing is None else list(note.processing),
     }
     arrays = {
         "encoder": weights.encoder,
@@ -126,15 +160,15 @@ def read_native(path: Path, scale: float | None) -> Found:
             f"{path} is a checkpoint, but not of a dictionary in format {VERSION}. "
             "Load models with mijax.models.load, others with mijax.io.load_checkpoint."
         )
-    keys = {*KEYS} if version == LOGARITHMS else {*KEYS, SCALES, PROCESSING}
-    for key in sorted(said.keys() ^ keys):
-        raise LoadError(f"{path}: key '{key}' is unknown or missing. Update mijax.")
-    architecture = rebuilt(said["architecture"], ARCHITECTURES, path)
-    wiring = rebuilt(said["wiring"], WIRINGS, path)
-    scales = said.get(SCALES)
-    of_scale = () if scales is None else (int(scales),)
-    like = shapes_of(architecture, wiring, said["latents"], said["skip"], of_scale)
+    note = read_settings(NativeNote, said, path)
+    architecture = rebuilt(note.architecture, ARCHITECTURES, path)
+    wiring = rebuilt(note.wiring, WIRINGS, path)
+    of_scale = () if note.scales is None else (note.scales,)
+    like = shapes_of(architecture, wiring, note.latents, note.skip, of_scale)
     found = load_checkpoint(like, path)
+    for name, array in found.items():
+        if name in WEIGHTS and array is not None:
+            check_weights(np.asarray(array), name, path)
     names = ("encoder", "bias", "decoder", "centre", "skip")
     weights = Weights(*(found[name] for name in names))
     extra = found["extra"]
@@ -142,30 +176,30 @@ def read_native(path: Path, scale: float | None) -> Found:
         extra = jnp.exp(extra)
     others = (extra, found["running"], found["scale"])
     whole = Dictionary(architecture, wiring, weights, *others)
-    steps = said.get(PROCESSING)
     files = tuple(sorted(file for file in path.rglob("*") if file.is_file()))
     return Found(
         *(whole, files),
-        site=site_of_json(said["site"]),
-        target=site_of_json(said["target"]),
-        normalisation=said["normalisation"],
-        metadata=said["metadata"],
-        processing=None if steps is None else tuple(steps),
+        site=site_of_json(note.site, path),
+        target=site_of_json(note.target, path),
+        normalisation=note.normalisation,
+        metadata=note.metadata,
+        processing=None if note.processing is None else tuple(note.processing),
     )
 
 
 def rebuilt(said: Any, known: dict[str, type], path: Path) -> Any:
     """Builds a frozen value of its name and fields."""
-    name = said["name"]
+    part = read_settings(Part, said, path)
+    name = part.name
     if name not in known:
         raise LoadError(f"{path}: there is no {name!r}.{nearest(name, known)}")
     fields = {
         key: tuple(value) if isinstance(value, list) else value
-        for key, value in said["fields"].items()
+        for key, value in part.fields.items()
     }
     try:
         return known[name](**fields)
-    except (TypeError, MijaxError) as error:
+    except (TypeError, ValueError, MijaxError) as error:
         raise LoadError(f"{path}: {name} cannot be built: {error}") from error
 
 
@@ -192,6 +226,9 @@ def shapes_of(
     }
 
 
-def site_of_json(said: Any) -> Site | None:
+def site_of_json(said: dict[str, Any] | None, path: Path) -> Site | None:
     """Reads a site."""
-    return None if said is None else Site(**said)
+    if said is None:
+        return None
+    found = read_settings(SiteNote, said, path)
+    return Site(found.name, layer=found.layer, head=found.head)

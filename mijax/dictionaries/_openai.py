@@ -1,18 +1,20 @@
 """Files of OpenAI's sparse_autoencoder: a state dict with the activation's name."""
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from mijax._errors import OutputError
+from mijax._errors import LoadError, OutputError
 from mijax.dictionaries._plain import Plain, plain_of, unwritable
-from mijax.dictionaries._reading import Reading, Settings
+from mijax.dictionaries._reading import Reading, read_settings
 from mijax.dictionaries._relu import ReLU
 from mijax.dictionaries._stored import Found
 from mijax.dictionaries._topk import TopK
 from mijax.dictionaries._torch_file import TorchFile, save_torch
 from mijax.dictionaries._wiring import SAE
+from mijax.io import Key, Only, Size
 
 WEIGHTS = "autoencoder.pt"
 STATISTICS = (
@@ -20,6 +22,19 @@ STATISTICS = (
     "latents_activation_frequency",
     "latents_mean_square",
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenAIValues:
+    """Plain values of a state dict."""
+
+    activation: Annotated[str, Only("ReLU", "TopK")] = "ReLU"
+    k: Annotated[Size | None, Key("activation_state_dict.k")] = None
+    postact: Annotated[str, Key("activation_state_dict.postact_fn"), Only("ReLU")] = (
+        "ReLU"
+    )
+    again: Annotated[Size | None, Key("activation.k")] = None
+    postact_again: Annotated[str, Key("activation.postact_fn"), Only("ReLU")] = "ReLU"
 
 
 def read_openai(path: Path, scale: float | None) -> Found:
@@ -35,19 +50,18 @@ def read_openai(path: Path, scale: float | None) -> Found:
         LoadError: something that a dictionary cannot represent, or a broken file.
     """
     file = TorchFile(path / WEIGHTS if path.is_dir() else path)
-    settings = Settings(file.values, file.path)
+    said = read_settings(OpenAIValues, file.values, file.path)
     reading = Reading(file)
-    kind = settings.only("activation", "ReLU", "TopK")
+    kind = said.activation
     architecture: Any = ReLU()
     if kind == "TopK":
-        settings.only("activation_state_dict.postact_fn", "ReLU")
-        k = settings.get("activation_state_dict.k", None)
+        k = said.k
         if k is None:
-            k = reading.take("activation_state_dict.k")
-        architecture = TopK(int(k))
-        # The library's own state dicts say it twice.
-        settings.only("activation.k", int(k))
-        settings.only("activation.postact_fn", "ReLU")
+            k = int(reading.take("activation_state_dict.k", whole=True))
+        # The library's own state dicts give it twice.
+        if said.again not in (None, k):
+            raise LoadError(f"{file.path} has k={k} and activation.k={said.again}.")
+        architecture = TopK(k)
     plain = Plain(
         architecture,
         reading.take("encoder.weight", "latent", "in"),
@@ -56,8 +70,7 @@ def read_openai(path: Path, scale: float | None) -> Found:
         reading.take("pre_bias", "in"),
         centred=True,
     )
-    found = {name: reading.maybe(name, "latent") for name in STATISTICS}
-    settings.close()
+    found = {name: reading.maybe(name, "latent", whole=None) for name in STATISTICS}
     reading.close()
     return Found(
         *(plain, (file.path,)),

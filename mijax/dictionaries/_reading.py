@@ -5,18 +5,23 @@ import zipfile
 import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mijax._errors import LoadError, nearest
-from mijax.io import Tensors
+from mijax.io import Tensors, read_record
+from mijax.io._record import keys_of
+from mijax.io._regions import check_weights
 
 BROKEN = (
     *(zipfile.BadZipFile, zlib.error, ValueError, TypeError, LookupError, OSError),
     *(EOFError, RuntimeError, SyntaxError, MemoryError, OverflowError),
 )
 AGAIN = "Download or copy the file again."
+# The largest ratio of deflate (RFC 1951), and bytes for entries of almost nothing.
+DEFLATE, SLACK = 1032, 4096
+R = TypeVar("R")
 
 
 class Reading:
@@ -39,11 +44,18 @@ class Reading:
         """Whether there is such a tensor that was not taken."""
         return name in self.left
 
-    def take(self, name: str, *axes: str | int) -> np.ndarray:
+    def take(
+        self, name: str, *axes: str | int, whole: bool | None = False
+    ) -> np.ndarray:
         """Reads a tensor of a known shape, at least in float32.
 
+        Args:
+            name: its name.
+            *axes: its axes.
+            whole: `False` for finite floats, `True` for integers, `None` for either.
+
         Raises:
-            LoadError: no such tensor, or one of another shape.
+            LoadError: no such tensor, or one of another shape or type.
         """
         if name not in self.left:
             hint = nearest(name, self.tensors.shapes)
@@ -62,13 +74,22 @@ class Reading:
             )
         del self.left[name]
         array = self.tensors.read(name)
-        if array.dtype.itemsize < 4 and array.dtype.kind not in "iub":
-            return array.astype(np.float32)
-        return array
+        integers = array.dtype.kind in "iu"
+        if whole and not integers:
+            raise LoadError(
+                f"{self.path}: tensor '{name}' has dtype {array.dtype}, expected "
+                "integers."
+            )
+        if integers and whole is not False:
+            return array
+        check_weights(array, name, self.path)
+        return array.astype(np.float32) if array.dtype.itemsize < 4 else array
 
-    def maybe(self, name: str, *axes: str | int) -> np.ndarray | None:
-        """Reads a tensor that need not be there."""
-        return self.take(name, *axes) if self.has(name) else None
+    def maybe(
+        self, name: str, *axes: str | int, whole: bool | None = False
+    ) -> np.ndarray | None:
+        """Reads an optional tensor."""
+        return self.take(name, *axes, whole=whole) if self.has(name) else None
 
     def close(self) -> None:
         """Refuses what was not taken.
@@ -83,78 +104,23 @@ class Reading:
             )
 
 
-class Settings:
-    """A config, each key of which is understood, or refused.
+def read_settings(
+    kind: type[R], content: Mapping[str, Any], path: Path, free: Collection[str] = ()
+) -> R:
+    """Checks the config of a dictionary against the record of its keys.
 
     Args:
+        kind: a dataclass; see `mijax.io.read_record`.
         content: keys and values.
-        path: what errors name.
-        free: keys that say where the dictionary comes from and change nothing.
+        path: the file, named by errors.
+        free: keys that describe model, data and training, without effect on what the
+            dictionary computes.
+
+    Raises:
+        LoadError: a key that is missing, unknown, of another type or out of range.
     """
-
-    def __init__(
-        self, content: Mapping[str, Any], path: Path, free: Collection[str] = ()
-    ):
-        self.content = dict(content)
-        self.path = path
-        self.left = {key for key in content if key not in free}
-        self.free = free
-        self.known: list[str] = []
-
-    def get(self, key: str, default: Any) -> Any:
-        """Reads a key that need not be there."""
-        self.known.append(key)
-        self.left.discard(key)
-        return self.content.get(key, default)
-
-    def need(self, key: str) -> Any:
-        """Reads a key.
-
-        Raises:
-            LoadError: there is none.
-        """
-        value = self.get(key, None)
-        if value is None:
-            raise LoadError(f"{self.path} has no key '{key}', which this format needs.")
-        return value
-
-    def whole(self, key: str, default: int | None = None) -> int:
-        """Reads a whole number.
-
-        Raises:
-            LoadError: there is none, or it is something else.
-        """
-        value = self.need(key) if default is None else self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value % 1:
-            raise LoadError(f"{self.path}: {key}={value!r} is not a whole number.")
-        return int(value)
-
-    def only(self, key: str, *allowed: Any) -> Any:
-        """Reads a key that may have some values alone; without it, the first of them.
-
-        Raises:
-            LoadError: another value, which a dictionary cannot represent.
-        """
-        value = self.get(key, allowed[0])
-        if value not in allowed:
-            said = " or ".join(repr(a) for a in allowed)
-            raise LoadError(
-                f"{self.path}: {key}={value!r} cannot be represented, only {said}."
-            )
-        return value
-
-    def close(self) -> None:
-        """Refuses keys that were not read.
-
-        Raises:
-            LoadError: a key whose meaning is not known.
-        """
-        for key in sorted(self.left):
-            hint = nearest(key, self.known)
-            raise LoadError(
-                f"{self.path}: key '{key}' is not known, so it may change what the "
-                f"dictionary computes.{hint}"
-            )
+    kept = {k: v for k, v in content.items() if k not in free or k in keys_of(kind)}
+    return read_record(kind, kept, path, thing="dictionary")
 
 
 class Npz:
@@ -177,6 +143,9 @@ class Npz:
             with zipfile.ZipFile(path) as archive:
                 for entry in archive.infolist():
                     name = entry.filename.removesuffix(".npy")
+                    check_entry(entry)
+                    if name in shapes:
+                        raise ValueError(f"array '{name}' is given twice")
                     with archive.open(entry) as stream:
                         shapes[name], dtype = header(stream)
                         size = math.prod(shapes[name]) * dtype.itemsize
@@ -203,6 +172,15 @@ class Npz:
     def _broken(self, error: BaseException) -> LoadError:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return LoadError(f"{self.path} is not a whole .npz file: {reason}. {AGAIN}")
+
+
+def check_entry(entry: zipfile.ZipInfo) -> None:
+    """Refuses an entry that claims more bytes than its compressed bytes can hold."""
+    if entry.file_size > DEFLATE * entry.compress_size + SLACK:
+        raise ValueError(
+            f"'{entry.filename}' claims {entry.file_size} bytes in "
+            f"{entry.compress_size} compressed ones"
+        )
 
 
 def header(stream: Any) -> tuple[tuple[int, ...], np.dtype]:

@@ -1,8 +1,9 @@
 """Folders of SAELens: cfg.json and sae_weights.safetensors."""
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -14,12 +15,20 @@ from mijax.dictionaries._jump_relu import JumpReLU
 from mijax.dictionaries._matryoshka import Matryoshka
 from mijax.dictionaries._plain import Gates, Plain, plain_of, thresholds, unwritable
 from mijax.dictionaries._processing import arguments_of, processing_in
-from mijax.dictionaries._reading import Reading, Settings
+from mijax.dictionaries._reading import Reading, read_settings
 from mijax.dictionaries._relu import ReLU
 from mijax.dictionaries._stored import Found
 from mijax.dictionaries._topk import TopK
 from mijax.dictionaries._wiring import SAE
-from mijax.io import SafeTensors, read_json, save_safetensors
+from mijax.io import (
+    Index,
+    Only,
+    SafeTensors,
+    Size,
+    read_json,
+    save_safetensors,
+)
+from mijax.io._record import keys_of
 
 CONFIG, WEIGHTS, SPARSITY = (
     "cfg.json",
@@ -27,6 +36,7 @@ CONFIG, WEIGHTS, SPARSITY = (
     "sparsity.safetensors",
 )
 VERSION = "6.0.0"
+RENAMED = {"constant_norm": "constant_norm_rescale"}
 AUTOENCODERS = ("standard", "gated", "topk", "jumprelu")
 # Of folders that the trainer writes; inference folders have them as jumprelu.
 AUTOENCODERS += ("batchtopk", "matryoshka_batchtopk")
@@ -37,6 +47,10 @@ NORMALISATIONS = {
     "layer_norm": "layer_norm",
     "constant_norm_rescale": "constant_norm",
     "expected_average_only_in": "none",
+    # Of configs before version 6.
+    None: "none",
+    False: "none",
+    True: "none",
 }
 # What configs say of model, data and training; nothing of it changes what is computed.
 FREE_KEYS = """
@@ -68,6 +82,46 @@ wandb_project
 FREE = frozenset(FREE_KEYS.split())
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """Keys of cfg.json, or of its `metadata`, that name sites."""
+
+    hook_name: str | None = None
+    hook_point: str | None = None
+    hook_head_index: Index | None = None
+    hook_point_head_index: Index | None = None
+    hook_name_out: str | None = None
+    hook_head_index_out: Index | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SaeLensConfig(Hooks):
+    """Keys of cfg.json."""
+
+    architecture: Annotated[str, Only(*AUTOENCODERS, *TRANSCODERS)] = "standard"
+    activation_fn: Annotated[str, Only("relu", "topk")] = "relu"
+    activation_fn_str: Annotated[str, Only("relu", "topk")] = "relu"
+    activation_fn_kwargs: dict[str, Any] | None = None
+    apply_b_dec_to_input: bool | None = None
+    d_in: Size
+    d_sae: Size
+    d_out: Size | None = None
+    k: Size | None = None
+    matryoshka_widths: list[Size] | None = None
+    rescale_acts_by_decoder_norm: bool = False
+    normalize_activations: Annotated[Any, Only(*NORMALISATIONS)] = "none"
+    reshape_activations: Annotated[str, Only("none", "hook_z")] = "none"
+    finetuning_scaling_factor: bool = False
+    metadata: dict[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options of an activation function."""
+
+    k: Size | None = None
+
+
 def read_saelens(path: Path, scale: float | None) -> Found:
     """Reads a folder of SAELens.
 
@@ -81,65 +135,73 @@ def read_saelens(path: Path, scale: float | None) -> Found:
     """
     config = read_json(path / CONFIG)
     where = path / CONFIG
-    settings = Settings(config, where, FREE)
-    said = settings.get("metadata", {}) or {}
-    hooks = {**config, **said}
-    kind = architecture_of(settings)
+    said = read_settings(SaeLensConfig, config, where, FREE)
+    details = said.metadata or {}
+    known = {**config, **details}
+    hooks = read_settings(
+        Hooks, {k: known[k] for k in known.keys() & keys_of(Hooks)}, where
+    )
+    kind, k = architecture_of(said, where)
     centring = kind in AUTOENCODERS
-    centred = bool(settings.get("apply_b_dec_to_input", centring))
+    centred = (
+        centring if said.apply_b_dec_to_input is None else (said.apply_b_dec_to_input)
+    )
     if centred and not centring:
         raise LoadError(f"{where}: apply_b_dec_to_input=True of a transcoder.")
-    sizes = {"in": settings.whole("d_in"), "latent": settings.whole("d_sae")}
-    sizes["out"] = settings.whole("d_out") if kind in TRANSCODERS else sizes["in"]
+    if kind in TRANSCODERS and said.d_out is None:
+        raise LoadError(f"{where}: key 'd_out' is missing; a transcoder needs it.")
+    sizes = {"in": said.d_in, "latent": said.d_sae}
+    sizes["out"] = said.d_out or said.d_in
     reading = Reading(SafeTensors(path / WEIGHTS), sizes)
-    check_finetuning(reading, settings)
-    plain = read_arrays(reading, settings, kind)._replace(
-        centred=centred, transcoder=not centring, scale=scale_of(settings, scale)
+    check_finetuning(reading)
+    plain = read_arrays(reading, kind, k, said)._replace(
+        centred=centred, transcoder=not centring, scale=scale_of(said, scale, where)
     )
-    settings.only("reshape_activations", "none", "hook_z")
-    how = normalisation_of(settings)
+    how = NORMALISATIONS[said.normalize_activations]
     if how != "none" and not centring:
         raise LoadError(f"{where}: transcoders with normalize_activations={how!r}.")
-    for key in ("hook_name", "hook_point", "hook_head_index", "hook_point_head_index"):
-        settings.get(key, None)
-    for key in ("hook_name_out", "hook_head_index_out"):
-        settings.get(key, None)
-    settings.close()
     reading.close()
     site = site_of_hook(
-        hooks.get("hook_name", hooks.get("hook_point")),
-        hooks.get("hook_head_index", hooks.get("hook_point_head_index")),
+        hooks.hook_name or hooks.hook_point,
+        hooks.hook_head_index
+        if hooks.hook_head_index is not None
+        else hooks.hook_point_head_index,
     )
-    target = site_of_hook(hooks.get("hook_name_out"), hooks.get("hook_head_index_out"))
+    target = site_of_hook(hooks.hook_name_out, hooks.hook_head_index_out)
     return Found(
         *(plain, (path / CONFIG, path / WEIGHTS)),
         site=site,
         target=site if centring else target,
         normalisation=how,
-        stated=stated_in(path, plain, said),
+        stated=stated_in(path, plain, details),
         metadata=config,
-        processing=processing_in(hooks.get("model_from_pretrained_kwargs")),
+        processing=processing_in(known.get("model_from_pretrained_kwargs")),
     )
 
 
-def architecture_of(settings: Settings) -> str:
-    """Returns the architecture, also of configs before version 6."""
-    kind = settings.get("architecture", "standard")
-    for key in ("activation_fn", "activation_fn_str"):
-        name = settings.only(key, "relu", "topk")
-        if name == "topk" and kind in ("standard", "topk"):
-            options = settings.content.get("activation_fn_kwargs") or {}
-            settings.content = {**options, **settings.content}
-            kind = "topk"
-    if kind not in (*AUTOENCODERS, *TRANSCODERS):
-        raise LoadError(
-            f"{settings.path}: architecture {kind!r} cannot be represented, only "
-            f"{', '.join((*AUTOENCODERS, *TRANSCODERS))}."
+def architecture_of(said: SaeLensConfig, where: Path) -> tuple[str, int | None]:
+    """Returns the architecture and `k`, also of configs before version 6."""
+    kind, k = said.architecture, said.k
+    names = (said.activation_fn, said.activation_fn_str)
+    if kind in ("standard", "topk") and "topk" in names:
+        options = said.activation_fn_kwargs or {}
+        kind = "topk"
+        k = (
+            k
+            or read_settings(
+                Options, {x: options[x] for x in {"k"} & {*options}}, where
+            ).k
         )
-    return kind
+    if "topk" in kind and k is None:
+        raise LoadError(
+            f"{where}: key 'k' is missing; this dictionary cannot be built."
+        )
+    return kind, k
 
 
-def read_arrays(reading: Reading, settings: Settings, kind: str) -> Plain:
+def read_arrays(
+    reading: Reading, kind: str, k: int | None, said: SaeLensConfig
+) -> Plain:
     """Reads the arrays of an architecture."""
     encoder = reading.take("W_enc", "in", "latent").T
     decoder = reading.take("W_dec", "latent", "out")
@@ -150,9 +212,9 @@ def read_arrays(reading: Reading, settings: Settings, kind: str) -> Plain:
         extra = Gates(*sizes)
         return Plain(Gated(), encoder, bias, decoder, centre, extra=extra)
     plain = Plain(ReLU(), encoder, reading.take("b_enc", "latent"), decoder, centre)
-    if "topk" in kind:
-        plain = largest(plain, reading, settings, kind)
-        if settings.get("rescale_acts_by_decoder_norm", False):
+    if "topk" in kind and k is not None:
+        plain = largest(plain, reading, kind, k, said.matryoshka_widths)
+        if said.rescale_acts_by_decoder_norm:
             plain = normed(plain)
     if kind.startswith("jumprelu"):
         found = reading.maybe("log_threshold", "latent")
@@ -167,16 +229,21 @@ def read_arrays(reading: Reading, settings: Settings, kind: str) -> Plain:
     return plain
 
 
-def largest(plain: Plain, reading: Reading, settings: Settings, kind: str) -> Plain:
+def largest(
+    plain: Plain, reading: Reading, kind: str, k: int, widths: list[int] | None
+) -> Plain:
     """Return arrays of a dictionary that keeps the largest latents."""
-    k = settings.whole("k")
     if kind == "topk":
         return plain._replace(architecture=TopK(k))
     plain = plain._replace(running=float(reading.take("topk_threshold")))
     if kind == "batchtopk":
         return plain._replace(architecture=BatchTopK(k))
-    ends = settings.need("matryoshka_widths")
-    shares = np.diff([0, *ends]) / len(plain.bias)
+    if widths is None:
+        raise LoadError(
+            f"{reading.path}: the config has no key 'matryoshka_widths', which this "
+            "dictionary needs."
+        )
+    shares = np.diff([0, *widths]) / len(plain.bias)
     architecture = Matryoshka(tuple(float(share) for share in shares), k)
     return plain._replace(architecture=architecture)
 
@@ -192,46 +259,26 @@ def normed(plain: Plain) -> Plain:
     )
 
 
-def scale_of(settings: Settings, scale: float | None) -> float:
-    """Returns by what activations are multiplied.
+def scale_of(said: SaeLensConfig, scale: float | None, where: Path) -> float:
+    """Returns the factor of the activations.
 
     Raises:
-        LoadError: it is not known, or it is given where the config says there is none.
+        LoadError: it is not known, or it is given where the config has none.
     """
-    scaled = settings.content.get("normalize_activations") in (
-        "expected_average_only_in",
-        True,
-    )
+    scaled = said.normalize_activations in ("expected_average_only_in", True)
     if not scaled and scale is not None:
-        raise LoadError(
-            f"{settings.path} does not multiply activations: leave scale out."
-        )
+        raise LoadError(f"{where} does not multiply activations: leave scale out.")
     if scaled and scale is None:
         raise LoadError(
-            f"{settings.path}: normalize_activations='expected_average_only_in' means "
-            "that activations were multiplied so that their mean length is the root "
-            "of their size, and the file does not say by how much: give scale=."
+            f"{where}: normalize_activations='expected_average_only_in' means that "
+            "activations were multiplied so that their mean length is the root of "
+            "their size, and the file does not have the factor: give scale=."
         )
     return 1.0 if scale is None else float(scale)
 
 
-def normalisation_of(settings: Settings) -> str:
-    """Returns how each activation is normalised."""
-    name = settings.get("normalize_activations", "none")
-    name = {None: "none", False: "none", True: "expected_average_only_in"}.get(
-        name, name
-    )
-    if name not in NORMALISATIONS:
-        raise LoadError(
-            f"{settings.path}: normalize_activations={name!r} cannot be represented, "
-            f"only {', '.join(NORMALISATIONS)}."
-        )
-    return NORMALISATIONS[name]
-
-
-def check_finetuning(reading: Reading, settings: Settings) -> None:
+def check_finetuning(reading: Reading) -> None:
     """Refuses factors of finetuning that are not 1, which files have without them."""
-    settings.get("finetuning_scaling_factor", False)
     for name in ("scaling_factor", "finetuning_scaling_factor"):
         factor = reading.maybe(name, "latent")
         if factor is not None and np.any(factor != 1):
@@ -252,9 +299,10 @@ def stated_in(path: Path, plain: Plain, said: Any) -> dict[str, float]:
         logs = reading.take("sparsity", "latent").astype(np.float64)
         reading.close()
         return {"l0": float((10**logs).sum())}
-    details = said.get("training_architecture_details") or {}
-    k = getattr(plain.architecture, "k", details.get("k"))
-    return {} if k is None else {"l0": float(k)}
+    details = said.get("training_architecture_details")
+    k = details.get("k") if isinstance(details, dict) else None
+    k = getattr(plain.architecture, "k", k)
+    return {"l0": float(k)} if isinstance(k, int | float) else {}
 
 
 def write_saelens(dictionary: Any, path: Path, note: Any) -> None:
@@ -291,7 +339,7 @@ def write_saelens(dictionary: Any, path: Path, note: Any) -> None:
         "dtype": dtype.name,
         "device": "cpu",
         "apply_b_dec_to_input": is_sae,
-        "normalize_activations": named_normalisation(note.normalisation),
+        "normalize_activations": RENAMED.get(note.normalisation, note.normalisation),
         "reshape_activations": "hook_z" if is_z(note.site) else "none",
         **more,
         "metadata": {
@@ -342,11 +390,6 @@ def hooks_of(site: Any, suffix: str) -> dict[str, Any]:
         return {}
     head = {} if site.head is None else {f"hook_head_index{suffix}": int(site.head)}
     return {f"hook_name{suffix}": hook_of_site(site), **head}
-
-
-def named_normalisation(how: str) -> str:
-    """Returns SAELens' name of a normalisation."""
-    return {"constant_norm": "constant_norm_rescale"}.get(how, how)
 
 
 def is_z(site: Any) -> bool:

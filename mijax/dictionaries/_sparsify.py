@@ -1,21 +1,43 @@
 """Folders of EleutherAI's sparsify: cfg.json and sae.safetensors."""
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from mijax._errors import OutputError
 from mijax.dictionaries._hook_names import site_of_module
 from mijax.dictionaries._plain import Plain, plain_of, unwritable
-from mijax.dictionaries._reading import Reading, Settings
+from mijax.dictionaries._reading import Reading, read_settings
 from mijax.dictionaries._stored import Found
 from mijax.dictionaries._topk import TopK
 from mijax.dictionaries._wiring import Transcoder
-from mijax.io import SafeTensors, read_json, save_safetensors
+from mijax.io import (
+    Index,
+    Only,
+    SafeTensors,
+    Size,
+    read_json,
+    save_safetensors,
+)
 
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SparsifyConfig:
+    """Keys of cfg.json."""
+
+    activation: Annotated[str, Only("topk")] = "topk"
+    signed: Annotated[bool, Only(False)] = False
+    d_in: Size
+    expansion_factor: Index = 32
+    num_latents: Index = 0
+    transcode: bool = False
+    skip_connection: bool = False
+    k: Size
 
 
 def read_sparsify(path: Path, scale: float | None) -> Found:
@@ -31,18 +53,12 @@ def read_sparsify(path: Path, scale: float | None) -> Found:
         LoadError: something that a dictionary cannot represent, or broken files.
     """
     config = read_json(path / CONFIG)
-    free = ("normalize_decoder", "multi_topk")
-    settings = Settings(config, path / CONFIG, free)
-    settings.only("activation", "topk")
-    settings.only("signed", False)
-    reads = settings.whole("d_in")
-    factor = settings.whole("expansion_factor", 32)
-    latents = settings.whole("num_latents", 0) or reads * factor
-    transcoder = bool(settings.get("transcode", False))
-    skips = bool(settings.get("skip_connection", False))
-    k = settings.whole("k")
-    settings.close()
-    sizes = {"in": reads, "latent": latents}
+    said = read_settings(
+        SparsifyConfig, config, path / CONFIG, ("normalize_decoder", "multi_topk")
+    )
+    latents = said.num_latents or said.d_in * said.expansion_factor
+    transcoder, k = said.transcode, said.k
+    sizes = {"in": said.d_in, "latent": latents}
     reading = Reading(SafeTensors(path / WEIGHTS), sizes)
     plain = Plain(
         TopK(k),
@@ -50,7 +66,7 @@ def read_sparsify(path: Path, scale: float | None) -> Found:
         reading.take("encoder.bias", "latent"),
         reading.take("W_dec", "latent", "in"),
         reading.take("b_dec", "in"),
-        skip=reading.take("W_skip", "in", "in").T if skips else None,
+        skip=reading.take("W_skip", "in", "in").T if said.skip_connection else None,
         centred=not transcoder,
         transcoder=transcoder,
     )

@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from mijax._errors import LoadError
+from mijax.dictionaries._reading import check_entry
 from mijax.io import replace_file
 
 STORAGES = {
@@ -93,6 +94,8 @@ class TorchFile:
             with zipfile.ZipFile(path) as archive:
                 self.root = root_of(archive)
                 order = self.root + "byteorder"
+                for entry in archive.infolist():
+                    check_entry(entry)
                 little = order not in archive.namelist() or (
                     archive.read(order).strip() == b"little"
                 )
@@ -154,6 +157,8 @@ class TorchFile:
             name = f"{prefix}{key}"
             if isinstance(value, dict):
                 self._sort(value, f"{name}.", depth + 1)
+            elif name in self.tensors or name in self.values:
+                raise LoadError(f"{self.path}: '{name}' is given twice. {AGAIN}")
             elif isinstance(value, TorchTensor):
                 self.tensors[name] = value
             elif value is None or isinstance(value, bool | int | float | str):

@@ -49,7 +49,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("what", ["missing", "extra", "shape"])
+@pytest.mark.parametrize("what", ["missing", "extra", "shape", "type", "nan"])
 def test_tensors_are_used_once_or_refused(name, what, tmp_path):
     file, edit, tensor = FILES[name]
     folder = copied(name, tmp_path)
@@ -57,6 +57,8 @@ def test_tensors_are_used_once_or_refused(name, what, tmp_path):
         "missing": lambda t: t.pop(tensor),
         "extra": lambda t: t.update(W_more=np.zeros(3, np.float32)),
         "shape": lambda t: t.update({tensor: np.zeros((3, 5), np.float32)}),
+        "type": lambda t: t.update({tensor: t[tensor].astype(np.int32)}),
+        "nan": lambda t: t.update({tensor: t[tensor] * np.float32("nan")}),
     }
     edit(folder / file, changes[what])
     path = folder / file if name == "circuit_tracer/relu" else folder
@@ -66,6 +68,8 @@ def test_tensors_are_used_once_or_refused(name, what, tmp_path):
         "missing": tensor,
         "extra": "W_more",
         "shape": f"{tensor}' has shape (3, 5)",
+        "type": f"{tensor}' has dtype int32",
+        "nan": f"{tensor}' has values that are NaN",
     }
     one_line(caught, words[what], file)
 
@@ -83,7 +87,12 @@ CONFIGS = {
     "reshape": ("saelens/standard", {"reshape_activations": "x"}, "'x'"),
     "finetuned": ("saelens/standard", {"finetuning": 1}, "'finetuning'"),
     "groupmax": ("sparsify/layers.3", {"activation": "groupmax"}, "'groupmax'"),
-    "signed": ("sparsify/layers.3", {"signed": True}, "signed=True"),
+    "signed": ("sparsify/layers.3", {"signed": True}, "'signed' is True"),
+    "text": ("sparsify/layers.3", {"k": "4"}, "'k' is '4', expected a valid integer"),
+    "switch": ("sparsify/layers.3", {"transcode": "no"}, "'transcode' is 'no'"),
+    "negative": ("saelens/standard", {"d_in": -8}, "'d_in' is -8"),
+    "head": ("saelens/standard", {"hook_head_index": "1"}, "'hook_head_index' is '1'"),
+    "trainer": ("dictionary_learning/AutoEncoder", {"trainer": 3}, "'trainer' is 3"),
     "key": ("sparsify/layers.3", {"centre": True}, "'centre'"),
     "k": ("sparsify/layers.3", {"k": 25}, "keeps 25 of 24"),
     "class": (
