@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -9,6 +10,7 @@ from rich.progress import Progress
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from mijax._errors import printable
 from mijax._progress import reporting, terminal_bars
 from mijax.experiment import Number, Table, Verdict, cell_text
 from mijax.experiment import Progress as Advance
@@ -17,14 +19,31 @@ from mijax.experiment import Progress as Advance
 VERDICT_STYLES = {"PASS": "bold green", "FAIL": "bold red", "missing": "bold magenta"}
 
 
+class SafeConsole(Console):
+    """A console that shows terminal escapes in names instead of sending them."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints; strings and `Text` are escaped, tables have to be before."""
+        super().print(*(escaped(value) for value in objects), **options)
+
+
+def escaped(value: Any) -> Any:
+    """Escapes a string or a `Text`; its line breaks stay."""
+    if isinstance(value, str):
+        return printable(value, keep="\n")
+    if isinstance(value, Text) and printable(value.plain, keep="\n") != value.plain:
+        return Text(printable(value.plain, keep="\n"), style=value.style)
+    return value
+
+
 def output() -> Console:
     """Standard output, without interpretation of what is printed."""
-    return Console(markup=False, highlight=False, emoji=False)
+    return SafeConsole(markup=False, highlight=False, emoji=False)
 
 
 def errors() -> Console:
     """Standard error."""
-    return Console(stderr=True, markup=False, highlight=False, emoji=False)
+    return SafeConsole(stderr=True, markup=False, highlight=False, emoji=False)
 
 
 @contextmanager
@@ -78,12 +97,12 @@ def print_table(
 ) -> None:
     """Prints a table, in full: cells fold instead of being cut."""
     table = RichTable(
-        title=Text(title) if title else None, title_justify="left", box=SIMPLE
+        title=escaped(Text(title)) if title else None, title_justify="left", box=SIMPLE
     )
     for column in columns:
-        table.add_column(Text(column), overflow="fold")
+        table.add_column(escaped(Text(column)), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(c) if isinstance(c, str) else c for c in row))
+        table.add_row(*(escaped(Text(c) if isinstance(c, str) else c) for c in row))
     output().print(table)
 
 

@@ -15,19 +15,17 @@ from mijax.core._digest import digest as digest_of
 from mijax.data._files import (
     file_digest,
     plain,
-    read_json,
     typed,
     write_file,
     write_json,
 )
+from mijax.data._records import STORE_DTYPES, STORE_FORM, read_store
 from mijax.data._source import AbstractSource
 from mijax.io import locked
 from mijax.io._checkpoint import one_line
 from mijax.io._durable import named
 
-FORM = "mijax activations 1"
 MANIFEST, STATE = "manifest.json", "state.npz"
-DTYPES = ("float16", "bfloat16", "float32")
 SHARE_OF_SAVING = 0.1
 
 
@@ -100,8 +98,8 @@ def store(
 
 def check(source: AbstractSource, n: int, dtype: str) -> None:
     """Refuses what cannot be written, before anything runs."""
-    if dtype not in DTYPES:
-        raise ConfigError(f"There is no type {dtype!r}.{nearest(dtype, DTYPES)}")
+    if dtype not in STORE_DTYPES:
+        raise ConfigError(f"There is no type {dtype!r}.{nearest(dtype, STORE_DTYPES)}")
     if n < 1:
         raise ConfigError(f"A store has at least one row, got {n}.")
     if jax.process_count() > 1:
@@ -134,7 +132,7 @@ def opened(folder: Path, digest: str) -> dict[str, Any] | None:
         with named(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return None
-    record = read_json(folder / MANIFEST, FORM)
+    record = read_store(folder / MANIFEST)
     if record["digest"] != digest:
         raise OutputError(
             f"{folder} holds other activations ({record['rows']} rows of "
@@ -178,7 +176,7 @@ class Writer:
         done, state = (0, state) if record is None else self._resumed(state)
         if record is None:
             record = {
-                "form": FORM,
+                "form": STORE_FORM,
                 "digest": digest_of((self.given, self.n, self.dtype)),
                 "whole": False,
                 "rows": self.n,

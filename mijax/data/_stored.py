@@ -16,10 +16,11 @@ from jaxtyping import Array, Int, Shaped
 from mijax._errors import LoadError, ShapeError, TokenError
 from mijax.core._digest import digest as digest_of
 from mijax.data._batch import Batch
-from mijax.data._files import check_file, read_json, typed
+from mijax.data._files import check_file, typed
 from mijax.data._permute import permuted
+from mijax.data._records import read_store
 from mijax.data._source import AbstractSource
-from mijax.data._store import FORM, MANIFEST
+from mijax.data._store import MANIFEST
 from mijax.data._stream import check_seed
 
 DATA = "data"
@@ -144,7 +145,7 @@ class Shards:
     """The memory-mapped files of a store."""
 
     def __init__(self, folder: Path, verify: bool) -> None:
-        record = read_json(folder / MANIFEST, FORM)
+        record = read_store(folder / MANIFEST)
         if not record["whole"]:
             done = sum(entry["rows"] for entry in record["shards"])
             raise LoadError(
@@ -157,7 +158,10 @@ class Shards:
         self._start = np.cumsum([0, *(e["rows"] for e in record["shards"])])
         names = [name for name in ("x", "y") if name in record["shards"][0]]
         self._files = {
-            name: [mapped(folder, e[name], verify) for e in record["shards"]]
+            name: [
+                mapped(folder, e[name], verify, e["rows"], self._dtype)
+                for e in record["shards"]
+            ]
             for name in names
         }
 
@@ -185,11 +189,20 @@ class Shards:
         return typed(found, self._dtype)
 
 
-def mapped(folder: Path, entry: dict[str, Any], verify: bool) -> np.ndarray:
+def mapped(
+    folder: Path, entry: dict[str, Any], verify: bool, rows: int, dtype: str
+) -> np.ndarray:
     """Opens one file after checking it."""
     path = folder / entry["file"]
     check_file(path, entry["bytes"], entry["sha256"] if verify else None)
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{path} is no array ({error}): store again.") from error
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise LoadError(f"{path} is not an array ({error}): store again.") from error
+    kind = "uint16" if dtype == "bfloat16" else dtype
+    if found.dtype != kind or len(found) != rows:
+        raise LoadError(
+            f"{path} has {len(found)} rows of {found.dtype}, the manifest has "
+            f"{rows} of {dtype}: store again."
+        )
+    return found

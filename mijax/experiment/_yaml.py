@@ -60,21 +60,21 @@ def read_yaml(path: Path) -> Document:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(f"cannot read the config {shown(path)}: {reason}.") from error
-    loader = yaml.SafeLoader(text)
+    lines: dict[Place, int] = {}
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
-        reader = _Reader(loader, path, {})
-        value = reader.read(node, (), ()) if node is not None else {}
+        value = _Reader(loader, path, lines).read(node, (), ()) if node else {}
     except yaml.YAMLError as error:
         raise _malformed(path, error) from error
-    finally:
-        loader.dispose()
+    except RecursionError as error:
+        raise ConfigError(f"{shown(path)}:1: it is nested too deeply.") from error
     if not isinstance(value, dict):
         raise ConfigError(
             f"{shown(path)}:1: expected a mapping with the keys experiment, "
             f"description, config and expected; got a {type(value).__name__}."
         )
-    return Document(path, value, reader.lines if node is not None else {})
+    return Document(path, value, lines)
 
 
 def dump_yaml(value: Mapping[str, object]) -> str:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from typing import Any
+from urllib.parse import urlsplit
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from mijax._errors import ConfigError
 from mijax.data import Tokenizer
 from mijax.dictionaries import Features
 from mijax.viz._html import Page
@@ -41,13 +43,15 @@ def feature_page(
         latent: which.
         tokenizer: spells tokens; without it they are shown as their ids.
         title: title of the page.
-        index: address of the page of `feature_pages`, for links to neighbours.
+        index: address of the page of `feature_pages`, for links to neighbours: a path
+            relative to this page.
 
     Returns:
         HTML with its style, program and data inside it; a notebook shows it in a frame.
 
     Raises:
         ShapeError: the latent is not among the features.
+        ConfigError: `index` is not a relative path.
 
     Examples:
         >>> from mijax import dictionaries as d
@@ -61,6 +65,11 @@ def feature_page(
         True
     """
     place = features.place(latent)
+    if index is not None and not is_relative(index):
+        raise ConfigError(
+            f"index={index!r} is not a relative path. Give the place of the page of "
+            "feature_pages as seen from this page, such as 'features.html'."
+        )
     title = title or f"Latent {latent}"
     return _page(features, [place], tokenizer, title, index)
 
@@ -98,6 +107,22 @@ def feature_pages(
         True
     """
     return _page(features, range(len(features.latents)), tokenizer, title, None)
+
+
+def is_relative(address: str) -> bool:
+    """Tells if an address stays on the site of the page, without scheme or host."""
+    plain = address.isprintable() and "\\" not in address
+    parts = urlsplit(address) if plain else None
+    if parts is None or parts.scheme or parts.netloc:
+        return False
+    # A colon in the first folder would read as a scheme in some browsers.
+    first = address.split("/", 1)[0]
+    return (
+        bool(parts.path)
+        and first != ""
+        and ":" not in first
+        and address == address.strip()
+    )
 
 
 def _page(
