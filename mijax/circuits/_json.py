@@ -14,9 +14,12 @@ from mijax.circuits._circuit import Circuit, owners, same_graph
 from mijax.circuits._graph import Graph
 from mijax.circuits._scores import Level, Scores
 from mijax.io import replace_file
+from mijax.io._json import unique
 
 CFG = {"n_layers": int, "n_heads": int, "parallel_attn_mlp": bool, "d_model": int}
 OF_NODES = {"in_graph": bool, "score": float, "neurons": list, "neurons_scores": list}
+# Integers beyond this are not float32.
+LARGEST = 2**127
 OF_EDGES = {"score": float, "in_graph": bool}
 
 
@@ -112,17 +115,25 @@ def load_json(path: str | os.PathLike[str]) -> tuple[Scores, Circuit]:
     """
     path = Path(path)
     try:
-        content = json.loads(path.read_text())
+        # Scores may be infinite, which Python's JSON can write.
+        content = json.loads(path.read_text("utf-8"), object_pairs_hook=unique)
     except OSError as error:
         raise LoadError(f"Cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LoadError(f"{path} is not JSON: {error}.") from error
     content = record(content, dict.fromkeys(("cfg", "nodes", "edges"), dict), f"{path}")
     cfg = record(content["cfg"], CFG, f"{path}: cfg")
     layers, heads, parallel = (cfg[key] for key in list(CFG)[:3])
+    nodes = content["nodes"]
+    # A wrong size must be found before there is a graph of that size.
+    if min(layers, heads, cfg["d_model"]) < 1 or 2 + layers * (heads + 1) != len(nodes):
+        raise LoadError(
+            f"{path}: cfg has {layers!r:.20} layers of {heads!r:.20} heads, and the "
+            f"file {len(nodes)} nodes, expected input, logits, and heads and one MLP "
+            "per layer."
+        )
     graph = Graph(("input",), layers, heads, True, parallel)
     edges, values = read_edges(graph, content["edges"], path)
-    nodes = content["nodes"]
     check_keys(nodes, (*graph.senders, "logits"), f"{path}: nodes")
     for name, found in nodes.items():
         record(found, OF_NODES, f"{path}: node {name}", needed=("in_graph",))
@@ -236,8 +247,9 @@ def record(
 def typed(value: Any, kind: type) -> bool:
     """Tells whether a value of a JSON file is of a type; integers are numbers."""
     if kind is float:
-        kinds: tuple[type, ...] = (int, float)
-        return isinstance(value, kinds) and not isinstance(value, bool)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return abs(value) < LARGEST
+        return isinstance(value, float)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from mijax._errors import LoadError
 from mijax.io import replace_file
 from mijax.io._durable import ADVICE, named
+from mijax.io._json import parse_json
 from mijax.io._manifest import file_digest
 
 RESUME = f"{ADVICE[:-1]}, and run the same again: what is finished is kept."
@@ -65,7 +66,7 @@ def read_json(path: Path, form: str) -> dict[str, Any]:
         LoadError: the file is missing, damaged or something else.
     """
     try:
-        record = json.loads(path.read_text("utf-8"))
+        record = parse_json(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise LoadError(f"{path} cannot be read ({error}).") from error
     if not isinstance(record, dict) or record.get("form") != form:

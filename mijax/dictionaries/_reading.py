@@ -170,7 +170,7 @@ class Npz:
             raise self._broken(error) from error
 
     def _broken(self, error: BaseException) -> LoadError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         return LoadError(f"{self.path} is not a whole .npz file: {reason}. {AGAIN}")
 
 

@@ -186,7 +186,9 @@ def read_header(path: Path) -> tuple[int, dict[str, Entry]]:
         text = stream.read(length) if whole else b""
     try:
         content = parse_json(text)
-        content.pop("__metadata__", None)
+        notes = content.pop("__metadata__", {})
+        if not all(isinstance(note, str) for note in notes.values()):
+            raise ValueError("its __metadata__ has values that are not text")
         found = content.items()
     except (ValueError, AttributeError) as error:
         reason = str(error).splitlines()[0] if whole else "its header is not whole"

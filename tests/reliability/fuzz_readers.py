@@ -28,9 +28,9 @@ import traceback
 import warnings
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from reader_cases import CASES
+from reliability.reader_cases import CASES
 
 import mijax
 

@@ -11,6 +11,7 @@ import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import load_file
 
 import mijax
 from mijax import circuits, data, io, models
@@ -74,9 +75,23 @@ def copied(source: Path) -> Callable[[Path], Any]:
 def load_model(path: Path) -> Any:
     file = next(iter(path.glob("*.gguf")), path)
     loaded = models.load(file)
+    if file != path:
+        same_as_reference(file)
     tokenizer = loaded.text
     text = tokenizer and (tokenizer.backend.to_str(), tokenizer.bos, tokenizer.eos)
     return leaves(loaded.model), loaded.spec, text, tokenizer and tokenizer.template
+
+
+def same_as_reference(path: Path) -> None:
+    """Check that llama.cpp's own reader finds the same metadata and numbers."""
+    ours, reference = io.Gguf(path), gguf.GGUFReader(path)
+    for name, field in reference.fields.items():
+        if not name.startswith("GGUF."):
+            assert repr(field.contents()) == repr(ours.fields[name]), name
+    assert ours.shapes.keys() == {tensor.name for tensor in reference.tensors}
+    for tensor in reference.tensors:
+        value = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        np.testing.assert_array_equal(ours.read(tensor.name), value, tensor.name)
 
 
 def make_gguf(folder: Path) -> None:
@@ -135,7 +150,10 @@ def make_safetensors(folder: Path) -> None:
 
 def load_safetensors(folder: Path) -> Any:
     file = io.SafeTensors(folder / "a.safetensors")
-    return {name: plain(file.read(name)) for name in file.shapes}
+    found = {name: plain(file.read(name)) for name in file.shapes}
+    # The format's own library reads the same, bit for bit.
+    assert found == plain(load_file(folder / "a.safetensors"))
+    return found
 
 
 def tiny() -> Any:
