@@ -15,7 +15,7 @@ from tokenizers import models
 
 from mijax import dictionaries as d
 from mijax import viz
-from mijax._errors import OutputError, ShapeError
+from mijax._errors import ConfigError, OutputError, ShapeError
 from mijax.data import Tokenizer
 
 PIECES = ["</script><script>alert(1)</script>", "<b>", " the", "\n", "  ", "é日", " x"]
@@ -347,3 +347,12 @@ def test_one_latent_in_chromium(features, tokenizer, tmp_path):
     texts = [text.strip(" ·") for text in report["texts"]]
     assert texts == [text.strip() for text in shown]
     assert "id " in report["tip"]
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["javascript:alert(1)", "https://a.b/c", "//a.b/c", "/etc/passwd", "a\nb", ""],
+)
+def test_addresses_outside_the_folder_are_refused(features, index):
+    with pytest.raises(ConfigError, match="not a relative path"):
+        viz.feature_page(features, 7, index=index)
