@@ -12,8 +12,9 @@ from jaxtyping import Integer
 
 from mijax._errors import LoadError, OutputError, TokenError
 from mijax.data._files import check_file, read_json, write_json
+from mijax.data._records import CorpusRecord
 from mijax.data._tokenizer import Tokenizer
-from mijax.io import check_files, replace_folder
+from mijax.io import check_files, read_record, replace_folder
 
 FORM = "mijax tokens 1"
 MANIFEST, IDS, ENDS = "manifest.json", "ids.bin", "ends.npy"
@@ -207,7 +208,7 @@ def kept(folder: Path, work: Work) -> Corpus:
     for _ in work.read():
         pass
     corpus = read(folder)
-    if corpus.digest != work.digest:
+    if (corpus.digest, corpus.separator) != (work.digest, work.separator):
         raise OutputError(
             f"{folder} holds another corpus (other texts, tokenizer or separator): "
             "delete it or give another folder."
@@ -252,13 +253,25 @@ def read(folder: Path) -> Corpus:
     Raises:
         LoadError: the folder holds no corpus, or a damaged one.
     """
-    record = read_json(folder / MANIFEST, FORM)
-    dtype = np.dtype(record["dtype"])
-    check_file(folder / IDS, record["tokens"] * dtype.itemsize, record["sha256"])
-    check_files(folder, [ENDS])
+    check_files(folder, [MANIFEST, ENDS])
+    path = folder / MANIFEST
+    record = read_record(CorpusRecord, read_json(path, FORM), path, thing="corpus")
+    dtype = np.dtype(record.dtype)
+    check_file(folder / IDS, record.tokens * dtype.itemsize, record.sha256)
     try:
         ends = np.load(folder / ENDS, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # numpy raises many unrelated kinds
         raise LoadError(f"{folder / ENDS} cannot be read ({error}).") from error
-    ids = np.memmap(folder / IDS, dtype, "r", shape=(record["tokens"],))
-    return Corpus(ids, ends, record["separator"], record["last"], record["digest"])
+    ids = np.memmap(folder / IDS, dtype, "r", shape=(record.tokens,))
+    whole = ends.shape == (record.documents,) and ends.dtype.kind == "i"
+    if (
+        not whole
+        or ends[-1] != record.tokens
+        or np.any(np.diff(ends, prepend=0) <= 0)
+        or int(ids.max()) != record.last
+    ):
+        raise LoadError(
+            f"{folder} is damaged: documents, ids and manifest do not fit. Delete it "
+            "and tokenize again."
+        )
+    return Corpus(ids, ends, record.separator, record.last, record.digest)

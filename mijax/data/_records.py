@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from mijax._errors import LoadError
 from mijax.data._files import read_json
-from mijax.io import Only, Size, read_record
+from mijax.io import Index, Only, Size, read_record
 from mijax.io._record import Bytes
 
 STORE_FORM = "mijax activations 1"
@@ -24,6 +24,20 @@ class StoreRecord:
     dtype: Annotated[str, Only(*STORE_DTYPES)]
     shard: Size
     shards: list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorpusRecord:
+    """Keys of the manifest of stored token ids."""
+
+    form: str
+    digest: str
+    dtype: Annotated[str, Only("uint16", "uint32", "int32")]
+    separator: Index | None
+    last: Index
+    tokens: Size
+    documents: Size
+    sha256: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

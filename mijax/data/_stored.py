@@ -197,7 +197,7 @@ def mapped(
     check_file(path, entry["bytes"], entry["sha256"] if verify else None)
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy raises many unrelated kinds
         raise LoadError(f"{path} is not an array ({error}): store again.") from error
     kind = "uint16" if dtype == "bfloat16" else dtype
     if found.dtype != kind or len(found) != rows:

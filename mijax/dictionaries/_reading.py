@@ -1,6 +1,7 @@
 """Strict reading: every tensor and every key is used exactly once, or refused."""
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
@@ -15,6 +16,7 @@ from mijax.io._record import keys_of
 from mijax.io._regions import check_weights
 
 BROKEN = (
+    tokenize.TokenError,
     *(zipfile.BadZipFile, zlib.error, ValueError, TypeError, LookupError, OSError),
     *(EOFError, RuntimeError, SyntaxError, MemoryError, OverflowError),
 )

@@ -11,12 +11,14 @@ import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import serialization, traverse_util
 from safetensors.numpy import load_file
 
 import mijax
 from mijax import circuits, data, io, models
 from mijax import dictionaries as d
 from mijax.core._journal import Journal
+from mijax.dictionaries._torch_file import TorchFile
 from mijax.experiment._config import ConfigFile, parse
 from mijax.experiment._yaml import read_yaml
 
@@ -92,6 +94,41 @@ def same_as_reference(path: Path) -> None:
     for tensor in reference.tensors:
         value = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         np.testing.assert_array_equal(ours.read(tensor.name), value, tensor.name)
+
+
+def make_flax(folder: Path) -> None:
+    """The golden Llama under the names of flax."""
+    copied(HF / "llama")(folder)
+    weights, flat = folder / "model.safetensors", {}
+    for name, tensor in load_file(weights).items():
+        stem, _, last = name.rpartition(".")
+        if "embed" in stem:
+            last = "embedding"
+        elif tensor.ndim == 2:
+            last, tensor = "kernel", np.ascontiguousarray(tensor.T)
+        flat[(*stem.split("."), last)] = tensor
+    weights.unlink()
+    content = serialization.msgpack_serialize(traverse_util.unflatten_dict(flat))
+    (folder / "flax_model.msgpack").write_bytes(content)
+
+
+def load_torch(folder: Path) -> Any:
+    file = TorchFile(folder / "views.pt")
+    return {name: plain(file.read(name)) for name in file.shapes}, file.values
+
+
+TEXTS = [" Mary went", " went went Mary", " Mary"]
+
+
+def make_tokens(folder: Path) -> None:
+    folder.rmdir()
+    data.tokenize(data.Tokenizer.from_pieces([" Mary", " went"]), TEXTS, folder=folder)
+
+
+def load_tokens(folder: Path) -> Any:
+    tokenizer = data.Tokenizer.from_pieces([" Mary", " went"])
+    found = data.tokenize(tokenizer, TEXTS, folder=folder)
+    return plain(np.asarray(found.ids)), plain(np.asarray(found.ends)), found.separator
 
 
 def make_gguf(folder: Path) -> None:
@@ -309,12 +346,15 @@ CASES = (
     Case("gpt2 folder", copied(HF / "gpt2"), load_model),
     Case("llama folder", copied(HF / "llama3_rope"), load_model),
     Case("llama shards", copied(HF / "llama_sharded"), load_model),
+    Case("flax folder", make_flax, load_model),
     Case("gguf", make_gguf, load_model),
     Case("native model", make_native, load_model, checksums=True),
     Case("model checkpoint", make_model_checkpoint, load_model, checksums=True),
     Case("checkpoint", make_checkpoint, load_checkpoint, checksums=True),
     Case("native dictionary", make_dictionary, load_dictionary, checksums=True),
     *golden_dictionaries(),
+    Case("torch file", copied(DICTIONARIES / "views.pt"), load_torch),
+    Case("token corpus", make_tokens, load_tokens, checksums=True),
     Case("activation store", make_store, load_store, checksums=True),
     Case("resume file", make_resume, load_resume, checksums=True),
     Case("circuit JSON", make_circuit, load_circuit),
