@@ -105,8 +105,9 @@ def make_flax(folder: Path) -> None:
         if "embed" in stem:
             last = "embedding"
         elif tensor.ndim == 2:
-            last, tensor = "kernel", np.ascontiguousarray(tensor.T)
-        flat[(*stem.split("."), last)] = tensor
+            last = "kernel"
+        turned = tensor.T if last == "kernel" else tensor
+        flat[(*stem.split("."), last)] = np.ascontiguousarray(turned)
     weights.unlink()
     content = serialization.msgpack_serialize(traverse_util.unflatten_dict(flat))
     (folder / "flax_model.msgpack").write_bytes(content)
