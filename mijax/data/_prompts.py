@@ -84,11 +84,7 @@ class Prompts(eqx.Module):
                 f"texts is the text {texts!r:.60}, expected a list of texts: write "
                 "[text]."
             )
-        if any(token is None for token in prepend):
-            raise TokenError(
-                "prepend has None: this tokenizer has no BOS token. Leave prepend out, "
-                "or give the id of a token."
-            )
+        check_prepend(prepend)
         ids = [[*prepend, *tokenizer.encode(text)] for text in texts]
         places = {
             name: covering(tokenizer, texts, name, parts, len(prepend))
@@ -194,6 +190,15 @@ class Prompts(eqx.Module):
                 f"These prompts have no place {name!r}.{nearest(name, self.spans)}"
             )
         return self.spans[name]
+
+
+def check_prepend(prepend: Sequence[int]) -> None:
+    """Refuses the BOS token of a tokenizer that has none."""
+    if any(token is None for token in prepend):
+        raise TokenError(
+            "prepend has None: this tokenizer has no BOS token. Leave prepend out, or "
+            "give the id of a token."
+        )
 
 
 def covering(

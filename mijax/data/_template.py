@@ -4,7 +4,7 @@ import string
 from collections.abc import Mapping, Sequence
 
 from mijax._errors import TokenError, nearest
-from mijax.data._prompts import Prompts
+from mijax.data._prompts import Prompts, check_prepend
 from mijax.data._tokenizer import Tokenizer
 
 Slots = dict[str, tuple[int, int]]
@@ -63,6 +63,7 @@ def fill(
                 f"The template {template_!r} has the slots {', '.join(slots)}, the "
                 f"first has {', '.join(filled[0][1])}; give templates of equal slots."
             )
+    check_prepend(prepend)
     ids, spans = [], {name: [] for name in (filled[0][1] if filled else ())}
     for text, slots in filled:
         tokens, offsets = tokenizer.offsets(text)

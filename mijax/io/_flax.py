@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mijax._errors import LoadError
+from mijax.io._json import unique
 
 
 class FlaxTensors:
@@ -24,13 +25,17 @@ class FlaxTensors:
     """
 
     def __init__(self, path: Path) -> None:
+        import msgpack  # noqa: PLC0415 - comes with flax
         from flax import serialization, traverse_util  # noqa: PLC0415 - slow to import
 
         if not path.is_file():
             raise LoadError(f"{path} does not exist. Put the file there.")
         try:
-            tree = serialization.msgpack_restore(path.read_bytes())
-            flat = traverse_util.flatten_dict(tree, sep=".")
+            data = path.read_bytes()
+            msgpack.unpackb(data, object_pairs_hook=unique, ext_hook=nothing)
+            flat = traverse_util.flatten_dict(serialization.msgpack_restore(data))
+            found = [torch_name(*item) for item in flat.items()]
+            self.arrays = unique(found)
         except Exception as error:  # msgpack raises many unrelated kinds
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise LoadError(
@@ -39,7 +44,6 @@ class FlaxTensors:
             ) from error
         self.path = path
         self.files = (path,)
-        self.arrays = dict(torch_name(name, array) for name, array in flat.items())
         self.shapes: Mapping[str, tuple[int, ...]] = {
             name: array.shape for name, array in self.arrays.items()
         }
@@ -49,10 +53,15 @@ class FlaxTensors:
         return self.arrays[name]
 
 
-def torch_name(name: str, value: Any) -> tuple[str, np.ndarray]:
+def nothing(code: int, data: bytes) -> None:
+    """Skips an array, where only the keys are of interest."""
+
+
+def torch_name(name: tuple[str, ...], value: Any) -> tuple[str, np.ndarray]:
     """Spells a flax name and array as torch does."""
-    stem, _, last = name.rpartition(".")
+    stem, last = ".".join(name[:-1]), name[-1]
     array = np.asarray(value)
     if last == "kernel":
         return f"{stem}.weight", array.T
-    return (f"{stem}.weight" if last in ("embedding", "scale") else name), array
+    last = "weight" if last in ("embedding", "scale") else last
+    return (f"{stem}.{last}" if stem else last), array

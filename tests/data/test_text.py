@@ -63,6 +63,8 @@ def test_prepending_a_token_that_the_tokenizer_lacks():
     tokenizer = Tokenizer.from_pieces([" Mary"])
     with pytest.raises(TokenError, match="no BOS token"):
         Prompts.from_texts(tokenizer, [" Mary"], prepend=[tokenizer.bos])
+    with pytest.raises(TokenError, match="no BOS token"):
+        data.fill(tokenizer, "{a}", [{"a": " Mary"}], prepend=[tokenizer.bos])
 
 
 def test_parts_of_texts():

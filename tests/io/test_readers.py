@@ -6,9 +6,17 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from flax import serialization
 
 from mijax._errors import LoadError, MijaxError, printable
-from mijax.io import Gguf, SafeTensors, Shards, read_json, save_safetensors
+from mijax.io import (
+    FlaxTensors,
+    Gguf,
+    SafeTensors,
+    Shards,
+    read_json,
+    save_safetensors,
+)
 from mijax.io._regions import check_weights
 
 
@@ -181,3 +189,17 @@ def test_terminal_escapes_are_shown(tmp_path):
     with pytest.raises(LoadError) as caught:
         SafeTensors(path)
     assert str(caught.value).isprintable()
+
+
+def test_flax_files_that_give_a_name_twice(tmp_path):
+    path = tmp_path / "flax_model.msgpack"
+    one = serialization.msgpack_serialize({"a": {"kernel": np.ones((1, 2))}})
+    path.write_bytes(one)
+    assert FlaxTensors(path).read("a.weight").shape == (2, 1)
+    both = {"a": {"kernel": np.ones((1, 2)), "scale": np.ones(2)}}
+    path.write_bytes(serialization.msgpack_serialize(both))
+    with pytest.raises(LoadError, match=r"'a.weight' is given twice"):
+        FlaxTensors(path)
+    path.write_bytes(b"\x82" + one[1:] + one[1:])
+    with pytest.raises(LoadError, match="'a' is given twice"):
+        FlaxTensors(path)
