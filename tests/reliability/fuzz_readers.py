@@ -1,7 +1,7 @@
 """Damage files of every format at random, and load them.
 
-Each damaged file has to end in one of these, within 5 seconds (of processor time, as the
-machine may be shared) and 500 MB:
+Each damaged file has to end in one of these, within 5 seconds (of processor time, as
+the machine may be shared) and 500 MB:
 
 - `refused`: a `MijaxError`;
 - `equal`: it loads, and the value equals the original;
