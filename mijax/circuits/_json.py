@@ -126,7 +126,7 @@ def load_json(path: str | os.PathLike[str]) -> tuple[Scores, Circuit]:
     layers, heads, parallel = (cfg[key] for key in list(CFG)[:3])
     nodes = content["nodes"]
     # A wrong size must be found before there is a graph of that size.
-    if min(layers, heads, cfg["d_model"]) < 1 or 2 + layers * (heads + 1) != len(nodes):
+    if min(layers, heads, cfg["d_model"]) < 1 or layers * (heads + 1) > 2 * len(nodes):
         raise LoadError(
             f"{path}: cfg has {layers!r:.20} layers of {heads!r:.20} heads, and the "
             f"file {len(nodes)} nodes, expected input, logits, and heads and one MLP "

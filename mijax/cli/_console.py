@@ -97,12 +97,13 @@ def print_table(
 ) -> None:
     """Prints a table, in full: cells fold instead of being cut."""
     table = RichTable(
-        title=escaped(Text(title)) if title else None, title_justify="left", box=SIMPLE
+        title=Text(escaped(title)) if title else None, title_justify="left", box=SIMPLE
     )
     for column in columns:
-        table.add_column(escaped(Text(column)), overflow="fold")
+        table.add_column(Text(escaped(column)), overflow="fold")
     for row in rows:
-        table.add_row(*(escaped(Text(c) if isinstance(c, str) else c) for c in row))
+        cells = (escaped(c) for c in row)
+        table.add_row(*(Text(c) if isinstance(c, str) else c for c in cells))
     output().print(table)
 
 

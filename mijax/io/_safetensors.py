@@ -190,7 +190,7 @@ def read_header(path: Path) -> tuple[int, dict[str, Entry]]:
         if not all(isinstance(note, str) for note in notes.values()):
             raise ValueError("its __metadata__ has values that are not text")
         found = content.items()
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         reason = str(error).splitlines()[0] if whole else "its header is not whole"
         raise LoadError(
             f"{path} is not a whole safetensors file of {size} bytes: {reason}. {AGAIN}"

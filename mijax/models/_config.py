@@ -106,6 +106,8 @@ class HubConfig:
     that change nothing. Any other key is refused.
 
     Examples:
+        >>> from mijax.io import Only, Size
+        >>> from mijax.models import read_hub_config
         >>> @dataclasses.dataclass(frozen=True, kw_only=True)
         ... class TinyConfig(HubConfig):
         ...     num_layers: Size
