@@ -6,6 +6,7 @@ The command line prints it without a traceback and exits with code 2.
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class MijaxError(Exception):
@@ -17,6 +18,10 @@ class MijaxError(Exception):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(str(message)))
+
+    def __str__(self) -> str:
+        """Return the message in one line, whatever value it quotes."""
+        return " ".join(line.strip() for line in super().__str__().splitlines())
 
 
 class SiteError(MijaxError):
@@ -61,6 +66,12 @@ class NetworkError(MijaxError):
 
 class FrameError(MijaxError):
     """A weight frame that the requested analysis or processing cannot use."""
+
+
+def quoted(value: Any, most: int = 60) -> str:
+    """Return the start of a value's text, in one line."""
+    text = " ".join(f"{value!r:.300}".split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -67,7 +67,8 @@ def draw(key: PRNGKeyArray, *, vocab: int, length: int, place: int) -> Tasks:
             {**values, "before": x[place - 1], "here": x[place]} for x in (base, source)
         )
         label = PROGRAM.interchange(one, {name: two}, {name: swapped})["label"]
-        return Counterfactuals(base, source[None], jnp.array([swapped]), label)
+        on = jnp.array([swapped])
+        return Counterfactuals(base, source[None], on, label, length)
 
     return (
         task("previous", lacks, asks, swapped=True),

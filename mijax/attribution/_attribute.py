@@ -4,14 +4,16 @@ from typing import Any
 
 import jax
 
-from mijax._errors import PositionError, SiteError
+from mijax._errors import SiteError
 from mijax.attribution._atp import AtP
 from mijax.attribution._method import AbstractMethod, is_site
 from mijax.core import AbstractMetric, AbstractModel
+from mijax.core._arguments import checked
 from mijax.core._check import check_metric, check_sites
-from mijax.core._tokens import TokensLike, as_tokens, lengths_of
+from mijax.core._tokens import TokensLike, as_tokens, check_pairs, lengths_of
 
 
+@checked
 def attribute(
     model: AbstractModel,
     clean: TokensLike,
@@ -43,7 +45,7 @@ def attribute(
 
     Raises:
         SiteError: a site or index that the model does not have, or a feature.
-        PositionError: clean and corrupt tokens of different shapes.
+        PositionError: clean and corrupt prompts of different lengths.
 
     Examples:
         >>> import jax, mijax
@@ -52,12 +54,8 @@ def attribute(
         >>> attribute(model, [5, 6, 7], [5, 9, 7], metric, mijax.Site("z")).shape
         (3, 3, 4)
     """
+    check_pairs(clean, corrupt)
     lengths, clean, corrupt = lengths_of(clean), as_tokens(clean), as_tokens(corrupt)
-    if clean.shape != corrupt.shape:
-        raise PositionError(
-            f"Clean prompts have shape {clean.shape} and corrupt ones "
-            f"{corrupt.shape}: give one counterpart of equal length for each."
-        )
     shapes = check_sites(model, clean, sites, lengths=lengths)
     check_metric(metric, clean, lengths=lengths, vocab=shapes.logits.shape[-1])
     for site in jax.tree.leaves(sites, is_leaf=is_site):

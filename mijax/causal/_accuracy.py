@@ -10,11 +10,13 @@ from jaxtyping import Array, Bool
 from mijax.causal._align import Alignment
 from mijax.causal._run import Shared, as_tuple, check, losses
 from mijax.core import Interval, interval
+from mijax.core._arguments import checked
 
 # Searches that are measured at a time: memory is that of this many.
 AT_ONCE = 32
 
 
+@checked
 def agreement(
     models: Any, alignment: Alignment, data: Any
 ) -> Bool[Array, "*model search batch"]:
@@ -51,6 +53,7 @@ def agreement(
     return _agreement(shared, alignment, tasks)
 
 
+@checked
 def iia(models: Any, alignment: Alignment, data: Any, **options: Any) -> Interval:
     """Measures interchange-intervention accuracy, with a confidence interval.
 

@@ -15,6 +15,7 @@ from mijax.causal._methods import AbstractMethod
 from mijax.causal._run import Lanes, Shared, as_tuple, check, losses
 from mijax.causal._swap import Subspaces
 from mijax.core import Site
+from mijax.core._arguments import checked
 from mijax.data import AbstractSource
 
 
@@ -48,6 +49,7 @@ class Alignment(eqx.Module):
     task: Int[Array, " search"]
 
 
+@checked
 def align(
     models: Any,
     searches: Sequence[Search],
@@ -100,9 +102,9 @@ def align(
         >>> align(model, searches, source, steps=3).subspaces.mask.sum((1, 2)).tolist()
         [1.0, 2.0]
     """
+    lanes = Lanes.of(searches)
     _, batch = source.batch(source.start())
     shared = Shared.of(models)
-    lanes = Lanes.of(searches)
     width, variables = check(shared, lanes.site, lanes.task, as_tuple(batch))
     for one in searches:
         one.method.check(width)

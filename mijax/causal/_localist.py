@@ -11,10 +11,14 @@ from scipy.optimize import linear_sum_assignment
 
 from mijax._errors import ConfigError
 from mijax.causal._align import Alignment
+from mijax.causal._run import check_place_of
 from mijax.causal._swap import Subspaces
 from mijax.core import Site
+from mijax.core._arguments import checked
+from mijax.core._integers import integers
 
 
+@checked
 def blocks(width: int, sizes: Sequence[int]) -> Subspaces:
     """Lists every way to give each variable a block of neurons.
 
@@ -35,6 +39,9 @@ def blocks(width: int, sizes: Sequence[int]) -> Subspaces:
         >>> blocks(4, (2, 2)).mask.astype(int).tolist()
         [[[1, 1, 0, 0], [0, 0, 1, 1]], [[0, 0, 1, 1], [1, 1, 0, 0]]]
     """
+    sizes = [int(integers(k, "A size", ConfigError)) for k in sizes]
+    if not sizes or min(sizes) < 0:
+        raise ConfigError(f"Give the number of neurons of each variable, got {sizes}.")
     starts = [range(0, width - k + 1, k) if k else range(1) for k in sizes]
     neuron = np.arange(width)
     ways = []
@@ -49,6 +56,7 @@ def blocks(width: int, sizes: Sequence[int]) -> Subspaces:
     return Subspaces(_plain(width, (len(ways),)), masks)
 
 
+@checked
 def closest_neurons(subspaces: Subspaces) -> Subspaces:
     r"""Gives each variable the neurons that its subspace is closest to.
 
@@ -83,6 +91,7 @@ def closest_neurons(subspaces: Subspaces) -> Subspaces:
     return Subspaces(_plain(width, lanes), jnp.asarray(found, jnp.float32))
 
 
+@checked
 def stated(
     subspaces: Subspaces, site: Site | Sequence[Site], task: int | Sequence[int] = 0
 ) -> Alignment:
@@ -106,12 +115,17 @@ def stated(
     """
     count = subspaces.mask.shape[-3]
     sites = [site] * count if isinstance(site, Site) else list(site)
-    tasks = [task] * count if isinstance(task, int) else list(task)
+    numbers = integers(task, "A task", ConfigError)
+    tasks = np.broadcast_to(numbers, (count,)) if not numbers.ndim else numbers
     if {len(sites), len(tasks)} != {count}:
         raise ConfigError(
             f"There are {count} subspaces, {len(sites)} places and {len(tasks)} tasks:"
             " give one for all, or one each."
         )
+    for one in sites:
+        if not isinstance(one, Site):
+            raise ConfigError(f"Give a Site, or one for each subspace, got {one!r}.")
+        check_place_of(one)
     if len({one.name for one in sites}) > 1:
         raise ConfigError("Places of one alignment are at sites of one name.")
     stack = jax.tree.map(lambda *leaves: jnp.stack(jnp.asarray(leaves)), *sites)

@@ -10,14 +10,14 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from mijax._errors import ConfigError, ShapeError, SiteError
+from mijax._errors import ConfigError, PositionError, ShapeError, SiteError, quoted
 from mijax.causal._counterfactuals import Counterfactuals
 from mijax.causal._swap import Subspaces, Swap, activation
 from mijax.causal._tail import Tail
-from mijax.core import AbstractModel, Place, Set, Site
+from mijax.core import AbstractEdit, AbstractModel, PerPrompt, Place, Set, Site
 from mijax.core._check import check_prompts
 from mijax.core._rows import Sequence as Rows
-from mijax.core._sites import empty, get, put
+from mijax.core._sites import Sites, empty, get, put
 
 
 class Shared(eqx.Module):
@@ -31,6 +31,12 @@ class Shared(eqx.Module):
     def of(models: Any) -> "Shared":
         """Stacks models, if there are several."""
         several = isinstance(models, list | tuple)
+        every = models if several else [models]
+        edits = [isinstance(one, AbstractEdit) for one in every]
+        if not every or any(edits) or not all(callable(one) for one in every):
+            raise ShapeError(
+                f"Give a model(x, edits) or several, got {quoted(models)}."
+            )
         parts = [
             eqx.partition(m, eqx.is_array) for m in (models if several else [models])
         ]
@@ -72,8 +78,12 @@ class Lanes(eqx.Module):
     @staticmethod
     def of(searches: Sequence[Any]) -> "Lanes":
         """Stacks searches of one kind."""
-        if not searches:
+        if not len(searches):
             raise ConfigError("There is nothing to search: give one search at least.")
+        for one in searches:
+            if not hasattr(one, "method"):
+                raise ConfigError(f"Give Search(method, site), got {quoted(one)}.")
+            check_place_of(one.site)
         trees = [
             jax.tree.map(jnp.asarray, (one.method, one.site, jnp.int32(one.task)))
             for one in searches
@@ -130,13 +140,15 @@ def losses(
         here = jax.tree.map(lambda leaf: leaf[task], given)
         base, sources = jax.tree.map(lambda leaf: leaf[task], (of_base, of_sources))
 
-        def example(x: Any, acts: Any, others: Any, swapped: Array) -> Array:
+        def example(
+            x: Any, acts: Any, others: Any, swapped: Array, length: Array | None
+        ) -> Array:
             now = activation(acts, site)
             source = jax.vmap(lambda acts: activation(acts, site))(others)
             new = swap(now, source, subspaces, swapped)
-            return logits_of(model(x, Set(new).at(site))[0])
+            return logits_of(model(x, Set(new).at(site))[0], length)
 
-        logits = jax.vmap(example)(here.base, base, sources, here.swapped)
+        logits = jax.vmap(example)(here.base, base, sources, here.swapped, here.lengths)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, here.label)
         right = logits.argmax(-1) == here.label
         return loss, right.astype(loss.dtype)
@@ -159,14 +171,27 @@ def swap(
     return edit(now[None], Place(Rows(jnp.zeros(1, jnp.int32))))[0]
 
 
-def logits_of(out: Float[Array, "*seq classes"]) -> Float[Array, " classes"]:
-    """Returns the logits of a model of one output, or those of the last token."""
-    return out if out.ndim == 1 else out[-1]
+def logits_of(
+    out: Float[Array, "*seq classes"], length: Int[Array, ""] | None = None
+) -> Float[Array, " classes"]:
+    """Return the logits of a model of one output, or those of the last token."""
+    if out.ndim == 1:
+        return out
+    return out[-1] if length is None else out[length - 1]
 
 
 def as_tuple(batch: Any) -> tuple[Counterfactuals, ...]:
-    """Makes a tuple of counterfactuals of one, or of several."""
-    return (batch,) if isinstance(batch, Counterfactuals) else tuple(batch)
+    """Return a tuple of counterfactuals, given one or several.
+
+    Raises:
+        ShapeError: anything else.
+    """
+    found = batch if isinstance(batch, list | tuple) else (batch,)
+    wrong = [one for one in found if not isinstance(one, Counterfactuals)]
+    if wrong or not found:
+        given = wrong[0] if wrong else batch
+        raise ShapeError(f"Give Counterfactuals, or several, got {quoted(given)}.")
+    return tuple(found)
 
 
 def check(
@@ -192,9 +217,17 @@ def check(
     if len(shapes) > 1:
         raise ShapeError(f"Tasks of a batch need inputs of one shape, got {shapes}.")
     model = shared.first()
-    out, acts = eqx.filter_eval_shape(model, batch[0].base[0])
+    found = eqx.filter_eval_shape(model, batch[0].base[0])
+    if not isinstance(found, tuple) or not isinstance(found[-1], Sites):
+        raise ShapeError(
+            f"A model returns outputs and activations (Sites), got {quoted(found)}."
+        )
+    out, acts = found
     for one in batch:
         _check_examples(model, one, jax.eval_shape(logits_of, out).shape[0])
+        _check_lengths(model, one, site)
+    if len({(one.lengths is None, one.source_lengths is None) for one in batch}) > 1:
+        raise ShapeError("Tasks of a batch have lengths all, or none of them.")
     value = get(acts, site.name)
     if value is not None:
         first = int(site.layered)
@@ -210,6 +243,55 @@ def check(
     one = jax.tree.map(lambda leaf: leaf[0], site)
     vector = eqx.filter_eval_shape(activation, acts, one)
     return vector.shape[0], batch[0].sources.shape[1]
+
+
+def check_place_of(site: Site) -> None:
+    """Refuse a place that is not one vector, the same for all examples.
+
+    Raises:
+        PositionError: several layers, positions or heads, or features.
+    """
+    for axis in ("layer", "position", "head"):
+        index = getattr(site, axis)
+        several = isinstance(index, slice | PerPrompt)
+        if several or (index is not None and jnp.ndim(index)):
+            raise PositionError(
+                f"A search has one {axis} for all examples, got {index}: make one "
+                f"search for each {axis}, with the examples that it fits."
+            )
+    if site.feature is not None:
+        raise PositionError(
+            "A search is over subspaces of whole activations: give no feature."
+        )
+
+
+def _check_lengths(model: Any, batch: Counterfactuals, site: Site) -> None:
+    """Refuse token inputs without lengths, and places in their padding."""
+    if not isinstance(model, AbstractModel):
+        return
+    seq = batch.base.shape[-1]
+    if batch.lengths is None:
+        raise PositionError(
+            "Counterfactuals of a model of tokens need lengths, to read each prompt's "
+            "last token: give Prompts, or lengths=prompts.lengths, or lengths="
+            f"{seq} where no prompt is padded."
+        )
+    for lengths in (batch.lengths, batch.source_lengths):
+        if lengths is None or isinstance(lengths, Tracer):
+            continue
+        least, most = int(lengths.min()), int(lengths.max())
+        if least < 1 or most > seq:
+            raise PositionError(f"lengths are from 1 to {seq}, got {least} to {most}.")
+        if least < seq and not model.causal:
+            raise ShapeError(
+                "This model is not causal, so padding would change its output: give "
+                "prompts of one length."
+            )
+        if site.position is not None and int(jnp.max(site.position)) >= least:
+            raise PositionError(
+                f"Position {int(jnp.max(site.position))} is padding in an example of "
+                f"{least} tokens."
+            )
 
 
 def _check_examples(model: Any, batch: Counterfactuals, classes: int) -> None:

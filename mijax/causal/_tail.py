@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core import AbstractBlock, Place, Site, Sites, capture, compose, edit
+from mijax.core._arguments import checked
 from mijax.core._rows import Packed
 from mijax.core._rows import Sequence as Rows
 from mijax.core._sites import empty, put
@@ -39,6 +40,7 @@ class Prefix(eqx.Module):
     last: Int[Array, " prompt"]
 
 
+@checked
 def prefix(
     model: Transformer, tokens: Int[Array, "prompt seq"], last: Int[Array, " prompt"]
 ) -> Prefix:

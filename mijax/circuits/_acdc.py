@@ -23,6 +23,7 @@ from mijax.circuits._search import COUNTS, Evaluate, Kept, Search, steps_of
 from mijax.circuits._suffix import fit_prompts, run_clean, run_masks
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel
+from mijax.core._arguments import checked
 from mijax.core._journal import Journal
 
 ORDERS = ("late", "early")
@@ -115,6 +116,7 @@ class ACDCSweep(eqx.Module):
 
 
 @reports("ACDC")
+@checked
 def acdc_thresholds(
     model: AbstractModel,
     task: Task,

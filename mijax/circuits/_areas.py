@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 
 from mijax._errors import ConfigError
 from mijax.core import Interval
+from mijax.core._integers import reals
 
 MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 LEVEL = 0.95
@@ -199,7 +200,7 @@ def resampled(
 
 def check_fractions(fractions: Sequence[float | int] | np.ndarray) -> None:
     """Refuses fractions that are not increasing within (0, 1]."""
-    found = np.asarray(fractions)
+    found = np.asarray(reals(fractions, "Fractions", ConfigError))
     if found.ndim != 1 or len(found) < 2:
         raise ConfigError(f"A curve needs two fractions or more, got {fractions}.")
     if found[0] <= 0 or found[-1] > 1 or (np.diff(found) <= 0).any():

@@ -16,6 +16,7 @@ from mijax.circuits._method import MEMORY
 from mijax.circuits._select import prune
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel, Interval
+from mijax.core._arguments import checked
 
 Subsets = int | Sequence[Sequence[str]]
 
@@ -79,6 +80,7 @@ class Minimality(eqx.Module):
 
 
 @reports("Completeness")
+@checked
 def completeness(
     model: AbstractModel,
     task: Task,
@@ -134,6 +136,7 @@ def completeness(
 
 
 @reports("Minimality")
+@checked
 def minimality(
     model: AbstractModel,
     task: Task,

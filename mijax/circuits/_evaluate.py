@@ -19,9 +19,11 @@ from mijax.circuits._scores import Scores
 from mijax.circuits._select import Select, top
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel
+from mijax.core._arguments import checked
 
 
 @reports("Run circuits")
+@checked
 def run_circuits(
     model: AbstractModel,
     task: Task,
@@ -71,6 +73,7 @@ def run_circuits(
 
 
 @reports("Divergence")
+@checked
 def divergence(
     model: AbstractModel,
     task: Task,
@@ -119,6 +122,7 @@ def divergence(
 
 
 @reports("Faithfulness")
+@checked
 def faithfulness(
     model: AbstractModel,
     task: Task,
@@ -170,6 +174,7 @@ def faithfulness(
 
 
 @reports("Evaluate")
+@checked
 def evaluate(
     model: AbstractModel,
     task: Task,

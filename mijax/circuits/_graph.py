@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import SiteError
 from mijax.core import AbstractModel, AbstractStream, Place
-from mijax.core._check import site_shapes
+from mijax.core._check import check_attention, check_model, site_shapes
 from mijax.core._rows import Sequence
 from mijax.core._sites import empty
 
@@ -74,7 +74,10 @@ class Graph:
             >>> Graph.of(mijax.testing.tiny_gpt2(jax.random.key(0))).n_edges
             262
         """
-        heads = site_shapes(model, 1).blocks.z.shape[2]
+        check_model(model)
+        shapes = site_shapes(model, 1)
+        check_attention(shapes, "A graph of heads")
+        heads = shapes.blocks.z.shape[2]
         recorder = record(model, heads)
         log, names = recorder.log, recorder.inputs
         return cls(

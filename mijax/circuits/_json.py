@@ -13,6 +13,7 @@ from mijax._errors import ConfigError, LoadError, nearest
 from mijax.circuits._circuit import Circuit, owners, same_graph
 from mijax.circuits._graph import Graph
 from mijax.circuits._scores import Level, Scores
+from mijax.core._arguments import checked
 from mijax.io import replace_file
 from mijax.io._json import unique
 
@@ -23,6 +24,7 @@ LARGEST = 2**127
 OF_EDGES = {"score": float, "in_graph": bool}
 
 
+@checked
 def save_json(
     path: str | os.PathLike[str],
     scores: Scores,

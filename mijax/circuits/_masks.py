@@ -17,6 +17,7 @@ from mijax.circuits._method import AbstractMethod, Options
 from mijax.circuits._scores import Level, Scores
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel
+from mijax.core._arguments import checked
 
 
 class AbstractMask(AbstractFit, AbstractMethod):
@@ -77,6 +78,7 @@ def over_edges(
     return zeros.at[np.nonzero(graph.edges)].set(values)
 
 
+@checked
 def sparsity(scores: Scores) -> float:
     """Share of edges or nodes that a learned mask closes, in expectation.
 

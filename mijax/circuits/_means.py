@@ -13,8 +13,10 @@ from mijax.circuits._connected import connected, enter
 from mijax.circuits._graph import Graph
 from mijax.circuits._task import Fixed, batch
 from mijax.core import AbstractModel
+from mijax.core._arguments import checked
 
 
+@checked
 def mean_ablation(
     model: AbstractModel,
     prompts: Any,

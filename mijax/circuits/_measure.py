@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mijax._errors import ConfigError, SiteError
+from mijax._errors import ConfigError, SiteError, quoted
 from mijax._progress import Progress
 from mijax.circuits._circuit import Circuit
 from mijax.circuits._connected import Gate, connected, enter, score
@@ -30,6 +30,8 @@ def several(circuits: Circuit | Sequence[Circuit]) -> list[Circuit]:
     given = [circuits] if isinstance(circuits, Circuit) else list(circuits)
     if not given:
         raise ConfigError("There is no circuit to run: give one at least.")
+    if not all(isinstance(circuit, Circuit) for circuit in given):
+        raise ConfigError(f"Give circuits, got {quoted(circuits)}.")
     if len({circuit.graph for circuit in given}) > 1:
         raise ConfigError(
             "The circuits are of different graphs: make all with the same one."

@@ -15,6 +15,7 @@ from mijax.circuits._graph import Graph
 from mijax.circuits._scores import Level, Scores, merged, standard_error
 from mijax.circuits._task import Task, check_task, rows
 from mijax.core import AbstractModel
+from mijax.core._arguments import checked
 from mijax.core._check import site_shapes
 from mijax.core._journal import Journal
 
@@ -109,6 +110,7 @@ class AbstractAttribution(AbstractMethod):
 
 
 @reports("Discovery")
+@checked
 def discover(
     model: AbstractModel,
     task: Task,

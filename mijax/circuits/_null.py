@@ -13,6 +13,7 @@ from mijax.circuits._measure import measured
 from mijax.circuits._method import MEMORY
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel
+from mijax.core._arguments import checked
 
 
 class Null(eqx.Module):
@@ -45,6 +46,7 @@ class Null(eqx.Module):
 
 
 @reports("Null")
+@checked
 def null(
     model: AbstractModel,
     task: Task,

@@ -16,6 +16,7 @@ from mijax.circuits._means import mean_ablation
 from mijax.circuits._method import MEMORY, Options
 from mijax.circuits._task import AbstractAblation, Fixed, Task
 from mijax.core import AbstractModel
+from mijax.core._arguments import checked
 from mijax.data import Prompts
 
 
@@ -70,6 +71,7 @@ class OptimalAblation(AbstractFit):
 
 
 @reports("Optimal ablation")
+@checked
 def optimal_ablation(
     model: AbstractModel,
     task: Task,

@@ -15,6 +15,7 @@ from mijax.circuits._graph import LETTERS, Graph, find
 from mijax.circuits._task import Task, check_task
 from mijax.core import AbstractEdit, AbstractModel, Interval, Patch, Place, compose
 from mijax.core import interval as mean_interval
+from mijax.core._arguments import checked
 from mijax.core._ends import metric_of
 
 
@@ -40,6 +41,7 @@ class Paths(eqx.Module):
 
 
 @reports("Path patching")
+@checked
 def path_patch(
     model: AbstractModel,
     task: Task,

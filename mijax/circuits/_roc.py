@@ -13,6 +13,7 @@ from mijax.circuits._areas import MIB_FRACTIONS, area
 from mijax.circuits._circuit import Circuit, owners, same_graph, touched
 from mijax.circuits._scores import Scores
 from mijax.circuits._select import greedy, ranking
+from mijax.core._arguments import checked
 
 Part = Literal["edge", "node", "head"]
 PARTS = ("edge", "node", "head")
@@ -40,6 +41,7 @@ class Roc(eqx.Module):
         return pessimistic_auc(self.fpr, self.tpr)
 
 
+@checked
 def roc(
     found: Scores | Sequence[Circuit],
     truth: Circuit,
@@ -131,6 +133,7 @@ def pessimistic_auc(
     return float(((1 - x[1:]) * np.diff(y)).sum())
 
 
+@checked
 def interpbench_auroc(scores: Scores, truth: Circuit) -> float:
     """The area that the Mechanistic Interpretability Benchmark quotes on InterpBench.
 

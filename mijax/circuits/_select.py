@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from mijax._errors import ConfigError
 from mijax.circuits._circuit import Circuit, owners
 from mijax.circuits._scores import Scores
+from mijax.core._arguments import checked
 
 
 @runtime_checkable
@@ -21,6 +22,7 @@ class Select(Protocol):
         ...
 
 
+@checked
 def top(
     scores: Scores, n: int, *, absolute: bool = False, prune: bool = True
 ) -> Circuit:
@@ -62,6 +64,7 @@ def top(
     return made(scores, mask, prune)
 
 
+@checked
 def threshold(
     scores: Scores, at: float, *, absolute: bool = False, prune: bool = True
 ) -> Circuit:
@@ -91,6 +94,7 @@ def threshold(
     return made(scores, ranking(scores, absolute) >= at, prune)
 
 
+@checked
 def greedy(
     scores: Scores, n: int, *, absolute: bool = False, prune: bool = True
 ) -> Circuit:
@@ -148,6 +152,7 @@ def greedy(
     return made(scores, chosen, prune)
 
 
+@checked
 def prune(circuit: Circuit) -> Circuit:
     """Drops what is not on a path from the input to the logits.
 

@@ -11,6 +11,7 @@ from mijax.circuits._areas import LEVEL
 from mijax.circuits._scores import Scores
 from mijax.circuits._select import check_size, ranking
 from mijax.core import Interval
+from mijax.core._arguments import checked
 
 
 class Stability(eqx.Module):
@@ -40,6 +41,7 @@ class Stability(eqx.Module):
         return Interval(mean, low, high, self.prompts, LEVEL)
 
 
+@checked
 def stability(
     scores: Scores,
     n: int,

@@ -6,13 +6,20 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import PositionError, ShapeError
 from mijax.circuits._connected import connected, enter
 from mijax.circuits._graph import Graph
 from mijax.core import AbstractMetric, AbstractModel
-from mijax.core._check import check_metric, check_model, check_prompts, site_shapes
+from mijax.core._check import (
+    check_metric,
+    check_model,
+    check_prompts,
+    check_unpadded,
+    site_shapes,
+)
 from mijax.core._tokens import as_tokens, lengths_of
 from mijax.data import Pairs, Prompts, aligned
 
@@ -207,6 +214,8 @@ def check_task(model: Any, task: Task) -> None:
     """
     check_model(model)
     check_prompts(model, task.clean)
+    if not isinstance(task.lengths, Tracer):
+        check_unpadded(model, np.asarray(task.lengths), task.clean.shape[1])
     seq = task.clean.shape[1]
     task.metric.check(len(task), seq=seq)
     task.metric.check_tokens(site_shapes(model, seq).logits.shape[-1])

@@ -16,6 +16,7 @@ from mijax.circuits._method import MEMORY
 from mijax.circuits._scores import Scores
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel, Interval, interval
+from mijax.core._arguments import checked
 
 
 class Line(NamedTuple):
@@ -60,6 +61,7 @@ class Verification(eqx.Module):
 
 
 @reports("Verify")
+@checked
 def verify(
     model: AbstractModel,
     task: Task,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mijax._errors import PositionError, ShapeError, SiteError, nearest
+from mijax._errors import PositionError, ShapeError, SiteError, nearest, quoted
 from mijax.core._check import check_place
 from mijax.core._edits import Placed
 from mijax.core._integers import integers
@@ -108,10 +108,15 @@ def _names(over: Any) -> Mapping[str, Any]:
     """Returns axes as a mapping, and refuses unknown names."""
     if isinstance(over, str):
         over = (over,)
-    named = over if isinstance(over, Mapping) else dict.fromkeys(over)
-    for name in named:
-        if name not in AXES:
+    if not isinstance(over, Mapping | Sequence | set):
+        raise SiteError(
+            f"over takes names of axes, or a mapping to values, got {quoted(over)}."
+        )
+    names = list(over)
+    for name in names:
+        if not isinstance(name, str) or name not in AXES:
             raise SiteError(f"There is no axis {name!r}.{nearest(str(name), AXES)}")
+    named = over if isinstance(over, Mapping) else dict.fromkeys(names)
     if not named:
         raise SiteError(f"A sweep needs at least one axis of {', '.join(AXES)}.")
     return named

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from mijax._errors import PositionError, ShapeError, SiteError, nearest
+from mijax._errors import (
+    FrameError,
+    PositionError,
+    ShapeError,
+    SiteError,
+    nearest,
+    quoted,
+)
 from mijax.core._edits import Compose, Placed, compose
 from mijax.core._integers import integers
 from mijax.core._metrics import AbstractMetric
@@ -26,6 +33,7 @@ from mijax.core._sites import (
     known,
     span_ends,
 )
+from mijax.core._traced import Bound, bounds_of_edit, guarded
 
 
 def check_model(model: Any) -> None:
@@ -39,6 +47,51 @@ def check_model(model: Any) -> None:
     loaded = isinstance(getattr(model, "model", None), AbstractModel)
     hint = "give its `.model`" if loaded else "load one with mijax.models.load"
     raise ShapeError(f"A model is wanted, got {type(model).__name__}: {hint}.")
+
+
+def check_linear_writes(model: Any, verb: str) -> None:
+    """Refuse blocks that do not state how they read and write the residual stream.
+
+    Raises:
+        FrameError: the class that defines the block's `__call__`, or a subclass, does
+            not set `linear_writes`.
+    """
+    block = type(model.blocks)
+    order = block.__mro__
+    defines = next(i for i, one in enumerate(order) if "__call__" in vars(one))
+    if any(vars(one).get("linear_writes") for one in order[: defines + 1]):
+        return
+    raise FrameError(
+        f"{verb} needs blocks that add attn_out and mlp_out unchanged to the residual "
+        f"stream; {block.__name__} does not state `linear_writes = True`."
+    )
+
+
+def check_unpadded(model: Any, lengths: np.ndarray | None, seq: int) -> None:
+    """Refuse padding where later tokens change earlier ones.
+
+    Raises:
+        ShapeError: a model that is not causal, and prompts of several lengths.
+    """
+    if lengths is not None and not model.causal and np.any(lengths < seq):
+        raise ShapeError(
+            "This model is not causal, so padding would change its activations: give "
+            "prompts of one length."
+        )
+
+
+def check_attention(shapes: Sites[Any], verb: str) -> None:
+    """Refuse a model whose blocks have no attention with keys and values.
+
+    Raises:
+        SiteError: no `k`, `v` or `z`.
+    """
+    lacks = [name for name in ("k", "v", "z") if get(shapes, name) is None]
+    if lacks:
+        raise SiteError(
+            f"{verb} needs blocks in which only attention mixes tokens, through their "
+            f"keys and values; this model has no site {lacks[0]!r}."
+        )
 
 
 def check_metric(
@@ -126,11 +179,12 @@ def check_sites(
         PositionError: position beyond the prompt, or not one per prompt.
     """
     check_model(model)
+    check_unpadded(model, lengths, tokens.shape[-1])
     shapes = site_shapes(model, tokens.shape[-1])
     for site in jax.tree.leaves(sites, is_leaf=lambda node: isinstance(node, Site)):
         if not isinstance(site, Site):
             raise SiteError(
-                f"Give a Site, for instance Site('resid_pre'), got {site!r}."
+                f"Give a Site, for instance Site('resid_pre'), got {quoted(site)}."
             )
         if any(isinstance(i, PerPrompt) for i in (site.layer, site.head, site.feature)):
             raise SiteError(
@@ -173,13 +227,14 @@ def check_edits(
     check_model(model)
     record = automatic(compose(edits))
     check_prompts(model, tokens)
+    check_unpadded(model, lengths, tokens.shape[-1])
     if all(get(record, name) is None for name in SITES):
         return record
     most = tokens.shape[-1] + ahead
     longer = jnp.zeros((*tokens.shape[:-1], most), int) if ahead else tokens
     shapes = site_shapes(model, tokens.shape[-1])
     for name in SITES:
-        for placed in _placed(get(record, name)):
+        for placed in placed_at(get(record, name)):
             position = placed.start
             if placed.stop is not None:
                 position = slice(placed.start, None)
@@ -194,6 +249,8 @@ def check_edits(
             if operands:
                 rows = rows_of(placed, tokens.shape[-1], most)
                 placed.edit.check_operand(get(shapes, name), rows, tokens.shape[:-1])
+            bounds = bounds_of_edit(placed, shapes, most)
+            record = guarded(record, bounds)
     return record
 
 
@@ -249,6 +306,14 @@ def check_prompts(model: AbstractModel, tokens: Array) -> None:
         )
 
 
+def traced_tokens(model: AbstractModel, tokens: Array) -> Array:
+    """Return tokens that raise, with checks on, at ids beyond the vocabulary."""
+    vocab = getattr(model, "vocab", None)
+    if not isinstance(vocab, int):
+        return tokens
+    return guarded(tokens, iter([Bound(tokens, vocab, "A token id")]))
+
+
 def one_each(ids: Any, batch: tuple[int, ...], vocab: int) -> Int[Array, "*batch"]:
     """Returns the token of each prompt, given one for all or one for each.
 
@@ -268,10 +333,10 @@ def one_each(ids: Any, batch: tuple[int, ...], vocab: int) -> Int[Array, "*batch
     return jnp.broadcast_to(jnp.asarray(each, jnp.int32), batch)
 
 
-def _placed(edits: Any) -> list[Placed]:
-    """Lists the placed edits of one site."""
+def placed_at(edits: Any) -> list[Placed]:
+    """List the placed edits of one site."""
     if isinstance(edits, Compose):
-        return [placed for one in edits.edits for placed in _placed(one)]
+        return [placed for one in edits.edits for placed in placed_at(one)]
     return [edits] if isinstance(edits, Placed) else []
 
 

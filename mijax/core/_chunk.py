@@ -81,8 +81,10 @@ def measure(
 
 
 @eqx.filter_jit
-def changed(one: AbstractEdit, base: Base, layered: bool) -> Bool[Array, "..."]:
-    """Tells which rows an edit changes, applied everywhere in the unedited run.
+def changed(
+    one: AbstractEdit, base: Base, layered: bool
+) -> tuple[Bool[Array, "..."], Bool[Array, "..."]]:
+    """Find the rows that an edit changes, applied everywhere in the unedited run.
 
     Args:
         one: the edit, without a place.
@@ -90,16 +92,19 @@ def changed(one: AbstractEdit, base: Base, layered: bool) -> Bool[Array, "..."]:
         layered: whether the site has layers.
 
     Returns:
-        `[layer, prompt, seq, heads]`; the last axis is 1 at sites without heads.
+        Rows that change and rows that become NaN, `[layer, prompt, seq, heads]`; the
+        last axis is 1 at sites without heads.
     """
     position = jnp.arange(base.site.shape[2], dtype=jnp.int32)
 
-    def rows(acts: Array, prompt: Array, layer: Array) -> Array:
+    def rows(acts: Array, prompt: Array, layer: Array) -> tuple[Array, Array]:
         place = Place(Sequence(position, prompt, prompt), layer if layered else None)
-        differs = (one(acts, place) != acts).any(-1)
-        return differs if differs.ndim == 2 else differs[:, None]
+        new = one(acts, place)
+        found = (new != acts).any(-1), (jnp.isnan(new) & ~jnp.isnan(acts)).any(-1)
+        by_head = [rows if rows.ndim == 2 else rows[:, None] for rows in found]
+        return by_head[0], by_head[1]
 
-    def of_layer(inputs: Any) -> Array:
+    def of_layer(inputs: Any) -> tuple[Array, Array]:
         acts, layer = inputs
         prompts = jnp.arange(acts.shape[0], dtype=jnp.int32)
         return jax.vmap(rows, in_axes=(0, 0, None))(acts, prompts, layer)

@@ -1,8 +1,13 @@
-"""What tells one job from another: a digest of all that its result depends on."""
+"""Digest of a job: of everything that its result depends on.
+
+The code of functions and classes defined outside installed packages is part of it, with
+the globals that they use, so an edit that was corrected is another job.
+"""
 
 import contextlib
 import functools
 import hashlib
+import sys
 import types
 from collections.abc import Iterable
 from typing import Any
@@ -21,11 +26,12 @@ Pieces = tuple[list[Any], Iterable[Any]]
 def digest(tree: Any) -> str:
     """Returns the SHA-256 of a tree: its structure, arrays, functions and objects.
 
-    Functions are told apart by what they do (see `_of_function`), objects by what
-    `pickle` would keep of them. It is the same in every process.
+    Functions count by their code (see `_of_function`), objects by the state that
+    `pickle` would keep and by the code of their class. It is the same in every
+    process.
 
     Raises:
-        OutputError: an object of which nothing but its place in memory is known.
+        OutputError: an object of which only the address in memory is known.
     """
     return Digest().of(tree, ()).hex()
 
@@ -45,6 +51,8 @@ class Digest:
         inner = (*around, value)
         kind = f"{type(value).__module__}.{type(value).__qualname__}:"
         found = hashlib.sha256(kind.encode())
+        if _custom(type(value).__module__):
+            found.update(self.of(type(value), inner))
         if isinstance(value, dict | set | frozenset):
             items = value.items() if isinstance(value, dict) else value
             for part in sorted(self.of(item, inner) for item in items):
@@ -83,6 +91,8 @@ def _parts(value: Any) -> Pieces:
         return [repr(value).encode()], ()
     if isinstance(value, type | types.ModuleType):
         where = f"{getattr(value, '__module__', '')}.{value.__name__}"
+        if isinstance(value, type) and _custom(value.__module__):
+            return [where.encode()], _of_class(value)
         return [where.encode()], ()
     function = _of_function(value)
     if function is not None:
@@ -112,13 +122,15 @@ def _of_object(value: Any) -> Pieces:
 
 
 def _of_function(value: Any) -> tuple[Any, ...] | None:
-    """Returns what a function does: code, defaults, and what it has captured.
+    """Return the code, defaults, captured values and globals of a function.
 
-    What it calls by the name of a global is in it by that name. `None` of others.
+    Globals count by name only where the function is from an installed package. `None`
+    for other values.
     """
     if isinstance(value, types.FunctionType):
         defaults = (value.__defaults__, value.__kwdefaults__)
-        return (value.__qualname__, value.__code__, *defaults, *_captured(value))
+        around = (*_captured(value), *_globals(value))
+        return (value.__qualname__, value.__code__, *defaults, *around)
     if isinstance(value, types.CodeType):
         takes = (value.co_argcount, value.co_kwonlyargcount, value.co_flags)
         return (value.co_code, value.co_names, value.co_consts, *takes)
@@ -130,6 +142,75 @@ def _of_function(value: Any) -> tuple[Any, ...] | None:
         return value.func, value.args, value.keywords
     wrapped = getattr(value, "__wrapped__", None)
     return None if wrapped is None else (wrapped,)
+
+
+def _custom(module: Any) -> bool:
+    """Return whether a module is neither mijax nor installed, so may be edited."""
+    if not isinstance(module, str):
+        return False
+    top = module.split(".")[0]
+    if top == "mijax" or top in sys.stdlib_module_names:
+        return False
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    return "site-packages" not in file and "dist-packages" not in file
+
+
+def _of_class(value: type) -> list[Any]:
+    """Return the bases and the members of a class that its author wrote."""
+    found: list[Any] = list(value.__bases__)
+    for name, raw in sorted(vars(value).items()):
+        member = _unwrapped(raw)
+        dunder = name.startswith("__")
+        generated = dunder and not isinstance(member, types.FunctionType)
+        if isinstance(member, types.FunctionType) and dunder:
+            # Methods that dataclasses write follow from the fields.
+            generated = member.__code__.co_filename == "<string>"
+        descriptor = isinstance(
+            member, types.MemberDescriptorType | types.GetSetDescriptorType
+        )
+        if not (generated or descriptor or name.startswith("_abc_")):
+            found += [name, member]
+    return found
+
+
+def _unwrapped(member: Any) -> Any:
+    """Return the functions of a method, a property or a similar descriptor."""
+    if isinstance(member, property):
+        return member.fget, member.fset, member.fdel
+    for name in ("__func__", "func", "method", "__wrapped__"):
+        inner = getattr(member, name, None)
+        if isinstance(inner, types.FunctionType):
+            return inner
+    return member
+
+
+def _globals(function: types.FunctionType) -> list[Any]:
+    """Return the globals that custom code uses, by name."""
+    if not _custom(function.__globals__.get("__name__")):
+        return []
+    names = sorted(_names(function.__code__))
+    found: list[Any] = []
+    for name in names:
+        if name in function.__globals__:
+            found += _used(name, function.__globals__[name], names)
+    return found
+
+
+def _used(name: str, value: Any, names: list[str]) -> list[Any]:
+    """Return a global, or of a custom module the members that are named."""
+    if not isinstance(value, types.ModuleType):
+        return [name, value]
+    if not _custom(value.__name__):
+        return []
+    members = [(n, vars(value)[n]) for n in names if n in vars(value)]
+    inner = [member for member in members if member[1] is not value]
+    return [part for n, one in inner for part in _used(f"{name}.{n}", one, names)]
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Return the names of globals and attributes in code, nested code included."""
+    inner = [_names(one) for one in code.co_consts if isinstance(one, types.CodeType)]
+    return set(code.co_names).union(*inner)
 
 
 def _captured(function: types.FunctionType) -> list[Any]:

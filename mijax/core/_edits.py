@@ -12,7 +12,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from mijax._errors import ShapeError, SiteError
+from mijax._errors import ShapeError, SiteError, quoted
+from mijax.core._integers import reals
 from mijax.core._operands import check_per_prompt, fits, per_row, pick
 from mijax.core._rows import Place
 from mijax.core._shown import line, shown
@@ -173,8 +174,19 @@ class Placed(AbstractEdit):
         return " at ".join([repr(self.edit), *([", ".join(given)] if given else [])])
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
-        """Returns the edited rows where the place says so and `x` elsewhere."""
+        """Return the edited rows at the place, and `x` elsewhere.
+
+        Raises:
+            ShapeError: an edit that returns another shape, or complex numbers.
+        """
         new = self.edit(x, place)
+        if getattr(new, "shape", None) != x.shape or new.dtype.kind == "c":
+            found = getattr(new, "shape", type(new).__name__)
+            raise ShapeError(
+                f"An edit keeps the shape of its rows: {type(self.edit).__name__} was "
+                f"given {x.dtype}{x.shape} at {self.site!r} and returned {found}."
+            )
+        new = new.astype(x.dtype)
         where = self.where(x, place)
         return new if where is None else jnp.where(where, new, x)
 
@@ -233,7 +245,7 @@ class Set(AbstractEdit):
             `[head_dim]` or `[heads, head_dim]` at `z`.
     """
 
-    value: Any = eqx.field(converter=jnp.asarray)
+    value: Any = eqx.field(converter=reals)
 
     def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
         """Returns the value in every row."""
@@ -248,8 +260,8 @@ class Add(AbstractEdit):
         coefficient: `c`; a sweep can run over it.
     """
 
-    value: Any = eqx.field(converter=jnp.asarray)
-    coefficient: Any = eqx.field(default=1.0, converter=jnp.asarray)
+    value: Any = eqx.field(converter=reals)
+    coefficient: Any = eqx.field(default=1.0, converter=reals)
 
     def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
         """Refuses coefficients of other prompts."""
@@ -268,7 +280,7 @@ class Scale(AbstractEdit):
         coefficient: `c`; a sweep can run over it. 0 ablates, 1 is the identity.
     """
 
-    coefficient: Any = eqx.field(converter=jnp.asarray)
+    coefficient: Any = eqx.field(converter=reals)
 
     def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
         """Refuses coefficients of other prompts."""
@@ -291,7 +303,17 @@ class Noise(AbstractEdit):
     """
 
     key: PRNGKeyArray
-    coefficient: Any = eqx.field(default=1.0, converter=jnp.asarray)
+    coefficient: Any = eqx.field(default=1.0, converter=reals)
+
+    def __check_init__(self):
+        """Refuse what is not one key."""
+        key = self.key
+        typed = isinstance(key, jax.Array) and jnp.issubdtype(
+            key.dtype, jax.dtypes.prng_key
+        )
+        old = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32
+        if not (typed and key.ndim == 0) and not (old and key.ndim == 1):
+            raise ShapeError(f"Noise takes a jax.random.key, got {quoted(key)}.")
 
     def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
         """Refuses coefficients of other prompts."""
@@ -329,7 +351,7 @@ class Project(AbstractEdit):
     keep: bool = eqx.field(static=True)
 
     def __init__(self, directions: Any, *, keep: bool = False):
-        rows = jnp.atleast_2d(jnp.asarray(directions, jnp.float32))
+        rows = jnp.atleast_2d(reals(directions, "Directions").astype(jnp.float32))
         q, r = jnp.linalg.qr(rows.T)
         length, least = jnp.abs(jnp.diagonal(r)), 1e-5 * jnp.linalg.norm(rows, axis=1)
         known = not isinstance(length, Tracer)
@@ -515,7 +537,7 @@ def compose(*edits: Edits) -> Sites[Any]:
     for given in edits:
         if given is None:
             continue
-        if not isinstance(given, Sites | Sequence):
+        if not isinstance(given, Sites | Sequence) or isinstance(given, str | bytes):
             raise SiteError(
                 f"Edits must be placed, got {type(given).__name__}: write "
                 "edit.at(site, ...)."

@@ -10,14 +10,16 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from mijax._errors import PositionError, ShapeError
+from mijax.core._arguments import checked
 from mijax.core._buckets import bucket
-from mijax.core._check import check_edits
+from mijax.core._check import check_attention, check_edits, site_shapes
 from mijax.core._edits import edit
 from mijax.core._ends import finish
 from mijax.core._integers import integers
 from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._rows import Packed, Place, Sequence
-from mijax.core._sampling import Sampling, pick
+from mijax.core._rowwise import check_generated
+from mijax.core._sampling import Sampling, pick, refuse_nothing
 from mijax.core._sites import Sites, known
 from mijax.core._text import ModelLike, TextLike, opened
 from mijax.core._tokens import PromptsLike, as_tokens
@@ -29,6 +31,7 @@ LEAST_CACHE = 64
 STOPS = 4
 
 
+@checked
 def generate(  # noqa: PLR0913 - each limit has the name that users know
     model: ModelLike,
     tokens: TextLike,
@@ -102,11 +105,14 @@ def generate(  # noqa: PLR0913 - each limit has the name that users know
     record = check_edits(model, tokens, edits, ahead=_steps(steps))
     counts = _lengths(lengths, shape)
     sampling = Sampling.of(temperature, top_k, top_p, min_p)
-    _check_key(sampling, key)
+    _check_key(temperature, key)
     if not model.causal:
         raise ShapeError(
             "generate needs a causal model: in this one a token depends on later ones."
         )
+    shapes = site_shapes(model, shape[1])
+    check_attention(shapes, "generate")
+    check_generated(record, shapes)
     context = getattr(model, "context", None)
     if context is not None and shape[1] + steps > context:
         raise PositionError(
@@ -125,7 +131,9 @@ def generate(  # noqa: PLR0913 - each limit has the name that users know
         new = new[:, :steps]
     else:
         # Cut by NumPy: JAX compiles a slice, and `asarray`, for every shape.
-        new = jax.device_put(np.asarray(new)[:, :steps])
+        tokens_on_host = np.asarray(new)[:, :steps]
+        refuse_nothing(tokens_on_host)
+        new = jax.device_put(tokens_on_host)
     return new[0] if tokens.ndim == 1 else new
 
 
@@ -137,9 +145,10 @@ def _steps(steps: Any) -> int:
     return int(steps)
 
 
-def _check_key(sampling: Sampling, key: Any) -> None:
+def _check_key(temperature: Any, key: Any) -> None:
     """Refuse to sample without a key."""
-    if key is None and not sampling.temperature > 0:
+    greedy = not isinstance(temperature, Tracer) and not temperature > 0
+    if key is None and greedy:
         return
     if not isinstance(key, jax.Array):
         raise ShapeError(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from mijax._errors import MijaxError, ShapeError
+from mijax._errors import MijaxError, ShapeError, quoted
 
 INT32 = np.iinfo(np.int32)
 
@@ -34,15 +34,15 @@ def integers(
         if isinstance(given, list | tuple):
             leaves = jax.tree.leaves(given)
         if any(isinstance(leaf, bool | np.bool_) for leaf in leaves):
-            raise error(f"{what} must be an integer, got the boolean {given!r:.60}.")
+            raise error(f"{what} must be an integer, got the boolean {quoted(given)}.")
         traced = any(isinstance(leaf, jax.Array) for leaf in leaves)
         try:
             array = jnp.asarray(given) if traced else np.asarray(given)
             array = array.astype(np.int32) if not leaves else array
         except (TypeError, ValueError, OverflowError):
-            raise error(f"{what} must be an integer, got {given!r:.60}.") from None
-    if array.dtype.kind not in "iu":
-        found = f"{given!r:.60}" if array is not given else array.dtype
+            raise error(f"{what} must be an integer, got {quoted(given)}.") from None
+    if getattr(array.dtype, "kind", "") not in ("i", "u"):
+        found = quoted(given) if array is not given else array.dtype
         raise error(f"{what} must be an integer, got {found}.")
     if isinstance(array, Tracer) or not array.size:
         return array
@@ -51,4 +51,26 @@ def integers(
         if least < INT32.min or most > INT32.max:
             wrong = most if most > INT32.max else least
             raise error(f"{what} must fit in 32 bits, got {wrong}.")
+    return array
+
+
+def reals(
+    given: Any, what: str = "A value", error: type[MijaxError] = ShapeError
+) -> Any:
+    """Return real numbers as a JAX array.
+
+    Args:
+        given: a number, an array, or nested lists of numbers.
+        what: name of the value, the subject of an error.
+        error: class of the error.
+
+    Raises:
+        MijaxError: booleans, complex numbers, other types, or ragged lists.
+    """
+    try:
+        array = given if isinstance(given, jax.Array) else jnp.asarray(given)
+    except (TypeError, ValueError, OverflowError):
+        raise error(f"{what} must be real numbers, got {quoted(given)}.") from None
+    if not jnp.issubdtype(array.dtype, jnp.number) or array.dtype.kind == "c":
+        raise error(f"{what} must be real numbers, got {array.dtype}.")
     return array

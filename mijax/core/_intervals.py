@@ -7,7 +7,12 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from mijax._errors import ShapeError
+from mijax.core._arguments import checked
+from mijax.core._integers import reals
 from mijax.core._shown import cut, shown
+
+# Indices drawn at once: a GiB of them.
+MOST_DRAWN = 2**28
 
 
 class Interval(eqx.Module):
@@ -35,6 +40,7 @@ class Interval(eqx.Module):
         return f"Interval({mean}, {low} to {high}, {rest}"
 
 
+@checked
 def interval(
     values: Float[Array, "prompt *cell"],
     *,
@@ -69,7 +75,7 @@ def interval(
         >>> round(float(seeds.low), 2), round(float(seeds.high), 2)
         (0.7, 0.9)
     """
-    values = jnp.asarray(values, jnp.float32)
+    values = reals(values, "Values").astype(jnp.float32)
     if values.ndim == 0 or values.shape[0] == 0:
         raise ShapeError(f"An interval needs one value per prompt, got {values.shape}.")
     if method not in ("bootstrap", "normal", "range") or not 0 < level < 1:
@@ -130,6 +136,11 @@ def _percentiles(
 ) -> Array:
     """Computes percentiles of resampled means, or ratios, some cells at a time."""
     n = values.shape[0]
+    if not 1 <= resamples * n <= MOST_DRAWN:
+        raise ShapeError(
+            f"resamples times prompts are from 1 to {MOST_DRAWN}, got {resamples} and "
+            f"{n}."
+        )
     key = jax.random.key(0) if key is None else key
     tail = (1 - level) / 2
     ends = jnp.array([tail, 1 - tail])

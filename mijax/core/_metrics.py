@@ -15,9 +15,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import NotFiniteError, PositionError, ShapeError
-from mijax.core._integers import integers
+from mijax.core._integers import integers, reals
 from mijax.core._shown import line
 from mijax.core._sites import PerPrompt, known
+from mijax.core._traced import bounds_of_metric, guarded
 
 
 class AbstractMetric(eqx.Module):
@@ -76,6 +77,7 @@ class AbstractMetric(eqx.Module):
             PositionError: a position beyond the prompts.
             NotFiniteError: NaN among the logits read, as `run` gives at padding.
         """
+        logits = reals(logits, "Logits")
         if logits.ndim not in (2, 3):
             raise ShapeError(
                 "A metric reads logits [seq, vocab] or [prompt, seq, vocab], got shape "
@@ -84,6 +86,7 @@ class AbstractMetric(eqx.Module):
         seq, vocab = logits.shape[-2:]
         self.check(*logits.shape[:-2], seq=seq)
         self.check_tokens(vocab)
+        logits = guarded(logits, bounds_of_metric(self, seq, vocab))
         found = _measure(self, logits)
         if not isinstance(found, Tracer) and np.isnan(found).any():
             i = int(np.isnan(np.atleast_1d(found)).argmax())
@@ -480,19 +483,47 @@ def recovered(value: Any, clean: Any, corrupt: Any) -> Array:
 
     Raises:
         ShapeError: ends that fit the values in no way, or in two.
+        NotFiniteError: clean and corrupt are equal somewhere, or NaN.
 
     Examples:
         >>> float(recovered(1.0, clean=3.0, corrupt=-1.0))
         0.5
     """
-    value, clean, corrupt = map(jnp.asarray, (value, clean, corrupt))
+    value, clean, corrupt = (
+        reals(given, "Metrics") for given in (value, clean, corrupt)
+    )
+    refuse_equal_ends(clean, corrupt)
     return _fraction(value, clean, corrupt)
 
 
 @jax.jit
 def _fraction(value: Array, clean: Array, corrupt: Array) -> Array:
     clean, corrupt = (_beside(value, end) for end in (clean, corrupt))
+    try:
+        jnp.broadcast_shapes(value.shape, clean.shape, corrupt.shape)
+    except ValueError:
+        raise ShapeError(
+            f"Values of {value.shape} do not fit ends of {clean.shape} and "
+            f"{corrupt.shape}."
+        ) from None
     return (value - corrupt) / (clean - corrupt)
+
+
+def refuse_equal_ends(clean: Array, corrupt: Array) -> None:
+    """Refuse a scale whose ends are equal, or NaN, where they are known."""
+    if isinstance(clean, Tracer) or isinstance(corrupt, Tracer):
+        return
+    try:
+        distance = np.asarray(clean, np.float32) - np.asarray(corrupt, np.float32)
+    except ValueError:  # ends of other shapes are judged with the values
+        return
+    wrong = (distance == 0) | ~np.isfinite(distance)
+    if wrong.any():
+        raise NotFiniteError(
+            f"Clean and corrupt metrics are equal, or not finite, in {wrong.sum()} of "
+            f"{wrong.size} cases, so no fraction is recovered: leave those prompts "
+            "out, or average over prompts first."
+        )
 
 
 def _beside(value: Array, end: Array) -> Array:

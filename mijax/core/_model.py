@@ -1,8 +1,9 @@
 """The model that every method speaks to, and its forward pass."""
 
 import abc
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -17,7 +18,19 @@ from mijax.core._stream import AbstractStream
 
 
 class AbstractBlock(eqx.Module):
-    """A residual block: reads rows, applies edits, returns every activation."""
+    """A residual block: reads rows, applies edits, returns every activation.
+
+    Attributes:
+        linear_writes: the block adds `attn_out` (`z` times the output weights, plus
+            the bias) and `mlp_out` to the residual stream, with nothing in between.
+            Analyses of weights and direct effects refuse blocks that do not state it.
+        norm_readers: name of each norm, and the one part of the block that reads it.
+
+    A class that overrides `__call__` states both again.
+    """
+
+    linear_writes: ClassVar[bool] = False
+    norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @abc.abstractmethod
     def __call__(

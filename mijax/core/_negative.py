@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mijax.core._arguments import checked
 from mijax.core._metrics import AbstractMetric
 
 
@@ -35,6 +36,7 @@ class Negative(AbstractMetric):
         return -self.metric.score(logits, prompt)
 
 
+@checked
 def negative(metric: AbstractMetric) -> Negative:
     """Minus a metric, so that more of it is better.
 

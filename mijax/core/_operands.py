@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mijax._errors import PositionError, ShapeError, SiteError
+from mijax.core._integers import reals
 from mijax.core._rows import Place
 from mijax.core._sites import Site
 
@@ -61,10 +62,10 @@ def fits(value: Array, x: Array) -> Array:
 def pick(operand: Any, site: Site) -> Array:
     """Returns an edit's operand for one site, by name where it is a mapping."""
     if not isinstance(operand, Mapping):
-        return jnp.asarray(operand)
+        return reals(operand, "Activations")
     if site.name not in operand:
         raise SiteError(
             f"The edit holds no activations of {site.name!r}, only of "
             f"{', '.join(operand)}."
         )
-    return jnp.asarray(operand[site.name])
+    return reals(operand[site.name], "Activations")

@@ -4,10 +4,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mijax._errors import ShapeError
+from mijax._errors import PositionError, ShapeError
+from mijax.core._integers import reals
 from mijax.core._metrics import AbstractMetric, as_position, own, wide
+from mijax.core._sites import known
 
 
 class KL(AbstractMetric):
@@ -111,13 +114,25 @@ def rows_read(
     reference_logits: Any, position: Int[Array, "..."] | None
 ) -> Float[Array, "..."]:
     """Keeps what a metric reads, `[reads, vocab]` or `[prompt, reads, vocab]`."""
-    logits = wide(jnp.asarray(reference_logits))
+    logits = wide(reals(reference_logits, "Reference logits"))
     if logits.ndim not in (2, 3):
         raise ShapeError(
             f"Reference logits are [seq, vocab] or [prompt, seq, vocab], got shape "
             f"{logits.shape}."
         )
-    where = jnp.asarray(logits.shape[-2] - 1 if position is None else position)
+    index, seq = known(position), logits.shape[-2]
+    if index is not None and np.any(index >= seq):
+        raise PositionError(
+            f"Position {index.max()} is beyond the reference logits, which have {seq} "
+            "tokens."
+        )
+    prompts = 1 if position is None or not position.ndim else position.shape[0]
+    if logits.ndim == 3 and prompts not in (1, logits.shape[0]):
+        raise ShapeError(
+            f"Positions of {prompts} prompts do not fit reference logits of "
+            f"{logits.shape[0]}."
+        )
+    where = jnp.asarray(seq - 1 if position is None else position)
     if where.ndim == 0:
         return logits[..., where[None], :]
     where = where[:, None] if where.ndim == 1 else where

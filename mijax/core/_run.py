@@ -9,7 +9,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mijax._errors import PositionError
-from mijax.core._check import check_edits, check_metric, check_sites
+from mijax.core._arguments import checked
+from mijax.core._check import (
+    check_edits,
+    check_metric,
+    check_sites,
+    traced_tokens,
+)
 from mijax.core._edits import AbstractEdit, compose, edit
 from mijax.core._ends import finish, metric_of
 from mijax.core._metrics import AbstractMetric
@@ -18,8 +24,10 @@ from mijax.core._rows import Place, Sequence
 from mijax.core._sites import BlockSites, Site, Sites, get, known, span_ends
 from mijax.core._text import ModelLike, TextLike, opened
 from mijax.core._tokens import as_tokens, lengths_of, padded_lengths
+from mijax.core._traced import bounds_of_metric, bounds_of_site, guarded
 
 
+@checked
 def run(
     model: ModelLike, tokens: TextLike, edits: Any = None
 ) -> Float[Array, "*batch seq vocab"]:
@@ -57,6 +65,7 @@ def run(
     model, tokens = opened(model, tokens)
     given, lengths, tokens = tokens, lengths_of(tokens), as_tokens(tokens)
     record = check_edits(model, tokens, edits, lengths=lengths)
+    tokens = traced_tokens(model, tokens)
     return _run(model, tokens, record, padded_lengths(given, tokens.shape[-1]))
 
 
@@ -81,6 +90,7 @@ def over_prompts(one: Any, tokens: Array) -> Any:
     return jax.vmap(one)(tokens, jnp.arange(tokens.shape[0], dtype=jnp.int32))
 
 
+@checked
 def capture(
     model: ModelLike,
     tokens: TextLike,
@@ -124,6 +134,7 @@ def capture(
     shapes = check_sites(model, tokens, sites, lengths=lengths)
     edits = check_edits(model, tokens, edits, lengths=lengths)
     check_spans(sites)
+    tokens = _guarded(model, tokens, sites, shapes)
     traced = jax.tree.map(
         lambda site: _traced(site, tokens.shape[-1]), sites, is_leaf=_is_site
     )
@@ -143,6 +154,14 @@ def check_spans(sites: Any) -> None:
 
 def _is_site(node: Any) -> bool:
     return isinstance(node, Site)
+
+
+def _guarded(model: Any, tokens: Array, sites: Any, shapes: Sites[Any]) -> Array:
+    """Return tokens that raise, with checks on, where traced indices do not exist."""
+    tokens, seq = traced_tokens(model, tokens), tokens.shape[-1]
+    for site in jax.tree.leaves(sites, is_leaf=_is_site):
+        tokens = guarded(tokens, bounds_of_site(site, shapes, seq))
+    return tokens
 
 
 def _traced(site: Site, seq: int) -> Site:
@@ -254,6 +273,7 @@ class Shift(AbstractEdit):
         return x + value
 
 
+@checked
 def gradients(
     model: ModelLike,
     tokens: TextLike,
@@ -294,6 +314,9 @@ def gradients(
     edits = check_edits(model, tokens, edits, lengths=lengths)
     check_metric(metric, tokens, lengths=lengths, vocab=shapes.logits.shape[-1])
     check_spans(sites)
+    tokens = _guarded(model, tokens, sites, shapes)
+    vocab = shapes.logits.shape[-1]
+    tokens = guarded(tokens, bounds_of_metric(metric, tokens.shape[-1], vocab))
     traced = jax.tree.map(
         lambda site: _traced(site, tokens.shape[-1]), sites, is_leaf=_is_site
     )

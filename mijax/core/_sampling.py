@@ -8,8 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mijax._errors import ShapeError
+from mijax._errors import NotFiniteError, ShapeError
 from mijax.core._metrics import wide
+
+# Stands for the next token where logits are NaN.
+NOTHING = -2
 
 
 class Sampling(eqx.Module):
@@ -87,7 +90,21 @@ def pick(
     scaled = logits / jnp.maximum(heat, 1e-6)
     allowed = jax.vmap(lambda row: limited(row, sampling))(scaled)
     drawn = jax.vmap(jax.random.categorical)(own, allowed)
-    return jnp.where(heat > 0, drawn, logits.argmax(-1)).astype(jnp.int32)
+    token = jnp.where(heat > 0, drawn, logits.argmax(-1)).astype(jnp.int32)
+    return jnp.where(jnp.isnan(logits).any(-1), NOTHING, token)
+
+
+def refuse_nothing(tokens: np.ndarray) -> None:
+    """Refuse continuations in which logits were NaN.
+
+    Raises:
+        NotFiniteError: a step had no next token.
+    """
+    if np.any(tokens == NOTHING):
+        raise NotFiniteError(
+            "The logits of a new token are NaN, so there is no next token: check the "
+            "model's weights and the edits for NaN."
+        )
 
 
 def limited(

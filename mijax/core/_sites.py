@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Int
 
-from mijax._errors import PositionError, ShapeError, SiteError, nearest
+from mijax._errors import PositionError, ShapeError, SiteError, nearest, quoted
 from mijax.core._integers import integers
 from mijax.core._shown import cut, line
 
@@ -189,6 +189,8 @@ class Site(eqx.Module):
 
     def __check_init__(self):
         """Refuses names and indices that no model has."""
+        if not isinstance(self.name, str):
+            raise SiteError(f"A site has a name, got {quoted(self.name)}.")
         if self.name not in SITES:
             close = nearest(self.name, SITES)
             raise SiteError(f"There is no site {self.name!r}.{close}")

@@ -7,6 +7,7 @@ Lanes that change nothing are known without running. The rows of many lanes are 
 into one flat list (`Packed`), so shapes are static whatever the cells are.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,10 +18,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from mijax._errors import ShapeError, SiteError
+from mijax._errors import NotFiniteError, ShapeError, SiteError
 from mijax._progress import Progress, reports
+from mijax.core._arguments import checked
 from mijax.core._axes import Axis, Cells, cells
-from mijax.core._check import check_edits, check_metric, rows_of, site_shapes
+from mijax.core._check import (
+    check_attention,
+    check_edits,
+    check_metric,
+    rows_of,
+    site_shapes,
+)
 from mijax.core._chunk import (
     Base,
     Tile,
@@ -32,9 +40,10 @@ from mijax.core._chunk import (
 from mijax.core._edits import Compose, Edits, Placed
 from mijax.core._intervals import Interval, interval, interval_of_ratio
 from mijax.core._journal import Journal
-from mijax.core._metrics import AbstractMetric
+from mijax.core._metrics import AbstractMetric, refuse_equal_ends
 from mijax.core._model import AbstractModel
 from mijax.core._plan import Chunks, Cost, Lanes, Plan, layer_overhead, pack
+from mijax.core._rowwise import check_rowwise
 from mijax.core._shown import cut, shown
 from mijax.core._sites import BLOCK_SITES, END, SITES, Sites, get
 from mijax.core._text import ModelLike, TextLike, opened
@@ -112,6 +121,7 @@ class Sweep(eqx.Module):
 
         Raises:
             ShapeError: for a single prompt, or another number of prompts.
+            NotFiniteError: clean and unedited runs have the same mean.
         """
         clean = jnp.asarray(clean)
         if self.base.size < 2 or clean.shape != self.base.shape:
@@ -121,10 +131,12 @@ class Sweep(eqx.Module):
             )
         cells = (1,) * (self.values.ndim - 1)
         base = self.base.reshape(-1, *cells)
+        refuse_equal_ends(clean.mean(), self.base.mean())
         return interval_of_ratio(self.values - base, clean - self.base, **options)
 
 
 @reports("Sweep")
+@checked
 def sweep(
     model: ModelLike,
     tokens: TextLike,
@@ -167,6 +179,7 @@ def sweep(
         PositionError: a position beyond the prompts.
         ShapeError: operands that do not fit.
         OutputError: a file to resume from that is of another sweep.
+        NotFiniteError: an edit that gives NaN at a swept place.
 
     Examples:
         >>> import jax, mijax
@@ -188,6 +201,7 @@ def sweep(
     chunks = Chunks() if chunks is None else chunks
     placed = _only(check_edits(model, tokens, edit, lengths=lengths, operands=False))
     shapes = site_shapes(model, batch.shape[1])
+    check_attention(shapes, "A sweep")
     grid = cells(placed, over, shapes, (batch.shape[0], batch.shape[1]), spans)
     rows = rows_of(placed, batch.shape[1], batch.shape[1])
     if isinstance(over, Mapping) and over.get("position") is not None:
@@ -207,6 +221,13 @@ def sweep(
         with Journal(chunks.resume, job) as journal:
             _run(ready, plan, values, progress, journal)
         work = _work(values.size, plan, model.n_layers)
+    if np.isnan(values).any():
+        warnings.warn(
+            f"{np.isnan(values).sum()} of {values.size} runs of the sweep have a NaN "
+            "metric.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     values = values.reshape(grid.shape)
     if tokens.ndim == 1:
         alone = jax.device_put(np.asarray(base.metric)[0])
@@ -232,27 +253,25 @@ def _lanes(placed: Placed, grid: Cells, base: Base, causal: bool) -> Lanes:
     """Finds the lanes that change something, and from where they run."""
     layered = placed.site in BLOCK_SITES
     index = grid.places
-    if grid.coefficients is None:
-        maps = [changed(placed.edit, base, layered)]
-    else:
-        maps = [
-            changed(_with_coefficient(placed.edit, c), base, layered)
-            for c in grid.coefficients
-        ]
-    differs = np.stack(
-        [np.asarray(m) for m in maps]
-    )  # coefficient layer prompt seq head
-    if "layer" not in index:
-        differs = differs.any(1, keepdims=True)
-    if "head" not in index:
-        differs = differs.any(-1, keepdims=True)
-    seq = base.x.shape[2]
-    at = np.where(differs, np.arange(seq)[:, None], seq)
-    following = np.minimum.accumulate(at[:, :, :, ::-1], axis=3)[:, :, :, ::-1]
+    edits = [placed.edit]
+    if grid.coefficients is not None:
+        edits = [_with_coefficient(placed.edit, c) for c in grid.coefficients]
+    check_rowwise(edits[0], base.site, layered)
+    maps = [changed(one, base, layered) for one in edits]
+    # coefficient layer prompt seq head
+    differs, nans = (np.stack([np.asarray(m[i]) for m in maps]) for i in (0, 1))
     zero = np.zeros_like(index["prompt"])
     layer, start = index.get("layer", zero), index.get("start", zero)
-    head, prompt = index.get("head", zero), index["prompt"]
-    first = following[grid.coefficient, layer, prompt, start, head]
+    prompt, seq = index["prompt"], base.x.shape[2]
+    first = _first(differs, grid)
+    broken = _first(nans, grid) < np.minimum(index.get("stop", zero + END), seq)
+    if broken.any():
+        i = int(broken.argmax())
+        raise NotFiniteError(
+            f"{type(placed.edit).__name__} gives NaN at {placed.site!r} in prompt "
+            f"{prompt[i]}, layer {layer[i]}, from position {start[i]} on: check its "
+            "operand for NaN."
+        )
     last = np.asarray(base.reads).max(1)[prompt]
     if not causal:
         last = np.full_like(last, seq - 1)
@@ -262,6 +281,25 @@ def _lanes(placed: Placed, grid: Cells, base: Base, causal: bool) -> Lanes:
         first = np.zeros_like(first)
     length = last - first + 1
     return Lanes(cell, prompt[cell], layer[cell], first[cell], length[cell])
+
+
+def _first(rows: np.ndarray, grid: Cells) -> np.ndarray:
+    """Return the first of some rows at or after each lane's start, `seq` for none.
+
+    Args:
+        rows: `[coefficient, layer, prompt, seq, heads]`.
+        grid: the lanes.
+    """
+    index, seq = grid.places, rows.shape[3]
+    if "layer" not in index:
+        rows = np.asarray(rows.any(1, keepdims=True))
+    if "head" not in index:
+        rows = np.asarray(rows.any(-1, keepdims=True))
+    at = np.where(rows, np.arange(seq)[:, None], seq)
+    following = np.minimum.accumulate(at[:, :, :, ::-1], axis=3)[:, :, :, ::-1]
+    zero = np.zeros_like(index["prompt"])
+    layer, start, head = (index.get(key, zero) for key in ("layer", "start", "head"))
+    return following[grid.coefficient, layer, index["prompt"], start, head]
 
 
 def _with_coefficient(one: Any, coefficient: Any) -> Any:

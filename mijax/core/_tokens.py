@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from mijax._errors import ShapeError
+from mijax._errors import PositionError, ShapeError
 from mijax.core._integers import integers
 from mijax.core._sites import known
 
@@ -61,6 +61,35 @@ def _ragged(tokens: Any) -> bool:
     if not isinstance(tokens, list | tuple):
         return False
     return len({np.shape(row) for row in tokens if np.ndim(row) < 2}) > 1
+
+
+def check_pairs(clean: Any, corrupt: Any) -> None:
+    """Refuse counterparts that do not align token by token.
+
+    Args:
+        clean: tokens or prompts.
+        corrupt: their counterparts.
+
+    Raises:
+        PositionError: different shapes, or prompts and counterparts of different
+            lengths.
+    """
+    shapes = [as_tokens(given).shape for given in (clean, corrupt)]
+    if shapes[0] != shapes[1]:
+        raise PositionError(
+            f"Clean prompts have shape {shapes[0]} and corrupt ones {shapes[1]}: give "
+            "one counterpart of equal length for each."
+        )
+    lengths = lengths_of(clean), lengths_of(corrupt)
+    if lengths[0] is None or lengths[1] is None:
+        return
+    different = np.flatnonzero(lengths[0] != lengths[1])
+    if len(different):
+        i = int(different[0])
+        raise PositionError(
+            f"Prompt {i} has {lengths[0][i]} tokens and its counterpart "
+            f"{lengths[1][i]}: give counterparts with the same number of tokens."
+        )
 
 
 def padded_lengths(given: Any, seq: int) -> Int[Array, "..."] | None:

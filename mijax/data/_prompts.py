@@ -1,6 +1,6 @@
 """Batches of prompts with named places in them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import equinox as eqx
 import jax
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from mijax._errors import PositionError, TokenError, nearest
+from mijax._errors import PositionError, TokenError, nearest, quoted
 from mijax.core._integers import integers
 from mijax.core._shown import cut, shown
 from mijax.data._tokenizer import Tokenizer
@@ -116,20 +116,28 @@ class Prompts(eqx.Module):
             PositionError: there are no prompts, or one of them has no tokens.
             TokenError: ids that are not integers of 32 bits.
         """
+        if not isinstance(ids, Iterable) or isinstance(ids, str | bytes | Mapping):
+            raise TokenError(f"Give a list of token ids per prompt, got {quoted(ids)}.")
+        if spans is not None and not isinstance(spans, Mapping):
+            raise PositionError(
+                f"Spans are a mapping from names to places, got {quoted(spans)}."
+            )
         ids = [integers(row, "A token id", TokenError) for row in ids]
         wrong = next((row.shape for row in ids if row.ndim != 1), None)
         if wrong is not None:
             raise TokenError(f"Token ids of a prompt are a flat list, got {wrong}.")
-        pad = integers(pad, "The padding", TokenError)
+        filler = integers(pad, "The padding", TokenError)
+        if filler.ndim:
+            raise TokenError(f"The padding is one token id, got {quoted(pad)}.")
         lengths = np.array([len(row) for row in ids], np.int32)
         if not len(lengths) or not lengths.all():
             which = f"Prompt {int(lengths.argmin())}" if len(lengths) else "The batch"
             raise PositionError(f"{which} is empty; every prompt needs a token.")
-        tokens = np.full((len(ids), lengths.max()), pad, np.int32)
+        tokens = np.full((len(ids), lengths.max()), filler, np.int32)
         for row, new in zip(tokens, ids, strict=True):
             row[: len(new)] = new
         places = {
-            name: (as_ids([a for a, _ in pairs]), as_ids([b for _, b in pairs]))
+            name: _ends(name, pairs, len(lengths))
             for name, pairs in (spans or {}).items()
         }
         places["last"] = (as_ids(lengths - 1), as_ids(lengths))
@@ -236,6 +244,17 @@ def covering(
             )
         found.append((shift + inside[0], shift + inside[-1] + 1))
     return found
+
+
+def _ends(name: str, pairs: Sequence[tuple[int, int]], count: int) -> Span:
+    """Return the starts and the stops of a place, one pair per prompt."""
+    found = integers(pairs, f"Place {name!r}", PositionError)
+    if found.shape != (count, 2):
+        raise PositionError(
+            f"Place {name!r} needs a (start, stop) for each of {count} prompts, got "
+            f"shape {found.shape}."
+        )
+    return as_ids(found[:, 0]), as_ids(found[:, 1])
 
 
 def chosen(length: int, index: Index) -> np.ndarray:

@@ -19,7 +19,7 @@ from mijax.core import (
 from mijax.core._check import check_metric, site_shapes
 from mijax.core._ends import metric_of
 from mijax.core._run import over_prompts
-from mijax.core._tokens import TokensLike, as_tokens, lengths_of
+from mijax.core._tokens import TokensLike, as_tokens, check_pairs, lengths_of
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._latents import (
     fitting,
@@ -102,13 +102,10 @@ def attribute_latents(
         >>> scores.latents.shape, scores.error.shape
         ((3, 64), (3,))
     """
+    if corrupt is not None:
+        check_pairs(clean, corrupt)
     tokens = as_tokens(clean)
     other = None if corrupt is None else as_tokens(corrupt)
-    if other is not None and other.shape != tokens.shape:
-        raise PositionError(
-            f"Clean and corrupt tokens have shapes {tokens.shape} and {other.shape}: "
-            "give counterparts token by token."
-        )
     if steps is not None and steps < 1:
         raise ConfigError(f"A path has at least one point, got {steps}.")
     if not isinstance(dictionary.wiring, SAE):

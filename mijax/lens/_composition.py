@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from mijax.core._arguments import checked
 from mijax.lens._weights import heads_of
 from mijax.lens._weights import through as read_through
 from mijax.nn import Transformer
@@ -47,6 +48,7 @@ class _Circuit(NamedTuple):
     gram: Gram
 
 
+@checked
 def composition(model: Transformer) -> Composition:
     r"""Scores the composition of every head with every head of a later layer.
 
@@ -90,6 +92,7 @@ def composition(model: Transformer) -> Composition:
     return Composition(*found)
 
 
+@checked
 def random_composition(
     model: Transformer, *, draws: int = 64, seed: int = 0
 ) -> RandomComposition:

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import PositionError, ShapeError, SiteError
 from mijax.core import BlockSites, Site
-from mijax.core._check import check_prompts, check_sites, one_each
+from mijax.core._arguments import checked
+from mijax.core._check import check_linear_writes, check_prompts, check_sites, one_each
 from mijax.core._model import scan_blocks
 from mijax.core._rows import Sequence
 from mijax.core._run import over_prompts
@@ -49,6 +50,7 @@ class Direct(eqx.Module):
         return layers.sum(1) + self.embed + self.bias
 
 
+@checked
 def direct_logit_attribution(
     model: ModelLike,
     tokens: TextLike,
@@ -88,6 +90,7 @@ def direct_logit_attribution(
         ShapeError: tokens that are not a batch, or answers beyond the vocabulary.
         PositionError: a position beyond the prompt.
         SiteError: neurons of a model without MLPs.
+        FrameError: blocks that do not state `linear_writes`.
 
     Examples:
         >>> import jax, jax.numpy as jnp, mijax
@@ -101,7 +104,12 @@ def direct_logit_attribution(
         ((1, 3, 3, 64), (1, 3))
     """
     model, given = opened(model, tokens)
-    assert isinstance(model, Transformer)
+    if not isinstance(model, Transformer):
+        raise ShapeError(
+            f"Direct attribution needs a mijax.nn.Transformer, got "
+            f"{type(model).__name__}."
+        )
+    check_linear_writes(model, "direct_logit_attribution")
     lengths, tokens = lengths_of(given), as_tokens(given)
     if tokens.ndim != 2:
         raise ShapeError(f"Tokens are [batch, seq] here, got {tokens.shape}.")

@@ -4,10 +4,12 @@ import numpy as np
 from jaxtyping import Complex, Float
 
 from mijax._errors import SiteError
+from mijax.core._arguments import checked
 from mijax.lens._weights import heads_of, tables_of
 from mijax.nn import Transformer
 
 
+@checked
 def ov_eigenvalues(model: Transformer) -> Complex[np.ndarray, "layer heads head_dim"]:
     r"""Eigenvalues of the full OV circuit of every head.
 
@@ -41,6 +43,7 @@ def ov_eigenvalues(model: Transformer) -> Complex[np.ndarray, "layer heads head_
     return np.linalg.eigvals(writes @ reads)
 
 
+@checked
 def qk_eigenvalues(
     model: Transformer, *, through: tuple[int, int] | None = None
 ) -> Complex[np.ndarray, "layer heads head_dim"]:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError, SiteError, nearest
 from mijax.core import AbstractModel, Site, capture
+from mijax.core._arguments import checked
 from mijax.core._text import ModelLike, TextLike, opened
 from mijax.core._tokens import as_tokens
 
@@ -40,6 +41,7 @@ class Lens(eqx.Module):
         return self.logits - self.total[..., None]
 
 
+@checked
 def logit_lens(
     model: ModelLike,
     tokens: TextLike,

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError, SiteError
+from mijax.core._arguments import checked
 from mijax.nn import AttentionBlock, LayerNorm, Transformer, Unembedding, scaled_like
 
 
@@ -49,6 +50,7 @@ class _Frozen(NamedTuple):
     resid_pre: Float[Array, "seq embed"]
 
 
+@checked
 def path_expansion(model: Transformer, tokens: Int[Array, " seq"]) -> Paths:
     r"""Expands the logits of an attention-only model into paths through its heads.
 

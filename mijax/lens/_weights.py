@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mijax._errors import SiteError
+from mijax.core._check import check_linear_writes
 from mijax.nn import Identity, LayerNorm, RMSNorm, Transformer
 
 Norm = LayerNorm | RMSNorm | Identity
@@ -48,6 +49,8 @@ def heads_of(model: Transformer, *, dtype: type = np.float32) -> Heads:
             f"{type(blocks).__name__} has no `attention` that reads through a `norm_1`,"
             " so the weights of its heads are not known."
         )
+
+    check_linear_writes(model, "Weights of heads")
 
     def reader(weight: jax.Array) -> np.ndarray:
         shared = attention.w_q.shape[2] // weight.shape[2]

@@ -1,6 +1,8 @@
 """Residual blocks."""
 
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from jaxtyping import Array, Float
 
@@ -15,6 +17,11 @@ NO_MLP = {"mlp_in": None, "mlp_pre": None, "mlp_post": None, "mlp_out": None}
 
 class Block(AbstractBlock):
     """Attention, then an MLP that reads its output (GPT-2, Llama)."""
+
+    linear_writes: ClassVar[bool] = True
+    norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"norm_1": "attention", "norm_2": "mlp"}
+    )
 
     norm_1: Norm
     attention: Attention
@@ -55,6 +62,11 @@ class ParallelBlock(AbstractBlock):
     There is no `resid_mid`.
     """
 
+    linear_writes: ClassVar[bool] = True
+    norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"norm_1": "attention", "norm_2": "mlp"}
+    )
+
     norm_1: Norm
     attention: Attention
     norm_2: Norm
@@ -89,6 +101,11 @@ class ParallelBlock(AbstractBlock):
 
 class AttentionBlock(AbstractBlock):
     """Attention alone (Elhage et al. 2021). It has no MLP sites and no `resid_mid`."""
+
+    linear_writes: ClassVar[bool] = True
+    norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"norm_1": "attention"}
+    )
 
     norm_1: Norm
     attention: Attention

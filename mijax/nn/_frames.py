@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mijax._errors import FrameError
+from mijax.core._check import check_linear_writes
 from mijax.nn._attention import Attention
 from mijax.nn._basic import Identity, LayerNorm, RMSNorm, Unembedding
 from mijax.nn._mlp import MLP, GatedMLP
@@ -36,7 +37,8 @@ def fold_norm(model: Transformer) -> Transformer:
 
     Raises:
         FrameError: it was applied before, value biases were folded before, a norm is
-            missing, or what reads a norm's bias has no place for a bias.
+            missing, what reads a norm's bias has no place for a bias, or the blocks do
+            not state how they write (`AbstractBlock.linear_writes`).
 
     Examples:
         >>> import jax, mijax.testing
@@ -44,21 +46,16 @@ def fold_norm(model: Transformer) -> Transformer:
         ('fold_norm',)
     """
     check(model, "fold_norm", before=("fold_value_biases",))
+    check_linear_writes(model, "fold_norm")
     blocks: Any = model.blocks
-    for name in ("norm_1", "norm_2"):
-        if isinstance(getattr(blocks, name, None), Identity):
+    for name in blocks.norm_readers:
+        if isinstance(getattr(blocks, name), Identity):
             raise FrameError(f"fold_norm: the blocks have no {name} to fold.")
-    blocks = replace(
-        blocks,
-        attention=read_norm(blocks.attention, blocks.norm_1, ATTENTION_READS),
-        norm_1=bare(blocks.norm_1),
-    )
-    if hasattr(blocks, "mlp"):
-        blocks = replace(
-            blocks,
-            mlp=read_norm(blocks.mlp, blocks.norm_2, mlp_reads(blocks.mlp)),
-            norm_2=bare(blocks.norm_2),
-        )
+    for name, part in blocks.norm_readers.items():
+        norm, reader = getattr(blocks, name), getattr(blocks, part)
+        reads = ATTENTION_READS if part == "attention" else mlp_reads(reader)
+        folded = read_norm(reader, norm, reads)
+        blocks = replace(blocks, **{part: folded, name: bare(norm)})
     head = untied(model)
     if isinstance(model.norm, Identity):
         raise FrameError("fold_norm: the model has no final norm to fold.")
@@ -91,8 +88,9 @@ def centre_writing(model: Transformer) -> Transformer:
         True
     """
     check(model, "centre_writing")
+    check_linear_writes(model, "centre_writing")
     blocks: Any = model.blocks
-    norms = [blocks.norm_1, getattr(blocks, "norm_2", blocks.norm_1), model.norm]
+    norms = [*(getattr(blocks, name) for name in blocks.norm_readers), model.norm]
     for norm in norms:
         if not isinstance(norm, LayerNorm):
             raise FrameError(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mijax._errors import ConfigError, ShapeError
+from mijax.core._integers import reals
 from mijax.probes._frame import Sequences
 from mijax.probes._probe import AbstractProbe
 
@@ -34,7 +35,7 @@ def inputs(probe: AbstractProbe, x: Any, name: str) -> tuple[Any, tuple[int, ...
             "Sequences(x, mask)" if probe.ranks == 2 else "[*probe, example, feature]"
         )
         raise ShapeError(f"{kind} takes {name} as {wanted}, got {type(x).__name__}.")
-    array = jnp.asarray(x.x if isinstance(x, Sequences) else x)
+    array = reals(x.x if isinstance(x, Sequences) else x, name)
     lead = array.shape[: array.ndim - probe.ranks - 1]
     if array.ndim <= probe.ranks or 0 in array.shape:
         raise ShapeError(

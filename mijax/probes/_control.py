@@ -9,6 +9,7 @@ from jaxtyping import Int, PRNGKeyArray
 
 from mijax._errors import ConfigError, ShapeError
 from mijax.core import Interval, interval
+from mijax.core._arguments import checked
 from mijax.probes._record import Fit
 
 
@@ -60,6 +61,7 @@ def control_labels(
     return labels[chosen][place]
 
 
+@checked
 def selectivity(found: Fit, control: Fit, **options: Any) -> Interval:
     """Accuracy minus control accuracy, paired over held-out examples.
 

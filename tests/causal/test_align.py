@@ -161,7 +161,7 @@ def test_agreement_is_a_loop_of_swaps_in_a_transformer():
     said = np.array([expected(search) for search in range(4)])
     label = label.at[0, :3].set(said[0, :3]).at[1, 2:].set(said[1, 2:])
     data = tuple(
-        Counterfactuals(tokens[t, :, 0], tokens[t, :, 1:], swapped[t], label[t])
+        Counterfactuals(tokens[t, :, 0], tokens[t, :, 1:], swapped[t], label[t], 6)
         for t in range(2)
     )
     right = causal.agreement(model, found, data)
@@ -211,7 +211,7 @@ def test_refused(searches, error, match):
 def test_a_head_that_is_not_there_is_refused():
     model = testing.tiny_gpt2(jax.random.key(0))
     tokens = jnp.array([[5, 6, 7]])
-    asked = (tokens[:, None], jnp.ones((1, 1), bool), jnp.array([3]))
+    asked = (tokens[:, None], jnp.ones((1, 1), bool), jnp.array([3]), 3)
     site = mijax.Site("z", layer=0, position=1, head=4)
     whole = causal.stated(causal.blocks(8, (8,)), site)
     with pytest.raises(SiteError, match="no head 4"):

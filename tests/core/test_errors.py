@@ -47,7 +47,7 @@ CASES = [
     ),
     (lambda: mijax.run(ONE, CLEAN, mijax.Zero()), SiteError, "edit.at"),
     (lambda: mijax.run(ONE, CLEAN[None]), ShapeError, "batch, seq"),
-    (lambda: mijax.run(ONE, CLEAN * 1.0), ShapeError, "integers"),
+    (lambda: mijax.run(ONE, CLEAN * 1.0), ShapeError, "an integer"),
     (lambda: ONE(CLEAN), ShapeError, "one example"),
     (
         lambda: mijax.run(ONE, CLEAN, mijax.Add(jnp.ones(7)).at("z")),

@@ -8,7 +8,6 @@ from cases import CLEAN, LENGTHS, model
 from compiles import compiles
 
 import mijax
-from mijax._errors import ShapeError
 from mijax.core._sampling import Sampling, limited
 
 KEY = jax.random.key(4)
@@ -137,12 +136,12 @@ def test_sizes_and_limits_share_a_program():
     ("options", "says"),
     [
         ({"top_k": 0, **SAMPLE}, "top_k is a number of tokens"),
-        ({"top_k": True, **SAMPLE}, "top_k is a number of tokens"),
+        ({"top_k": True, **SAMPLE}, "`top_k` must be an integer"),
         ({"top_p": 0.0, **SAMPLE}, "top_p is above 0"),
         ({"top_p": 1.5, **SAMPLE}, "top_p is a number from 0 to 1"),
         ({"min_p": -0.1, **SAMPLE}, "min_p is a number from 0 to 1"),
-        ({"min_p": float("nan"), **SAMPLE}, "min_p is a number from 0 to 1"),
-        ({"temperature": float("inf"), "key": KEY}, "temperature is a number"),
+        ({"min_p": float("nan"), **SAMPLE}, "`min_p` must be finite"),
+        ({"temperature": float("inf"), "key": KEY}, "`temperature` must be finite"),
         ({"top_p": 0.9}, "temperature above 0"),
         ({"temperature": 1.0}, "needs a key"),
         ({"stop": [[1]]}, "stop is a token id"),
@@ -152,5 +151,5 @@ def test_sizes_and_limits_share_a_program():
     ],
 )
 def test_refused(options, says):
-    with pytest.raises(ShapeError, match=says):
+    with pytest.raises(mijax.MijaxError, match=says):
         mijax.generate(model("gpt2"), CLEAN, steps=2, **options)

@@ -1,0 +1,258 @@
+"""Blocks and edits state what verbs may rely on; what is not so is refused."""
+
+import dataclasses
+
+import chex
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mijax
+from mijax import Site, attribution, circuits, lens, nn
+from mijax._errors import (
+    FrameError,
+    NotFiniteError,
+    PositionError,
+    ShapeError,
+    SiteError,
+)
+from mijax.core import AbstractBlock, AbstractEdit, BlockSites, edit
+from mijax.data import Prompts
+from tests.cases import CLEAN, METRIC, model
+
+MODEL = model("gpt2")
+NONE = dict.fromkeys(BlockSites.__dataclass_fields__)
+
+
+class Sandwich(nn.Block):
+    """Normalizes what it writes too, and inherits what `Block` states."""
+
+    def __call__(self, x, edits, place, past=None):
+        pre = edit(edits.resid_pre, x, place)
+        attn_out, attn = self.attention(self.norm_1(pre), edits, place, past)
+        mid = place.rows.keep(pre) + self.norm_1(attn_out)
+        out, mlp = self.mlp(self.norm_2(mid), edits, place.after)
+        post = mid + out
+        sites = {"resid_pre": pre, "resid_mid": mid, "resid_post": post}
+        return post, BlockSites(**sites, **attn, **mlp)
+
+
+class Recurrent(AbstractBlock):
+    """Sums over the tokens before, without attention."""
+
+    weight: jax.Array
+
+    def __call__(self, x, edits, place, past=None):
+        pre = edit(edits.resid_pre, x, place)
+        post = pre + jnp.cumsum(pre, 0) @ self.weight
+        return post, BlockSites(**NONE | {"resid_pre": pre, "resid_post": post})
+
+
+def with_blocks(blocks):
+    return eqx.tree_at(lambda m: m.blocks, MODEL, blocks)
+
+
+def sandwich():
+    old = MODEL.blocks
+    return with_blocks(Sandwich(old.norm_1, old.attention, old.norm_2, old.mlp))
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        nn.fold_norm,
+        nn.centre_writing,
+        lens.composition,
+        lambda model: lens.direct_logit_attribution(
+            model, CLEAN, 10, 20, position=jnp.array([6, 4, 6])
+        ),
+    ],
+)
+def test_a_block_that_does_not_write_linearly_is_refused(verb):
+    with pytest.raises(FrameError, match="Sandwich does not state `linear_writes"):
+        verb(sandwich())
+    verb(MODEL)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda model: mijax.sweep(
+            model, CLEAN, mijax.Zero().at("resid_pre"), over="layer", metric=METRIC
+        ),
+        lambda model: mijax.generate(model, CLEAN, steps=2),
+        circuits.Graph.of,
+    ],
+)
+def test_a_block_without_attention_is_refused(verb):
+    recurrent = with_blocks(Recurrent(0.1 * jnp.ones((3, 32, 32))))
+    assert mijax.run(recurrent, CLEAN).shape == (3, 7, 64)
+    with pytest.raises(SiteError, match="no site 'k'"):
+        verb(recurrent)
+
+
+ROWS = [[5, 9, 2, 7, 3], [5, 8, 2]]
+RAGGED = Prompts.from_ids(ROWS)
+LAST = mijax.logit_difference(10, 20, position=RAGGED.last)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        mijax.run,
+        lambda model, prompts: mijax.capture(model, prompts, Site("z")),
+        lambda model, prompts: mijax.gradients(model, prompts, LAST, Site("z")),
+        lambda model, prompts: mijax.sweep(
+            model, prompts, mijax.Zero().at("z"), over="layer", metric=LAST
+        ),
+        lambda model, prompts: attribution.attribute(
+            model, prompts, prompts, LAST, Site("z")
+        ),
+        lambda model, prompts: circuits.discover(
+            model, circuits.Task(prompts, prompts, metric=LAST), circuits.EAP()
+        ),
+    ],
+)
+def test_an_encoder_takes_no_padding(verb):
+    attention = dataclasses.replace(MODEL.blocks.attention, causal=False)
+    encoder = with_blocks(dataclasses.replace(MODEL.blocks, attention=attention))
+    with pytest.raises(ShapeError, match="not causal"):
+        verb(encoder, RAGGED)
+
+
+def test_counterparts_align():
+    turned = Prompts.from_ids(ROWS[::-1])
+    for given in (turned, RAGGED.tokens[:, :4]):
+        with pytest.raises(PositionError, match="counterpart"):
+            attribution.attribute(MODEL, RAGGED, given, LAST, Site("z"))
+        with pytest.raises(PositionError, match="counterpart"):
+            circuits.Task(RAGGED, given, metric=LAST)
+
+
+class Shaped(AbstractEdit):
+    function: object = eqx.field(static=True)
+
+    def __call__(self, x, place):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x[:1],
+        lambda x: x.mean(),
+        lambda x: x[None],
+        lambda x: (x, x),
+        lambda x: None,
+        lambda x: x + 1j,
+    ],
+)
+def test_an_edit_keeps_the_shape_of_its_rows(function):
+    with pytest.raises(ShapeError, match="Shaped was given float32"):
+        mijax.run(MODEL, CLEAN, Shaped(function).at("resid_pre", layer=1))
+
+
+MIXED = {
+    "mean": lambda x: x - x.mean(0),
+    "roll": lambda x: jnp.roll(x, 1, 0),
+    "sum": lambda x: jnp.cumsum(x, 0),
+}
+
+
+@pytest.mark.parametrize("mixed", MIXED)
+def test_an_edit_that_mixes_rows_is_for_run_only(mixed):
+    edit = Shaped(MIXED[mixed]).at("resid_pre")
+    assert jnp.isfinite(mijax.run(MODEL, CLEAN, edit)).all()
+    with pytest.raises(ShapeError, match="Shaped mixes rows"):
+        mijax.sweep(MODEL, CLEAN, edit, over="layer", metric=METRIC)
+    with pytest.raises(ShapeError, match="Shaped mixes rows"):
+        mijax.generate(MODEL, CLEAN, steps=1, edits=edit)
+
+
+def test_an_edit_of_each_row_sweeps():
+    edit = Shaped(lambda x: jnp.tanh(x) * jnp.linalg.norm(x, axis=-1, keepdims=True))
+    found = mijax.sweep(MODEL, CLEAN, edit.at("z"), over="layer", metric=METRIC).values
+    one = METRIC(mijax.run(MODEL, CLEAN, edit.at("z", layer=1)))
+    chex.assert_trees_all_close(found[:, 1], one, atol=1e-4)
+    mijax.generate(MODEL, CLEAN, steps=1, edits=edit.at("z"))
+
+
+def test_nan_in_a_swept_source_is_refused_where_it_is_swept():
+    acts = mijax.capture(MODEL, CLEAN + 1, Site("resid_pre"))
+    broken = mijax.Patch(acts.at[1, 2, 3].set(jnp.nan)).at("resid_pre")
+    axes = {"layer": None, "position": None}
+    with pytest.raises(NotFiniteError, match=r"'resid_pre' in prompt 1, layer 2, .* 3"):
+        mijax.sweep(MODEL, CLEAN, broken, over=axes, metric=METRIC)
+    fine = {"layer": [0, 1], "position": None}
+    found = mijax.sweep(MODEL, CLEAN, broken, over=fine, metric=METRIC).values
+    assert jnp.isfinite(found).all()
+
+
+def test_nan_of_the_model_is_said():
+    broken = eqx.tree_at(
+        lambda m: m.blocks.mlp.w_out, MODEL, replace_fn=lambda w: w * jnp.nan
+    )
+    with pytest.raises(NotFiniteError, match="next token"):
+        mijax.generate(broken, CLEAN, steps=2)
+    with pytest.warns(RuntimeWarning, match="9 of 9 runs of the sweep have a NaN"):
+        found = mijax.sweep(
+            broken, CLEAN, mijax.Zero().at("z"), over="layer", metric=METRIC
+        )
+    assert jnp.isnan(found.values).all()
+    logits = jnp.full((1, 4), jnp.nan)
+    assert jnp.isnan(eqx.filter_jit(mijax.accuracy(0))(logits))
+
+
+def test_equal_ends_recover_nothing():
+    assert mijax.recovered(1.0, 3.0, -1.0) == 0.5
+    for clean, corrupt in (
+        (2.0, 2.0),
+        (jnp.array([1.0, 2]), jnp.array([1.0, 3])),
+        (jnp.nan, 1.0),
+    ):
+        with pytest.raises(NotFiniteError, match="no fraction"):
+            mijax.recovered(jnp.ones(2), clean, corrupt)
+    same = mijax.sweep(MODEL, CLEAN, mijax.Zero().at("z"), over="layer", metric=METRIC)
+    with pytest.raises(NotFiniteError, match="no fraction"):
+        same.recovered(same.base)
+    np.testing.assert_equal(same.values.shape, (3, 3))
+
+
+TRACED = {
+    "edit": lambda i: mijax.run(MODEL, CLEAN, mijax.Zero().at("z", layer=i)),
+    "position": lambda i: mijax.run(MODEL, CLEAN, mijax.Zero().at("z", position=i)),
+    "features": lambda i: mijax.run(MODEL, CLEAN, mijax.Zero().at("z", feature=[0, i])),
+    "site": lambda i: mijax.capture(MODEL, CLEAN, Site("z", layer=i)),
+    "gradient": lambda i: mijax.gradients(MODEL, CLEAN, METRIC, Site("z", head=i)),
+    "metric": lambda i: mijax.gradients(
+        MODEL, CLEAN, mijax.probability(3, position=i), Site("z")
+    ),
+    "logits": lambda i: mijax.probability(3, position=i)(jnp.zeros((1, 3, 8))),
+    "token": lambda i: mijax.run(MODEL, CLEAN.at[0, 0].set(i)),
+}
+
+
+@pytest.mark.parametrize("case", TRACED)
+def test_traced_indices_raise_with_checks_on(case, monkeypatch):
+    monkeypatch.setenv("MIJAX_CHECKS", "1")
+    use = eqx.filter_jit(TRACED[case])
+    jax.block_until_ready(use(jnp.int32(1)))
+    for index in (99, -1):
+        with pytest.raises(RuntimeError, match="is out of range"):
+            jax.block_until_ready(use(jnp.int32(index)))
+
+
+def test_without_checks_a_program_has_none(monkeypatch):
+    def size():
+        def use(i):
+            return mijax.run(MODEL, CLEAN, mijax.Zero().at("z", layer=i))
+
+        return len(str(jax.make_jaxpr(use)(1)))
+
+    sizes = []
+    for value in ("0", "1", ""):
+        monkeypatch.setenv("MIJAX_CHECKS", value)
+        sizes.append(size())
+    assert sizes[0] == sizes[2] < sizes[1]
