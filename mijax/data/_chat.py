@@ -28,7 +28,7 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]
     ) -> str:
-        """Writes a conversation.
+        """Write a conversation.
 
         Args:
             messages: the messages, in order.
@@ -55,12 +55,12 @@ class ChatTemplate:
 
 @functools.cache
 def environment() -> Any:
-    """Builds the sandbox of transformers' templates."""
+    """Build the sandbox of transformers' templates."""
     from jinja2.ext import Extension, loopcontrols  # noqa: PLC0415 - rarely needed
     from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
 
     class Generation(Extension):
-        """Accepts `{% generation %}`, which marks the text of the assistant."""
+        """Accept `{% generation %}`, which marks the text of the assistant."""
 
         tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 

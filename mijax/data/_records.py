@@ -59,7 +59,7 @@ class FileRecord:
 
 
 def read_store(path: Path) -> dict[str, Any]:
-    """Reads the manifest of stored activations, all of it checked.
+    """Read the manifest of stored activations, all of it checked.
 
     Args:
         path: the manifest.

@@ -98,7 +98,7 @@ class Tokenizer:
         return self.backend.get_vocab_size()
 
     def encode(self, text: str, add_special: bool = False) -> list[int]:
-        """Splits a text into token ids.
+        """Split a text into token ids.
 
         Args:
             text: the text; special tokens that it spells out become those tokens.
@@ -115,7 +115,7 @@ class Tokenizer:
         return self.backend.encode(text, add_special_tokens=add_special).ids
 
     def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Splits a text into token ids and says which characters each one covers.
+        """Split a text into token ids and says which characters each one covers.
 
         Args:
             text: the text.
@@ -132,7 +132,7 @@ class Tokenizer:
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Any) -> Any:
-        """Joins token ids to a text; special tokens are spelled out.
+        """Join token ids to a text; special tokens are spelled out.
 
         Args:
             ids: token ids `[seq]`, or of several texts `[batch, seq]`; padding is
@@ -162,7 +162,7 @@ class Tokenizer:
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def token(self, text: str) -> int:
-        """Returns the id of a text that is one token.
+        """Return the id of a text that is one token.
 
         Tokenizers such as Llama 2's put a space before every text. A text that begins
         with a space is read there as inside a longer text, so that `" Mary"` is the
@@ -187,7 +187,7 @@ class Tokenizer:
         return ids[0]
 
     def is_token(self, text: str) -> bool:
-        """Tells if a text is exactly one token, as `token` reads it.
+        """Tell if a text is exactly one token, as `token` reads it.
 
         Args:
             text: the text, with its leading space if it follows a word.
@@ -203,7 +203,7 @@ class Tokenizer:
         return len(self._word(text)) == 1
 
     def continuation(self, text: str) -> list[int]:
-        """Splits a text that continues another one.
+        """Split a text that continues another one.
 
         This is `encode` without the space that some tokenizers, such as Llama 2's, put
         before every text.
@@ -227,7 +227,7 @@ class Tokenizer:
         return backend.encode(text, add_special_tokens=False).ids
 
     def _word(self, text: str) -> list[int]:
-        """Splits a text as inside a longer one, unless it is one token at the start."""
+        """Split a text as inside a longer one, unless it is one token at the start."""
         ids = self.encode(text)
         return ids if len(ids) == 1 and text[:1] != " " else self.continuation(text)
 
@@ -249,7 +249,7 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
-        r"""Writes a conversation as the model was trained to read it.
+        r"""Write a conversation as the model was trained to read it.
 
         The template comes from the model's files and is rendered by jinja2 in a
         sandbox, as transformers does.
@@ -288,7 +288,7 @@ class Tokenizer:
         return self.template.render(messages, {**names, **variables})
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        r"""Spells each token for display.
+        r"""Spell each token for display.
 
         Args:
             ids: token ids.
@@ -317,7 +317,7 @@ class Tokenizer:
 
 
 def check_text(text: Any) -> None:
-    """Refuses what is not one text."""
+    """Refuse what is not one text."""
     if not isinstance(text, str):
         raise TokenError(
             f"Expected one text, got {text!r:.60} ({type(text).__name__}): call this "
@@ -326,7 +326,7 @@ def check_text(text: Any) -> None:
 
 
 def rank_of(ids: Any) -> int:
-    """Returns the rank of an array or of nested lists, whose rows may be unequal."""
+    """Return the rank of an array or of nested lists, whose rows may be unequal."""
     if hasattr(ids, "ndim"):
         return ids.ndim
     if not isinstance(ids, Sequence) or isinstance(ids, str):
@@ -353,7 +353,7 @@ def byte_alphabet() -> dict[str, int]:
 
 
 def _whole(backend: "tokenizers.Tokenizer") -> "tokenizers.Tokenizer":
-    """Returns a copy that neither pads nor truncates."""
+    """Return a copy that neither pads nor truncates."""
     try:
         found = copy.deepcopy(backend)
     except Exception as error:  # the library raises nothing narrower
@@ -368,7 +368,7 @@ def _whole(backend: "tokenizers.Tokenizer") -> "tokenizers.Tokenizer":
 
 
 def read_tokenizer(path: Path, **special: Any) -> Tokenizer:
-    """Reads `tokenizer.json`.
+    """Read `tokenizer.json`.
 
     Args:
         path: the file.

@@ -49,7 +49,7 @@ class Reading:
     def take(
         self, name: str, *axes: str | int, whole: bool | None = False
     ) -> np.ndarray:
-        """Reads a tensor of a known shape, at least in float32.
+        """Read a tensor of a known shape, at least in float32.
 
         Args:
             name: its name.
@@ -90,11 +90,11 @@ class Reading:
     def maybe(
         self, name: str, *axes: str | int, whole: bool | None = False
     ) -> np.ndarray | None:
-        """Reads an optional tensor."""
+        """Read an optional tensor."""
         return self.take(name, *axes, whole=whole) if self.has(name) else None
 
     def close(self) -> None:
-        """Refuses what was not taken.
+        """Refuse what was not taken.
 
         Raises:
             LoadError: a tensor that has no place.
@@ -109,7 +109,7 @@ class Reading:
 def read_settings(
     kind: type[R], content: Mapping[str, Any], path: Path, free: Collection[str] = ()
 ) -> R:
-    """Checks the config of a dictionary against the record of its keys.
+    """Check the config of a dictionary against the record of its keys.
 
     Args:
         kind: a dataclass; see `mijax.io.read_record`.
@@ -164,7 +164,7 @@ class Npz:
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
 
     def read(self, name: str) -> np.ndarray:
-        """Reads one array."""
+        """Read one array."""
         try:
             with np.load(self.path, allow_pickle=False) as arrays:
                 return arrays[name]
@@ -177,7 +177,7 @@ class Npz:
 
 
 def check_entry(entry: zipfile.ZipInfo) -> None:
-    """Refuses an entry that claims more bytes than its compressed bytes can hold."""
+    """Refuse an entry that claims more bytes than its compressed bytes can hold."""
     if entry.file_size > DEFLATE * entry.compress_size + SLACK:
         raise ValueError(
             f"'{entry.filename}' claims {entry.file_size} bytes in "
@@ -186,7 +186,7 @@ def check_entry(entry: zipfile.ZipInfo) -> None:
 
 
 def header(stream: Any) -> tuple[tuple[int, ...], np.dtype]:
-    """Reads shape and dtype of an array."""
+    """Read shape and dtype of an array."""
     version = np.lib.format.read_magic(stream)
     read = {
         (1, 0): np.lib.format.read_array_header_1_0,

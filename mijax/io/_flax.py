@@ -49,16 +49,16 @@ class FlaxTensors:
         }
 
     def read(self, name: str) -> np.ndarray:
-        """Returns one array."""
+        """Return one array."""
         return self.arrays[name]
 
 
 def nothing(code: int, data: bytes) -> None:
-    """Skips an array, where only the keys are of interest."""
+    """Skip an array, where only the keys are of interest."""
 
 
 def torch_name(name: tuple[str, ...], value: Any) -> tuple[str, np.ndarray]:
-    """Spells a flax name and array as torch does."""
+    """Spell a flax name and array as torch does."""
     stem, last = ".".join(name[:-1]), name[-1]
     array = np.asarray(value)
     if last == "kernel":

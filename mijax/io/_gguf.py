@@ -88,7 +88,7 @@ class Gguf:
         return key in self.fields
 
     def record(self, kind: type[R], *prefixes: str) -> R:
-        """Checks a part of the metadata against the dataclass that declares it.
+        """Check a part of the metadata against the dataclass that declares it.
 
         Args:
             kind: a dataclass whose fields name their keys; see `read_record`.
@@ -111,7 +111,7 @@ class Gguf:
         return read_record(kind, content, f"{self.path}: metadata")
 
     def read(self, name: str) -> np.ndarray:
-        """Reads one tensor and dequantizes it to float32."""
+        """Read one tensor and dequantizes it to float32."""
         from gguf.quants import dequantize  # noqa: PLC0415 - rarely needed
 
         entry = self.tensors[name]
@@ -136,7 +136,7 @@ class Gguf:
     def _entry(
         self, name: str, shape: tuple[int, ...], number: int, offset: int
     ) -> Entry:
-        """Finds the length of a tensor from its shape and type."""
+        """Find the length of a tensor from its shape and type."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # noqa: PLC0415
 
         if not 1 <= len(shape) <= MOST_AXES or min(shape) < 1:
@@ -156,7 +156,7 @@ class Gguf:
         return Entry(shape, kind, offset, math.prod(shape) // per_block * block_bytes)
 
     def unreadable(self, name: str, kind: str) -> LoadError:
-        """Builds the error for a type that cannot be dequantized."""
+        """Build the error for a type that cannot be dequantized."""
         return LoadError(
             f"{self.path}: tensor '{name}' is stored as {kind}, which cannot be "
             "dequantized here. Use a file in F32, F16, BF16, Q8_0, Q4_1 or a K-quant."
@@ -176,30 +176,30 @@ class Counted:
         self.left = size
 
     def take(self, length: int) -> bytes:
-        """Reads exactly so many bytes."""
+        """Read exactly so many bytes."""
         if length > self.left:
             raise ValueError(f"it ends {length - self.left} bytes too early")
         self.left -= length
         return self.stream.read(length)
 
     def unpack(self, layout: str) -> tuple[Any, ...]:
-        """Reads little-endian numbers without padding."""
+        """Read little-endian numbers without padding."""
         return struct.unpack(f"<{layout}", self.take(struct.calcsize(f"<{layout}")))
 
     def several(self, count: int, layout: str) -> list[Any]:
-        """Reads a list of numbers of one type."""
+        """Read a list of numbers of one type."""
         size = struct.calcsize(f"<{layout}")
         return list(struct.unpack(f"<{count}{layout}", self.take(count * size)))
 
     def text(self) -> str:
-        """Reads a length and so many bytes of UTF-8."""
+        """Read a length and so many bytes of UTF-8."""
         return self.take(*self.unpack("Q")).decode("utf-8")
 
 
 def read_header(
     stream: Counted,
 ) -> tuple[dict[str, Any], list[tuple[str, tuple[int, ...], int, int]]]:
-    """Reads metadata and tensor entries; the stream ends where the padding begins."""
+    """Read metadata and tensor entries; the stream ends where the padding begins."""
     if stream.take(4) != b"GGUF":
         raise ValueError("it does not begin with GGUF")
     (version,) = stream.unpack("I")
@@ -225,7 +225,7 @@ def read_header(
 
 
 def read_value(stream: Counted, kind: int) -> Any:
-    """Reads a number, a string or a list of either."""
+    """Read a number, a string or a list of either."""
     if kind == STRING:
         return stream.text()
     if kind == ARRAY:
@@ -241,7 +241,7 @@ def read_value(stream: Counted, kind: int) -> Any:
 
 
 def alignment(fields: Mapping[str, Any]) -> int:
-    """Returns the alignment of the data, a power of two."""
+    """Return the alignment of the data, a power of two."""
     align = fields.get("general.alignment", 32)
     if not isinstance(align, int) or align < 1 or align & (align - 1):
         raise ValueError(f"alignment {align!r:.20}, expected a power of two")

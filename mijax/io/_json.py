@@ -11,7 +11,7 @@ AGAIN = "Download or copy the file again."
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
+    """Read a JSON object.
 
     Args:
         path: the file.
@@ -36,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parses JSON text strictly.
+    """Parse JSON text strictly.
 
     Args:
         text: the JSON.
@@ -65,7 +65,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Builds a dict and refuses a repeated key."""
+    """Build a dict and refuses a repeated key."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
@@ -75,12 +75,12 @@ def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_constant(name: str) -> Any:
-    """Refuses NaN and Infinity, which Python reads and JSON does not have."""
+    """Refuse NaN and Infinity, which Python reads and JSON does not have."""
     raise ValueError(f"it has the number {name}, expected finite numbers")
 
 
 def finite(text: str) -> float:
-    """Reads a float and refuses one that overflows to infinity."""
+    """Read a float and refuses one that overflows to infinity."""
     value = float(text)
     if value in (float("inf"), -float("inf")):
         raise ValueError(f"it has the number {text:.30}, expected finite numbers")

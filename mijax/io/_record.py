@@ -21,7 +21,7 @@ LARGEST = 2**31 - 1
 
 
 class Whole:
-    """Marks an integer that files may also write as a float, such as `32.0`."""
+    """Mark an integer that files may also write as a float, such as `32.0`."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema  # noqa: PLC0415 - slow to import
@@ -34,7 +34,7 @@ class Whole:
 
 
 class Only:
-    """Marks a key that changes the computation, with the supported values.
+    """Mark a key that changes the computation, with the supported values.
 
     Args:
         *values: the values.
@@ -62,7 +62,7 @@ class Only:
 
 
 class Key:
-    """Marks a field whose key in the file has a different name.
+    """Mark a field whose key in the file has a different name.
 
     Args:
         name: the key.
@@ -91,7 +91,7 @@ def read_record(
     *,
     thing: str = "model",
 ) -> R:
-    """Checks a config against the dataclass that declares its keys.
+    """Check a config against the dataclass that declares its keys.
 
     Args:
         kind: a dataclass. Types are strict: a string is not a number, a boolean is not
@@ -129,7 +129,7 @@ def read_record(
 
 @functools.cache
 def validator(kind: Any) -> Any:
-    """Builds the pydantic model of a dataclass."""
+    """Build the pydantic model of a dataclass."""
     from pydantic import ConfigDict, Field, create_model  # noqa: PLC0415
 
     config = ConfigDict(
@@ -153,7 +153,7 @@ def validator(kind: Any) -> Any:
 
 @functools.cache
 def keys_of(kind: Any) -> Mapping[str, str]:
-    """Returns the key in the file of each field of a dataclass."""
+    """Return the key in the file of each field of a dataclass."""
     found = {}
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         marks = [m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Key)]
@@ -164,7 +164,7 @@ def keys_of(kind: Any) -> Mapping[str, str]:
 def refusal(
     kind: Any, content: Mapping[str, Any], where: str, thing: str, detail: Any
 ) -> LoadError:
-    """Builds the error for the first problem that pydantic found."""
+    """Build the error for the first problem that pydantic found."""
     known = [*keys_of(kind).values()]
     name, *inner = (str(part) for part in detail["loc"])
     code, text = detail["type"], str(detail["msg"])
@@ -191,11 +191,11 @@ def refusal(
 
 
 def close(options: Collection[str], name: str) -> str:
-    """Names a few close options, never all of them."""
+    """Name a few close options, never all of them."""
     hint = nearest(name, sorted(options))
     return hint if hint.startswith(" Did") else ""
 
 
 def listed(values: Collection[Any]) -> str:
-    """Joins values as a choice."""
+    """Join values as a choice."""
     return " or ".join(repr(value) for value in values)

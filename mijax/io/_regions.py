@@ -21,7 +21,7 @@ class Region(NamedTuple):
 
 
 def check_regions(regions: Iterable[Region], path: Path, available: int) -> None:
-    """Refuses tensors that overlap, leave gaps, or do not fill the file.
+    """Refuse tensors that overlap, leave gaps, or do not fill the file.
 
     Args:
         regions: the byte range of every tensor, counted from the first byte of data.
@@ -51,7 +51,7 @@ def check_regions(regions: Iterable[Region], path: Path, available: int) -> None
 
 
 def check_weights(array: np.ndarray, name: str, path: Path) -> np.ndarray:
-    """Returns an array of finite floats, or refuses it.
+    """Return an array of finite floats, or refuses it.
 
     Args:
         array: the array.

@@ -71,7 +71,7 @@ class SafeTensors:
         }
 
     def read(self, name: str) -> np.ndarray:
-        """Reads one tensor in the precision that the file has."""
+        """Read one tensor in the precision that the file has."""
         entry = self.header[name]
         flat = np.fromfile(
             self.path,
@@ -131,7 +131,7 @@ class Shards:
         }
 
     def read(self, name: str) -> np.ndarray:
-        """Reads one tensor in the precision that its shard has."""
+        """Read one tensor in the precision that its shard has."""
         return self.owner[name].read(name)
 
 
@@ -156,7 +156,7 @@ def save_safetensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 def write(arrays: Mapping[str, np.ndarray], path: Path) -> None:
-    """Writes arrays one after the other, so no second copy of all of them exists."""
+    """Write arrays one after the other, so no second copy of all of them exists."""
     codes = {dtype: code for code, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "np"}}
     offset = 0
@@ -176,7 +176,7 @@ def write(arrays: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 def read_header(path: Path) -> tuple[int, dict[str, Entry]]:
-    """Reads the start of the data and the entry of each tensor, all of it checked."""
+    """Read the start of the data and the entry of each tensor, all of it checked."""
     if not path.is_file():
         raise LoadError(f"{path} does not exist. Put the file there.")
     size = path.stat().st_size
@@ -208,7 +208,7 @@ def read_header(path: Path) -> tuple[int, dict[str, Entry]]:
 
 
 def read_entry(name: str, value: Any, path: Path) -> Entry:
-    """Reads the entry of one tensor; its bytes have to fit its shape."""
+    """Read the entry of one tensor; its bytes have to fit its shape."""
     where = f"{path}: tensor '{name}'"
     if not isinstance(value, dict):
         raise LoadError(f"{where} is described by {value!r:.60}, not by an object.")

@@ -135,7 +135,7 @@ class HubConfig:
 
 
 def read_hub_config(kind: type[C], config: Mapping[str, Any], path: str) -> C:
-    """Checks a Hugging Face config against the keys of a family.
+    """Check a Hugging Face config against the keys of a family.
 
     Args:
         kind: the keys of the family.
@@ -160,14 +160,14 @@ def read_hub_config(kind: type[C], config: Mapping[str, Any], path: str) -> C:
 
 
 def first_id(ids: int | list[int] | None) -> int | None:
-    """Returns the first of the token ids that a config names, if it names any."""
+    """Return the first of the token ids that a config names, if it names any."""
     if isinstance(ids, list):
         return ids[0] if ids else None
     return ids
 
 
 def check_heads(spec: Any, path: str) -> None:
-    """Refuses a spec whose heads do not fit its sizes.
+    """Refuse a spec whose heads do not fit its sizes.
 
     Raises:
         LoadError: features that do not split into heads, or query heads that do not
@@ -182,7 +182,7 @@ def check_heads(spec: Any, path: str) -> None:
 
 
 def divide(total: int, parts: int, path: str) -> int:
-    """Splits an axis evenly.
+    """Split an axis evenly.
 
     Raises:
         LoadError: it does not split.

@@ -35,7 +35,7 @@ class TokenizerFields:
 
 
 def gguf_tokenizer(gguf: Gguf) -> tuple[Tokenizer | None, str]:
-    """Rebuilds the tokenizer of a GGUF file from its metadata.
+    """Rebuild the tokenizer of a GGUF file from its metadata.
 
     Args:
         gguf: the open file.
@@ -73,7 +73,7 @@ def gguf_tokenizer(gguf: Gguf) -> tuple[Tokenizer | None, str]:
 
 
 def check_lists(found: TokenizerFields, path: str) -> None:
-    """Refuses a vocabulary whose lists or ids do not fit each other."""
+    """Refuse a vocabulary whose lists or ids do not fit each other."""
     count = len(found.tokens)
     wanted: dict[str, Any] = {"token_type": found.kinds}
     if found.model == "llama":
@@ -98,7 +98,7 @@ def check_lists(found: TokenizerFields, path: str) -> None:
 
 
 def byte_level(found: TokenizerFields) -> Any:
-    """Builds the backend of byte-level BPE."""
+    """Build the backend of byte-level BPE."""
     from tokenizers import Tokenizer as Backend  # noqa: PLC0415
     from tokenizers import decoders, models  # noqa: PLC0415
 
@@ -118,7 +118,7 @@ def byte_level(found: TokenizerFields) -> Any:
 
 
 def sentence_piece(found: TokenizerFields) -> Any:
-    """Builds the backend of SentencePiece BPE (Kudo & Richardson 2018).
+    """Build the backend of SentencePiece BPE (Kudo & Richardson 2018).
 
     SentencePiece joins the neighbors whose piece has the highest score; merges ranked
     by the score of the piece that they make do the same. Characters outside the
@@ -152,7 +152,7 @@ def sentence_piece(found: TokenizerFields) -> Any:
 def ranked_merges(
     pieces: list[str], scores: list[float], kinds: list[int]
 ) -> list[tuple[str, str]]:
-    """Returns every way to make a piece of two others, best score first.
+    """Return every way to make a piece of two others, best score first.
 
     Of the ways to make one piece, the one with the longest beginning comes first.
     """
@@ -171,7 +171,7 @@ def ranked_merges(
 
 
 def add_special(backend: Any, found: TokenizerFields) -> None:
-    """Marks the special tokens, and the one that begins a text."""
+    """Mark the special tokens, and the one that begins a text."""
     from tokenizers import AddedToken  # noqa: PLC0415
 
     marked: dict[int, list[Any]] = {CONTROL: [], USER_DEFINED: []}
@@ -189,7 +189,7 @@ def add_special(backend: Any, found: TokenizerFields) -> None:
 
 
 def pre_tokenizer(name: str) -> tuple[Any, bool] | None:
-    """Returns the pre-tokenizer, and whether whole words in the vocabulary win.
+    """Return the pre-tokenizer, and whether whole words in the vocabulary win.
 
     The names and patterns are those of llama.cpp; `None` for any other name.
     """
@@ -209,7 +209,7 @@ def pre_tokenizer(name: str) -> tuple[Any, bool] | None:
 
 
 def begin(piece: str, index: int) -> Any:
-    """Puts a token before every text, where special tokens are asked for."""
+    """Put a token before every text, where special tokens are asked for."""
     from tokenizers import processors  # noqa: PLC0415
 
     return processors.TemplateProcessing(

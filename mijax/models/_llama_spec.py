@@ -87,7 +87,7 @@ LLAMA3 = {
 
 
 def from_config(config: Mapping[str, Any], path: str) -> LlamaSpec:
-    """Reads a Hugging Face config, with the keys of transformers 4 or 5."""
+    """Read a Hugging Face config, with the keys of transformers 4 or 5."""
     found = read_hub_config(LlamaConfig, config, path)
     embed, heads = found.hidden_size, found.num_attention_heads
     return LlamaSpec(
@@ -107,7 +107,7 @@ def from_config(config: Mapping[str, Any], path: str) -> LlamaSpec:
 
 
 def rope(config: LlamaConfig, path: str) -> dict[str, Any]:
-    """Reads `rope_theta` and `rope_scaling`, or `rope_parameters`."""
+    """Read `rope_theta` and `rope_scaling`, or `rope_parameters`."""
     both = [
         read_record(RopeConfig, content or {}, f"{path}: {name}")
         for name, content in (
@@ -147,7 +147,7 @@ def rope(config: LlamaConfig, path: str) -> dict[str, Any]:
 
 
 def agreed(values: Sequence[Any], name: str, path: str) -> Any:
-    """Returns the value that a config gives once or more, `None` if it gives none."""
+    """Return the value that a config gives once or more, `None` if it gives none."""
     given = [value for value in values if value]
     for value in given:
         if value != given[0]:
@@ -177,7 +177,7 @@ class LlamaFields:
 
 
 def from_gguf(gguf: Gguf) -> LlamaSpec:
-    """Reads GGUF metadata."""
+    """Read GGUF metadata."""
     path = str(gguf.path)
     found = gguf.record(LlamaFields, "llama.")
     head_dim = found.key_length or divide(found.embed, found.heads, path)
