@@ -1,4 +1,4 @@
-"""Plugin of pytest that prints where the time of the tests goes, file by file.
+"""Pytest plugin that prints the slowest test files and their costs.
 
 Processor seconds are those of the process that runs the tests and of the processes that
 it started. Compile, trace and lower seconds come from `jax.monitoring`, where nested

@@ -57,7 +57,7 @@ def entries():
 
 
 def undocumented(package, name):
-    """What lacks a docstring: the name, or methods and properties of a class."""
+    """Return the paths without a docstring: the name, methods and properties."""
     value = value_of(package, name)
     if isinstance(value, ModuleType) or not (
         inspect.isclass(value) or inspect.isroutine(value)
