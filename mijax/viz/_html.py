@@ -13,7 +13,7 @@ class Page(str):
         >>> page.startswith("<!doctype html>"), page._repr_html_()[:7]
         (True, '<iframe')
         >>> page
-        <Page of 22 characters>
+        <Page of 23 characters>
     """
 
     __slots__ = ()

@@ -90,7 +90,7 @@ def test_the_terminal_shows_where_it_is(capsys):
     assert [row["step"] for row in told.rows] == [1, 2, 3]
     assert set(told.rows[0]) == {"step", "loss", "update"}
     shown = capsys.readouterr().err
-    assert "training" in shown
+    assert "Training" in shown
     assert "3/3" in shown
 
 
