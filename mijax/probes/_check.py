@@ -196,3 +196,36 @@ def _of_kind(probe: AbstractProbe, y: Any, count: int, name: str) -> np.ndarray:
     if y.dtype.kind not in "iubf" or not np.isfinite(y).all():
         raise ConfigError(f"{name} must hold finite numbers, one per example.")
     return y.astype(np.int64) if y.dtype.kind == "b" else y
+
+
+def weights_of(weights: Any, y: np.ndarray, classes: tuple[int, ...]) -> np.ndarray:
+    """Return the weight of each training example, 1 on average.
+
+    Args:
+        weights: `None`, `"balanced"`, or numbers `[example]`.
+        y: class indices, or values.
+        classes: labels of the classes; empty for values.
+
+    Raises:
+        ConfigError: weights that are not positive, or balanced weights of values.
+        ShapeError: weights of another number of examples.
+    """
+    y = np.asarray(y)
+    if weights is None:
+        return np.ones(len(y), np.float32)
+    if isinstance(weights, str):
+        if weights != "balanced" or not classes:
+            raise ConfigError(
+                f"example_weights={weights!r} is not known: give one per training "
+                'example, or "balanced" for labels that are classes.'
+            )
+        weights = 1 / np.bincount(y, minlength=len(classes))[y]
+    found = np.asarray(weights, np.float64)
+    if found.shape != (len(y),):
+        raise ShapeError(
+            f"example_weights has shape {found.shape}, expected one for each of the "
+            f"{len(y)} training examples."
+        )
+    if not (np.isfinite(found).all() and (found > 0).all()):
+        raise ConfigError("example_weights are positive numbers.")
+    return (found / found.mean()).astype(np.float32)

@@ -18,6 +18,7 @@ from mijax.probes._check import (
     inputs,
     labels,
     same_probes,
+    weights_of,
 )
 from mijax.probes._layout import lay_out
 from mijax.probes._probe import AbstractProbe
@@ -32,13 +33,14 @@ LEVEL = 0.95
 
 @reports("Probes")
 @checked
-def fit(
+def fit(  # noqa: PLR0913 - every one of them is a choice of the user
     probe: AbstractProbe,
     x_train: Any,
     y_train: Any,
     x_held_out: Any,
     y_held_out: Any,
     *,
+    example_weights: Any = None,
     folds: int = 1,
     key: PRNGKeyArray | None = None,
     mesh: Mesh | None = None,
@@ -59,6 +61,9 @@ def fit(
         x_held_out: likewise, of other examples. Split by document or by prompt where
             examples of one are alike.
         y_held_out: their labels.
+        example_weights: weights of the training examples in the loss, `[example]`; or
+            `"balanced"`, which gives every class the same total weight
+            (`class_weight="balanced"` of scikit-learn). Accuracies are not weighted.
         folds: 1 sets a random fifth of the training examples aside to choose the
             strength; k > 1 averages over k folds. One strength needs neither.
         key: for folds and random starts; `jax.random.key(0)` by default.
@@ -71,7 +76,8 @@ def fit(
 
     Raises:
         ShapeError: inputs and labels that do not fit, or numbers that are not finite.
-        ConfigError: labels that cannot be learned from, more folds than examples, a
+        ConfigError: labels that cannot be learned from, weights that are not positive
+            or balanced weights of numbers, more folds than examples, a
             mesh that does not divide the probes.
 
     Examples:
@@ -98,7 +104,7 @@ def fit(
     batch = Batch(
         x=layout.spread(x),
         y=layout.shared(y),
-        weight=layout.shared(np.ones(n, np.float32)),
+        weight=layout.shared(weights_of(example_weights, y, classes)),
         folds=layout.shared(_folds(split, n, folds), axis=1),
         x_held=layout.spread(x_held),
         y_held=layout.shared(y_held),

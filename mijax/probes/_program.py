@@ -15,12 +15,12 @@ from mijax.probes._solve import losses
 
 
 class Batch(eqx.Module):
-    """What is fitted; `weight` is 0 for examples that only fill up a mesh.
+    """Examples to fit; `weight` is 0 for those that only fill up a mesh.
 
     Attributes:
         x: inputs `[chunk, lane, example, ...]`.
         y: class indices or values `[example]`.
-        weight: 1 for every real example.
+        weight: of every example in the loss.
         folds: which examples are set aside, `[fold, example]`.
         x_held: held-out inputs `[chunk, lane, example, ...]`.
         y_held: their labels.
@@ -117,7 +117,9 @@ def _fit_one(
     strengths = jnp.array(probe.strengths, jnp.float32)
     grid, aside = len(strengths), len(batch.folds) * len(strengths)
     weight = batch.weight / batch.weight.sum()
-    frame = probe.frame(x, weight)
+    # Standardized as unweighted examples, and measured on them.
+    real = (batch.weight > 0) / (batch.weight > 0).sum()
+    frame = probe.frame(x, real)
     data = Data(frame.enter(x), batch.y, weight, classes)
 
     def chosen(each: Array) -> tuple[Array, Array]:
@@ -138,7 +140,7 @@ def _fit_one(
     begin = (jnp.zeros(aside), _empty(job, aside))
     each, solved = jax.lax.fori_loop(0 if grid > 1 else aside, aside + 1, job, begin)
     selection, strength = chosen(each)
-    train = weight @ _values(probe.outputs(solved.params, data.x), batch.y, classes)
+    train = real @ _values(probe.outputs(solved.params, data.x), batch.y, classes)
     outputs = probe.outputs(solved.params, frame.enter(x_held))
     values = _values(outputs, batch.y_held, classes)
     return Fitted(

@@ -34,10 +34,21 @@ def main():
         model.fit(x, y)
         out[f"lda_{name}_weight"] = model.coef_.T
         out[f"lda_{name}_bias"] = model.intercept_
+    draws = np.random.default_rng(1)
+    kept = np.flatnonzero((binary == 0) | (draws.random(len(x)) < 0.3))
+    scaler = StandardScaler().fit(x[kept])
+    model = LogisticRegression(
+        C=1 / (L2 * len(kept)), class_weight="balanced", tol=1e-10, max_iter=10_000
+    )
+    model.fit(scaler.transform(x[kept]), binary[kept])
+    balanced = {"kept": kept}
+    keep(balanced, "logistic", model.coef_ / scaler.scale_, model, scaler)
+    scaler = StandardScaler().fit(x)
     model = Ridge(alpha=L2 * len(x)).fit(inside, values)
     keep(out, "ridge", model.coef_[None] / scaler.scale_, model, scaler)
     HERE.mkdir(exist_ok=True)
     np.savez(HERE / "probes.npz", **out)
+    np.savez(HERE / "balanced.npz", **balanced)
 
 
 def draw(rng, *, n, features):

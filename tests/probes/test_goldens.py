@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import mijax
+from mijax._errors import MijaxError
 from mijax.probes import LDA, Logistic, Means, Ridge, fit
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "sklearn" / "probes.npz"
@@ -47,6 +48,32 @@ def test_scikit_learn(golden, name, make, labels):
     size = np.abs(expected * scale).max()
     np.testing.assert_allclose(weight * scale, expected * scale, atol=1e-4 * size)
     np.testing.assert_allclose(bias, expected_bias, atol=3e-4, rtol=1e-4)
+
+
+def test_scikit_learn_with_balanced_classes(golden):
+    """`class_weight="balanced"`, three times as many of one class as of the other."""
+    with np.load(GOLDEN.with_name("balanced.npz")) as file:
+        balanced = dict(file)
+    kept = balanced["kept"]
+    x, y = golden["x"].astype(np.float32)[kept], golden["binary"][kept]
+    probe = Logistic(l2=float(golden["l2"]))
+    found = fit(probe, x, y, x, y, example_weights="balanced")
+    weight, bias = gauge(*map(np.asarray, found.weights))
+    expected, expected_bias = gauge(
+        balanced["logistic_weight"], balanced["logistic_bias"]
+    )
+    scale = golden["x"][kept].std(0)[:, None]
+    size = np.abs(expected * scale).max()
+    np.testing.assert_allclose(weight * scale, expected * scale, atol=1e-4 * size)
+    np.testing.assert_allclose(bias, expected_bias, atol=3e-4, rtol=1e-4)
+    each = 1 / np.bincount(y)[y]
+    again = fit(probe, x, y, x, y, example_weights=5 * each)
+    np.testing.assert_allclose(again.weights[0], found.weights[0], rtol=1e-5)
+    plain = fit(probe, x, y, x, y)
+    assert np.abs(plain.weights[1] - found.weights[1]).max() > 0.1
+    for wrong in ("even", -each, each[1:]):
+        with pytest.raises(MijaxError, match="example_weights"):
+            fit(probe, x, y, x, y, example_weights=wrong)
 
 
 def planted(n=300, d=12, classes=5):
