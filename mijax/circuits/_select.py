@@ -2,7 +2,7 @@
 
 import heapq
 import operator
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -24,7 +24,7 @@ class Select(Protocol):
 
 @checked
 def top(
-    scores: Scores, n: int, *, absolute: bool = False, prune: bool = True
+    scores: Scores, n: Any, *, absolute: bool = False, prune: bool = True
 ) -> Circuit:
     """Takes the `n` best edges, nodes or neurons.
 
@@ -96,7 +96,7 @@ def threshold(
 
 @checked
 def greedy(
-    scores: Scores, n: int, *, absolute: bool = False, prune: bool = True
+    scores: Scores, n: Any, *, absolute: bool = False, prune: bool = True
 ) -> Circuit:
     """Grows a circuit from the logits, one edge at a time.
 
