@@ -224,7 +224,6 @@ class Loaded:
 # Without the types that tests check.
 bare = inspect.unwrap
 NO = {
-    "loaded": (lambda: bare(mijax.run)(Loaded(), [1, 2]), "give its `.model`"),
     "text": (
         lambda: bare(mijax.capture)("gpt2", [1, 2], Site("z")),
         "mijax.models.load",
@@ -257,10 +256,10 @@ NO = {
     ),
     "key": (
         lambda: bare(mijax.generate)(MODEL, PROMPTS, steps=2, temperature=1.0, key=0),
-        "key=0",
+        "needs a key",
     ),
     "stop": (
-        lambda: bare(mijax.generate)(MODEL, PROMPTS, steps=2, stop=[1, 2]),
+        lambda: bare(mijax.generate)(MODEL, PROMPTS, steps=2, stop=[[1, 2]]),
         "stop",
     ),
 }
