@@ -188,7 +188,8 @@ def test_stated_numbers_are_measured_again():
     """A BatchTopK that runs as a plain ReLU is noticed."""
     name = "dictionary_learning/BatchTopKSAE"
     x = arrays_of(GOLDEN / f"{name}.npz")["x"]
-    stored = load(name, check=x, tolerance=1.0)
+    with pytest.warns(UserWarning, match="worse than their mean"):
+        stored = load(name, check=x, tolerance=1.0)
     active = arrays_of(GOLDEN / f"{name}.npz")["latents"] > 0
     assert stored.stated == load("saelens/batchtopk").stated == {"l0": 4.0}
     np.testing.assert_allclose(stored.measured["l0"], active.sum(1).mean(), rtol=1e-6)
@@ -200,7 +201,7 @@ def test_stated_numbers_are_measured_again():
         UserWarning, match="says l0 71, and on these activations"
     ) as seen:
         found = d.load(scope, check=x)
-    assert f"{found.measured['l0']:.4g}" in str(seen[0].message)
+    assert any(f"{found.measured['l0']:.4g}" in str(one.message) for one in seen)
     with pytest.raises(ShapeError, match="20 inputs and 3 outputs"):
         load("saelens/transcoder", check=(x, x[:3]))
     assert load("saelens/transcoder", check=x).measured.keys() == {"l0"}
