@@ -207,7 +207,7 @@ BAD = {
         ShapeError,
         "size 32",
     ),
-    "counterpart": (lambda: scores(other=OTHER[:2]), PositionError, "counterparts"),
+    "counterpart": (lambda: scores(other=OTHER[:2]), PositionError, "counterpart"),
     "steps": (lambda: scores(steps=0), ConfigError, "one point"),
     "whole": (
         lambda: scores(site=Site("mlp_out", layer=1, position=2)),
