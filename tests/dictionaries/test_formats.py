@@ -197,7 +197,7 @@ def test_stated_numbers_are_measured_again():
     fvu = (off**2).sum() / ((x - x.mean(0)) ** 2).sum()
     np.testing.assert_allclose(stored.measured["fvu"], fvu, rtol=1e-5)
     scope = GOLDEN / "gemma_scope/gemma-scope-2b-pt-res/layer_20/average_l0_71"
-    with pytest.warns(UserWarning) as seen:
+    with pytest.warns(UserWarning, match="says l0|worse than") as seen:
         found = d.load(scope, check=x)
     said = " ".join(str(one.message) for one in seen)
     assert "says l0 71, and on these activations" in said
