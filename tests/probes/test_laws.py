@@ -19,6 +19,7 @@ from mijax.probes import (
     Sequences,
     _fit,
     _layout,
+    _program,
     fit,
 )
 
@@ -241,8 +242,8 @@ def test_noise_wants_more_regularisation_than_signal():
 
 
 def test_again_with_other_data_compiles_nothing(monkeypatch):
-    traced = chex.assert_max_traces(_fit.fit_all.__wrapped__, n=1)
-    monkeypatch.setattr(_fit, "fit_all", eqx.filter_jit(traced))
+    traced = chex.assert_max_traces(_program._fit_chunk.__wrapped__, n=1)
+    monkeypatch.setattr(_program, "_fit_chunk", eqx.filter_jit(traced))
     chex.clear_trace_counter()
     for seed in (0, 1):
         fit(KINDS["means"], *examples("means", seed), key=jax.random.key(seed))
