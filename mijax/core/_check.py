@@ -19,7 +19,7 @@ from mijax._errors import (
 )
 from mijax.core._edits import Compose, Placed, compose
 from mijax.core._integers import integers
-from mijax.core._metrics import AbstractMetric
+from mijax.core._metric import AbstractMetric
 from mijax.core._model import AbstractModel
 from mijax.core._operands import check_per_prompt
 from mijax.core._sharding import automatic

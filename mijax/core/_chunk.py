@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from mijax.core._edits import AbstractEdit, Placed, edit
-from mijax.core._metrics import AbstractMetric, wide
+from mijax.core._metric import AbstractMetric, wide
 from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._rows import Packed, Place, Reads, Sequence
 from mijax.core._sites import BLOCK_SITES, Sites, empty, put

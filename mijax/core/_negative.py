@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax.core._arguments import checked
-from mijax.core._metrics import AbstractMetric
+from mijax.core._metric import AbstractMetric
 
 
 class Negative(AbstractMetric):

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import PositionError, ShapeError
 from mijax.core._integers import reals
-from mijax.core._metrics import AbstractMetric, as_position, own, wide
+from mijax.core._metric import AbstractMetric, as_position, own, wide
 from mijax.core._sites import known
 
 

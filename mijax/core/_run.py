@@ -18,7 +18,7 @@ from mijax.core._check import (
 )
 from mijax.core._edits import AbstractEdit, compose, edit
 from mijax.core._ends import finish, metric_of
-from mijax.core._metrics import AbstractMetric
+from mijax.core._metric import AbstractMetric
 from mijax.core._model import AbstractModel, Layered, scan_blocks
 from mijax.core._rows import Place, Sequence
 from mijax.core._sites import BlockSites, Site, Sites, get, known, span_ends

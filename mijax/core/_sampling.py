@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import NotFiniteError, ShapeError
-from mijax.core._metrics import wide
+from mijax.core._metric import wide
 
 # Stands for the next token where logits are NaN.
 NOTHING = -2

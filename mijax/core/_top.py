@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError
-from mijax.core._metrics import wide
+from mijax.core._metric import wide
 from mijax.core._run import capture
 from mijax.core._sites import Site
 from mijax.core._text import ModelLike, TextLike, opened

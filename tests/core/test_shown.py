@@ -6,7 +6,7 @@ from cases import CLEAN, acts_of, model
 
 import mijax
 from mijax.core._axes import Axis
-from mijax.core._sweep import Sweep, Work
+from mijax.core._sweep_result import Sweep, Work
 
 AXES = (Axis("layer", ("0", "1", "2")), Axis("head", ("0", "1")))
 GRID = jnp.linspace(-1, 2, 12).reshape(2, 3, 2)
