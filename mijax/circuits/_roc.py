@@ -8,7 +8,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mijax._errors import ConfigError, nearest
+from mijax._errors import ConfigError
 from mijax.circuits._areas import MIB_FRACTIONS, area
 from mijax.circuits._circuit import Circuit, owners, same_graph, touched
 from mijax.circuits._scores import Scores
@@ -77,8 +77,6 @@ def roc(
         >>> roc([truth.without("m0"), truth, whole], truth).auroc
         1.0
     """
-    if level not in PARTS:
-        raise ConfigError(f"There is no level {level!r}.{nearest(level, PARTS)}")
     true = parts(truth, level)
     if true.all() or not true.any():
         raise ConfigError(

@@ -134,7 +134,10 @@ def _test(hint: Any) -> tuple[Test, str] | None:
     name = hint.__name__
     name = "model" if name == "AbstractModel" else name
     article = "an" if name[0] in "AEIOU" else "a"
-    return (lambda value: isinstance(value, hint)), f"{article} {name}"
+    # A class that users know by its subclasses states one of them.
+    example = getattr(hint, "example", None)
+    such = f" such as {example}" if isinstance(example, str) else ""
+    return (lambda value: isinstance(value, hint)), f"{article} {name}{such}"
 
 
 def _is_ours(hint: Any) -> bool:

@@ -253,7 +253,7 @@ def test_what_is_refused(unchecked):
         circuits.minimality(model, task, circuit, parts=["a0.h2"])
     with pytest.raises(ConfigError, match="A null takes a circuit with edges"):
         circuits.null(model, task, Circuit.empty(graph))
-    with pytest.raises(ConfigError, match="There is no level 'heads'"):
+    with pytest.raises(ConfigError, match=r"one of 'edge', .* the str 'heads'"):
         circuits.roc([circuit], circuit, level="heads")
     with pytest.raises(ConfigError, match="some that are not"):
         circuits.roc([circuit], Circuit.full(graph))

@@ -324,7 +324,9 @@ def test_bfloat16_says_what_float32_says(name):
     ],
 )
 def test_a_method_is_a_value(unchecked, method, said):
-    with pytest.raises(mijax.MijaxError, match=rf"{said}.*EAPIG\(steps=5\)") as caught:
+    with pytest.raises(
+        mijax.MijaxError, match=rf"EAPIG\(steps=5\), got.*{said}"
+    ) as caught:
         circuits.discover(model("gpt2"), task(), method)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 260

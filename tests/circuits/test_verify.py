@@ -143,7 +143,7 @@ def test_other_heads_of_a_group_keep_their_key():
         ("a7.h0<q>", None, r"'a7\.h0<q>'.*form 'a2\.h3<q>'.*Did you mean 'a2\.h0<q>'"),
         ("L2H1", None, "'L2H1'.*Did you mean .*'a2.h1<k>'"),
         ((2, 1), None, r"\(2, 1\).*'logits'\. Did you mean .*'a2.h1<k>'"),
-        (2, None, "receiver 2;"),
+        (2, None, "must be a text or a sequence, got the int 2"),
         ("logits", (), "one sender"),
         ("logits", "L1H3", r"sender 'L1H3'.*Did you mean 'a1\.h3'"),
         ("logits", "m1", "sender 'm1'"),
