@@ -112,7 +112,7 @@ class Found:
 
 
 def fits(method: Method, case: Case) -> bool:
-    """Whether a method has anything to do in a model."""
+    """True if a method has anything to do in a model."""
     if method.rule is not None:
         try:
             apply(case.model, method.rule)

@@ -28,5 +28,5 @@ class AbstractMethod(eqx.Module):
 
 
 def is_site(node: Any) -> bool:
-    """Whether a node of a tree is a site."""
+    """True if a node of a tree is a site."""
     return isinstance(node, Site)

@@ -22,7 +22,7 @@ Subsets = int | Sequence[Sequence[str]]
 
 
 class Completeness(eqx.Module):
-    r"""Whether a circuit breaks as the model does.
+    r"""True if a circuit breaks as the model does.
 
     $|F(C \setminus K) - F(M \setminus K)|$ for sets of nodes $K$, where $F$ is the mean
     of the metric over prompts.

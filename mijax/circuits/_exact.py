@@ -194,7 +194,7 @@ def _jobs(graph: Graph, known: Known, memory: int) -> list[Job]:
 
 
 def _soon(rows: int, layers: int, embed: int) -> int:
-    """Return how many pairs a CPU runs in about a second, or fill all of its cores."""
+    """Return the number of pairs that a CPU runs in about a second."""
     if jax.default_backend() != "cpu":
         return MOST_PAIRS
     # A block of the usual widths has 12 embed^2 weights.

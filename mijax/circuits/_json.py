@@ -247,7 +247,7 @@ def record(
 
 
 def typed(value: Any, kind: type) -> bool:
-    """Tells whether a value of a JSON file is of a type; integers are numbers."""
+    """Return True if a value of a JSON file is of a type; integers are numbers."""
     if kind is float:
         if isinstance(value, int) and not isinstance(value, bool):
             return abs(value) < LARGEST

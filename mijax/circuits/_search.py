@@ -173,7 +173,7 @@ class Search:
         return lanes
 
     def _matters(self, circuit: Kept, step: Step) -> bool:
-        """Tells whether anyone reads what the receiver is part of."""
+        """Return True if anyone reads what the receiver is part of."""
         owner = self._owner[step.receiver]
         if owner is not None and not circuit.edges[owner].any():
             return False

@@ -1,4 +1,4 @@
-"""Whether other prompts of the same kind would have given the same circuit."""
+"""True if other prompts of the same kind would have given the same circuit."""
 
 import equinox as eqx
 import jax

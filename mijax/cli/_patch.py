@@ -136,7 +136,7 @@ def _sweep(
 def _recovered(
     values: np.ndarray, clean: float, corrupt: float
 ) -> tuple[np.ndarray, str]:
-    """Return what to show and its name: the fraction recovered if the ends differ."""
+    """Return the values to show (fractions if the ends differ) and their name."""
     # Equal prompts give equal ends up to rounding, and a fraction of that is noise.
     if np.isclose(clean, corrupt, rtol=1e-4, atol=1e-4):
         return values, "Logit difference (nats)"

@@ -141,7 +141,7 @@ def _test(hint: Any) -> tuple[Test, str] | None:
 
 
 def _is_ours(hint: Any) -> bool:
-    """Return whether an annotation is a class of mijax, and no protocol."""
+    """Return True if an annotation is a class of mijax, and no protocol."""
     is_class = isinstance(hint, type) and hint.__module__.split(".")[0] == "mijax"
     return is_class and not getattr(hint, "_is_protocol", False)
 

@@ -145,7 +145,7 @@ def _of_function(value: Any) -> tuple[Any, ...] | None:
 
 
 def _custom(module: Any) -> bool:
-    """Return whether a module is neither mijax nor installed, so may be edited."""
+    """Return True if a module is neither mijax nor installed, so may be edited."""
     if not isinstance(module, str):
         return False
     top = module.split(".")[0]

@@ -158,7 +158,7 @@ def _check_key(temperature: Any, key: Any) -> None:
 
 
 def _stops(stop: Any) -> Int[Array, " stops"]:
-    """Return the stop tokens, filled up with -1, which is no token."""
+    """Return the stop tokens, padded with -1, which matches no token."""
     found = np.zeros(0, int) if stop is None else integers(stop, "A token to stop at")
     if found.ndim > 1 or np.any(found < 0):
         raise ShapeError(

@@ -78,7 +78,7 @@ class Journal:
         self.done = done
 
     def due(self) -> bool:
-        """Tell whether it is time to save."""
+        """Return True if it is time to save."""
         waited = time.monotonic() - self._saved
         return self.path is not None and waited > SECONDS_BETWEEN_SAVES
 

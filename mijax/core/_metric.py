@@ -93,7 +93,7 @@ class AbstractMetric(eqx.Module):
         return found
 
     def operands(self) -> dict[str, Array]:
-        """Returns what may hold one value per prompt in this metric, by name."""
+        """Return the operands that may hold one value per prompt, by name."""
         named = {name: getattr(self, name) for name in (*self.per_prompt, "position")}
         return {name: array for name, array in named.items() if array is not None}
 

@@ -120,7 +120,7 @@ class AbstractModel(eqx.Module):
 
     @property
     def causal(self) -> bool:
-        """Whether a token depends on itself and the tokens before it only."""
+        """True if a token depends on itself and the tokens before it only."""
         return True
 
     @property

@@ -74,7 +74,7 @@ def refuse_equal_ends(clean: Array, corrupt: Array) -> None:
 
 
 def _beside(value: Array, end: Array) -> Array:
-    """Returns what one end of the scale is to each value, by prompt if it has some."""
+    """Broadcast one end of the scale to the values, by prompt if it has prompts."""
     if not 0 < end.ndim < value.ndim:
         return end
     first = end.shape == value.shape[: end.ndim]

@@ -226,7 +226,7 @@ class Site(eqx.Module):
 
     @property
     def layered(self) -> bool:
-        """Whether activations of this site have a leading layer axis."""
+        """True if activations of this site have a leading layer axis."""
         return self.name in BLOCK_SITES
 
     @property

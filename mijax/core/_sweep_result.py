@@ -17,7 +17,7 @@ NEVER = 2**30
 
 
 class Work(NamedTuple):
-    """What a sweep ran.
+    """The amount of work of a sweep.
 
     Attributes:
         lanes: prompts times cells.

@@ -57,7 +57,7 @@ def as_tokens(tokens: Any) -> Int[Array, "..."]:
 
 
 def _ragged(tokens: Any) -> bool:
-    """Return whether tokens are lists of several lengths."""
+    """Return True if tokens are lists of several lengths."""
     if not isinstance(tokens, list | tuple):
         return False
     return len({np.shape(row) for row in tokens if np.ndim(row) < 2}) > 1

@@ -27,7 +27,7 @@ class Bound(NamedTuple):
 
 
 def checks() -> bool:
-    """Return whether traced indices are checked; read when a program is traced."""
+    """Return True if traced indices are checked; read when a program is traced."""
     return os.environ.get("MIJAX_CHECKS", "0") not in ("", "0")
 
 

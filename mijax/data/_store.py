@@ -99,7 +99,9 @@ def store(
 def check(source: AbstractSource, n: int, dtype: str) -> None:
     """Refuses what cannot be written, before anything runs."""
     if dtype not in STORE_DTYPES:
-        raise ConfigError(f"There is no type {dtype!r}.{nearest(dtype, STORE_DTYPES)}")
+        raise ConfigError(
+            f"{dtype!r} is not a supported type.{nearest(dtype, STORE_DTYPES)}"
+        )
     if n < 1:
         raise ConfigError(f"A store has at least one row, got {n}.")
     if jax.process_count() > 1:
@@ -143,7 +145,7 @@ def opened(folder: Path, digest: str) -> dict[str, Any] | None:
 
 
 def is_first(path: Path) -> bool:
-    """Tell whether a file is what a store killed before its first record leaves."""
+    """Return True if a file is what a store killed before its first record leaves."""
     shard = path.name in ("x-00000.npy", "y-00000.npy")
     return shard or ".mijax-" in path.name
 

@@ -170,7 +170,7 @@ class Shards:
 
     @property
     def has_targets(self) -> bool:
-        """Whether what is to be predicted is kept apart."""
+        """True if what is to be predicted is kept apart."""
         return "y" in self._files
 
     def shape(self, name: str) -> tuple[int, ...]:

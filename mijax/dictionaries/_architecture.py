@@ -120,7 +120,7 @@ class AbstractArchitecture(eqx.Module):
         return None
 
     def project(self, extra: Any) -> Any:
-        """Return what is learned after an update, inside its bounds: unchanged."""
+        """Return the parameters after an update, inside their bounds: unchanged."""
         return extra
 
     def running(self, latents: int) -> Any:

@@ -1,4 +1,4 @@
-"""Whether ablated latents change what probes say, and only that."""
+"""True if ablated latents change what probes say, and only that."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -229,7 +229,7 @@ def inputs(
 
 
 def has_heads(site: Site) -> bool:
-    """Whether activations of a site have an axis of heads."""
+    """True if activations of a site have an axis of heads."""
     one = site.head is not None and not jnp.ndim(site.head)
     return site.name in HEAD_SITES and not one
 

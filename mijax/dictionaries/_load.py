@@ -235,7 +235,7 @@ def has(*names: str) -> Callable[[Path], bool]:
 
 
 def is_one_layer(path: Path) -> bool:
-    """Whether a file may be a transcoder of circuit-tracer."""
+    """True if a file may be a transcoder of circuit-tracer."""
     whole = ("sae_weights.safetensors", "sae.safetensors")
     cross = path.name.startswith(("W_enc_", "W_dec_"))
     return path.suffix == ".safetensors" and path.name not in whole and not cross

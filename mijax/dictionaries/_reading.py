@@ -43,7 +43,7 @@ class Reading:
         self.left = dict.fromkeys(tensors.shapes)
 
     def has(self, name: str) -> bool:
-        """Whether there is such a tensor that was not taken."""
+        """True if there is such a tensor that was not taken."""
         return name in self.left
 
     def take(

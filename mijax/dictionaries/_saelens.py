@@ -393,5 +393,5 @@ def hooks_of(site: Any, suffix: str) -> dict[str, Any]:
 
 
 def is_z(site: Any) -> bool:
-    """Whether activations have heads, which SAELens joins."""
+    """True if activations have heads, which SAELens joins."""
     return site is not None and site.name == "z" and site.head is None

@@ -349,7 +349,7 @@ def train(
 def begun(
     trainings: Sequence[Training], start: Dictionary | Sequence[Dictionary]
 ) -> list[tuple[Params, Carried]]:
-    """Return what each training starts from.
+    """Return the initial dictionary of each training.
 
     Raises:
         ConfigError: dictionaries of another number or kind.

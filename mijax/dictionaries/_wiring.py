@@ -46,12 +46,12 @@ class AbstractWiring(eqx.Module):
 
     @property
     def skips(self) -> bool:
-        """Whether there is a linear path beside the latents."""
+        """True if there is a linear path beside the latents."""
         return False
 
     @property
     def whole(self) -> bool:
-        """Whether every latent reads all of the input."""
+        """True if every latent reads all of the input."""
         return True
 
     def flat(self, x: Float[Array, "batch *shape"]) -> Float[Array, "batch size"]:
@@ -196,7 +196,7 @@ class Transcoder(AbstractWiring):
 
     @property
     def skips(self) -> bool:
-        """Whether there is a linear path beside the latents."""
+        """True if there is a linear path beside the latents."""
         return self.skip
 
 
@@ -247,7 +247,7 @@ class CrossLayer(AbstractWiring):
 
     @property
     def whole(self) -> bool:
-        """Whether every latent reads all of the input: it reads its layer only."""
+        """True if every latent reads all of the input: it reads its layer only."""
         return False
 
     def widths(self, latents: int) -> tuple[int, int]:

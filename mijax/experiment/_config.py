@@ -115,7 +115,7 @@ class Expected(BaseModel):
         return self
 
     def accepts(self, ours: Value) -> bool:
-        """Whether a reported number meets this one. NaN never does."""
+        """True if a reported number meets this one. NaN never does."""
         if self.equals is not None:
             same_kind = isinstance(ours, bool) == isinstance(self.equals, bool)
             return same_kind and (ours == self.equals or _alike(ours, self.equals))
@@ -146,7 +146,7 @@ class Expected(BaseModel):
 
 
 def _alike(ours: Value, published: Value) -> bool:
-    """Return whether two numbers, one of them not whole, are shown as the same."""
+    """Return True if two numbers, one of them not whole, are shown as the same."""
     if not (isinstance(ours, float) or isinstance(published, float)):
         return False
     if isinstance(ours, str | tuple) or isinstance(published, str | tuple):

@@ -204,7 +204,7 @@ def _merged(config: BaseModel, changes: Mapping[str, object]) -> dict[str, objec
 
 
 def _is_of_one_kind(model: type[BaseModel], name: str) -> bool:
-    """Whether a field holds configs of one kind only."""
+    """True if a field holds configs of one kind only."""
     annotation = model.model_fields[name].annotation
     kinds = get_args(annotation) or (annotation,)
     return sum(isinstance(k, type) and issubclass(k, BaseModel) for k in kinds) == 1

@@ -145,7 +145,7 @@ def reproductions_page(
 
 
 def _is_run_of(folder: Path, plan: Plan) -> bool:
-    """Whether there is a finished run of a config.
+    """True if there is a finished run of a config.
 
     Where the config leaves a text open (`--data`), the run may have been given one; any
     other value that is null is a choice (such as all edges). An option that came after

@@ -40,7 +40,7 @@ class Result:
 
     @property
     def passed(self) -> bool:
-        """Whether every published number was met."""
+        """True if every published number was met."""
         return all(verdict.verdict == "PASS" for verdict in self.verdicts)
 
     def as_json(self) -> dict[str, object]:

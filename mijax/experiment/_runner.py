@@ -158,7 +158,7 @@ def _check_working_folder(partial: Path) -> None:
 
 
 def _is_own(path: Path) -> bool:
-    """Tell whether an entry of a working folder is one that a run makes."""
+    """Return True if an entry of a working folder is one that a run makes."""
     if path.is_symlink():
         return False
     if path.is_dir():

@@ -69,7 +69,7 @@ def choose(
 
 
 def fits(name: str, choice: Choice, path: str, module: Any) -> bool:
-    """Return whether a module is meant."""
+    """Return True if a module is meant."""
     if inspect.isclass(choice):
         return isinstance(module, choice)
     if isinstance(choice, str):

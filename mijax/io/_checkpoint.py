@@ -82,7 +82,7 @@ def load_checkpoint(like: T, path: str | os.PathLike[str]) -> T:
         The tree, with the arrays of the checkpoint in the precision of `like`.
 
     Raises:
-        LoadError: there is no checkpoint, a file of it is damaged, or its arrays are
+        LoadError: the checkpoint is missing, a file is damaged, or its arrays are
             not those of `like`.
     """
     import orbax.checkpoint as ocp  # noqa: PLC0415 - slow to import
@@ -125,14 +125,14 @@ def checkpoint_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
         The metadata, `{}` if none was given.
 
     Raises:
-        LoadError: there is no checkpoint, or the JSON is damaged.
+        LoadError: the checkpoint is missing, or its JSON is damaged.
     """
     check_files(Path(path), [NOTE])
     return read_json(Path(path) / NOTE).get("metadata", {})
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a folder is one that `save_checkpoint` wrote."""
+    """True if a folder is one that `save_checkpoint` wrote."""
     return (path / NOTE).is_file()
 
 

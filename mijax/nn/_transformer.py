@@ -58,7 +58,7 @@ class Transformer(AbstractModel):
 
     @property
     def causal(self) -> bool:
-        """Whether the blocks' attention is causal."""
+        """True if the blocks' attention is causal."""
         attention = getattr(self.blocks, "attention", None)
         return getattr(attention, "causal", True)
 

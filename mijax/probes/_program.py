@@ -206,7 +206,7 @@ def example_losses(
 def _values(
     outputs: Float[Array, "example output"], y: Array, classes: int
 ) -> Float[Array, " example"]:
-    """Whether each example is right, or its squared error."""
+    """True if each example is right, or its squared error."""
     if classes == 1:
         return (outputs[:, 0] - y) ** 2
     return (jnp.argmax(outputs, axis=-1) == y).astype(jnp.float32)

@@ -85,7 +85,7 @@ class Fit(eqx.Module):
 
     @property
     def converged(self) -> Bool[Array, "*probe"]:
-        """Whether the relative gradient is at most 1e-4."""
+        """True if the relative gradient is at most 1e-4."""
         return self.gradient <= CONVERGED
 
     @property

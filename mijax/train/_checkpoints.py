@@ -189,7 +189,7 @@ def claim(folder: Path) -> None:
 
 
 def is_own(path: Path) -> bool:
-    """Tell whether an entry of a folder is one that checkpoints make."""
+    """Return True if an entry of a folder is one that checkpoints make."""
     if path.is_symlink():
         return False
     if path.is_dir():
@@ -245,7 +245,7 @@ def typed(tree: Any, like: Any) -> Any:
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether a leaf is a typed random key."""
+    """True if a leaf is a typed random key."""
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
 

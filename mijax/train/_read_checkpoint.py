@@ -84,7 +84,7 @@ def read_checkpoint(
 
 
 def is_training_checkpoint(folder: str | os.PathLike[str]) -> bool:
-    """Return whether a folder is a checkpoint of `fit`, or holds some.
+    """Return True if a folder is a checkpoint of `fit`, or holds some.
 
     Args:
         folder: any folder or file.
@@ -100,7 +100,7 @@ def is_training_checkpoint(folder: str | os.PathLike[str]) -> bool:
 
 
 def is_one(path: Path) -> bool:
-    """Whether a folder is one checkpoint."""
+    """True if a folder is one checkpoint."""
     parts = (path / "note", path / "state")
     return path.name.isdecimal() and all(part.is_dir() for part in parts)
 

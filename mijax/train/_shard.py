@@ -79,7 +79,7 @@ def spread(batch: Any, mesh: Mesh) -> Any:
 
 
 def is_spec(leaf: Any) -> bool:
-    """Whether a node of a tree is a spec."""
+    """True if a node of a tree is a spec."""
     return isinstance(leaf, P)
 
 

@@ -182,5 +182,5 @@ class Terminal(AbstractSink):
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value can be shown as one number."""
+    """True if a value can be shown as one number."""
     return isinstance(value, int | float)

@@ -1,4 +1,4 @@
-"""What users print is one line that fits a terminal and shows values."""
+"""Reprs of public records: one line that fits a terminal and shows values."""
 
 import jax.numpy as jnp
 import pytest

@@ -38,7 +38,7 @@ def dense(name):
 
 
 def same_spectrum(found, matrix):
-    """Whether values are the eigenvalues of a large matrix that are not 0."""
+    """True if values are the eigenvalues of a large matrix that are not 0."""
     expected = np.linalg.eigvals(matrix)
     order = np.argsort(-np.abs(expected))
     assert np.abs(expected[order[len(found) :]]).max() < 1e-4

@@ -234,7 +234,7 @@ def touched(folder):
 
 
 def strange(folder):
-    """Return what a finished job has left that is neither output nor the user's."""
+    """Return the leftovers of a finished job, neither output nor files of the user."""
     theirs = {Path(name).parts[1] for name in THEIRS if name.startswith("out/")}
     outputs = {"run", "checkpoints", "log.jsonl", "sweep.npz", "model", "checkpoint"}
     found = {path.name for path in (folder / "out").iterdir()}

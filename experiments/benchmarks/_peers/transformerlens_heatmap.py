@@ -97,7 +97,7 @@ def load(weights: Path, sizes: dict[str, int]) -> HookedTransformer:
 
 
 def is_bias(name: str) -> bool:
-    """Return whether a parameter is a bias, such as `attn._b_K`."""
+    """Return True if a parameter is a bias, such as `attn._b_K`."""
     return name.rpartition(".")[2].lstrip("_").startswith("b_")
 
 
