@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from mijax._errors import TokenError
+from mijax.core._check import check_model
 from mijax.core._model import AbstractModel
 from mijax.core._sharding import automatic
 from mijax.core._tokens import TokensLike
@@ -68,6 +69,7 @@ def opened(model: Any, tokens: Any) -> tuple[AbstractModel, Any]:
                 "language model, run(lm, text) with lm = mijax.models.load(...), or "
                 "ids, tokenizer.encode(text)."
             )
+        check_model(model)
         return automatic(model), automatic(tokens)
     lone = automatic(lone)
     if texts is None:

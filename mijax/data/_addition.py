@@ -18,7 +18,7 @@ def addition(
     *,
     seed: int = 0,
     templates: Sequence[str] = TEMPLATES,
-    prepend: Sequence[int] = (),
+    prepend: Sequence[int | None] = (),
 ) -> Pairs:
     """Draws prompts like "Q: What is 23 plus 45? A:".
 

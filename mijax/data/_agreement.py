@@ -64,7 +64,7 @@ def subject_verb_agreement(
     *,
     seed: int = 0,
     templates: Sequence[str] = TEMPLATES,
-    prepend: Sequence[int] = (),
+    prepend: Sequence[int | None] = (),
 ) -> Pairs:
     """Draws prompts like "The keys near the cabinet".
 

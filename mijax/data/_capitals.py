@@ -42,7 +42,7 @@ def capitals(
     *,
     seed: int = 0,
     templates: Sequence[str] = TEMPLATES,
-    prepend: Sequence[int] = (),
+    prepend: Sequence[int | None] = (),
 ) -> Pairs:
     """Draws prompts like "The capital of France is the city of".
 

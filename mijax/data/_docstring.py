@@ -41,7 +41,7 @@ def docstring(
     *,
     seed: int = 0,
     arguments: Sequence[str] = ARGUMENTS,
-    prepend: Sequence[int] = (),
+    prepend: Sequence[int | None] = (),
 ) -> Pairs:
     r"""Draws functions whose docstring is to list the next argument.
 

@@ -40,7 +40,7 @@ def collect(
     draw: Callable[[int], Draw],
     n: int,
     *,
-    prepend: Sequence[int] = (),
+    prepend: Sequence[int | None] = (),
 ) -> Pairs:
     """Draws pairs; a clean prompt comes twice only where others are hard to find.
 

@@ -32,7 +32,7 @@ def greater_than(
     *,
     seed: int = 0,
     nouns: Sequence[str] = NOUNS,
-    prepend: Sequence[int] = (),
+    prepend: Sequence[int | None] = (),
 ) -> Pairs:
     """Draws prompts like "The war lasted from the year 1732 to the year 17".
 
@@ -89,7 +89,7 @@ def greater_than_digits(
     *,
     seed: int = 0,
     nouns: Sequence[str] = NOUNS,
-    prepend: Sequence[int] = (),
+    prepend: Sequence[int | None] = (),
 ) -> Pairs:
     """Draws the prompts of `greater_than` for tokenizers that keep every digit apart.
 

@@ -58,7 +58,7 @@ def ioi(
     seed: int = 0,
     templates: Sequence[str] = TEMPLATES,
     counterfactual: str = "s2_io_flip",
-    prepend: Sequence[int] = (),
+    prepend: Sequence[int | None] = (),
 ) -> Pairs:
     """Draws prompts like "When Mary and John went to the park, John gave a book to".
 

@@ -44,7 +44,7 @@ class Prompts(eqx.Module):
         tokenizer: Tokenizer,
         texts: Sequence[str],
         *,
-        prepend: Sequence[int] = (),
+        prepend: Sequence[int | None] = (),
         spans: Mapping[str, str | Sequence[str]] | None = None,
         pad: int = 0,
     ) -> "Prompts":
@@ -200,7 +200,7 @@ class Prompts(eqx.Module):
         return self.spans[name]
 
 
-def check_prepend(prepend: Sequence[int]) -> None:
+def check_prepend(prepend: Sequence[int | None]) -> None:
     """Refuses the BOS token of a tokenizer that has none."""
     if any(token is None for token in prepend):
         raise TokenError(

@@ -44,7 +44,7 @@ def gendered_pronouns(
     *,
     seed: int = 0,
     templates: Sequence[str] = TEMPLATES,
-    prepend: Sequence[int] = (),
+    prepend: Sequence[int | None] = (),
 ) -> Pairs:
     """Draws prompts like "So Mary is a really great friend, isn't".
 

@@ -15,7 +15,7 @@ def fill(
     template: str | Sequence[str],
     rows: Sequence[Mapping[str, str]],
     *,
-    prepend: Sequence[int] = (),
+    prepend: Sequence[int | None] = (),
     pad: int = 0,
 ) -> Prompts:
     """Fills the slots of a template and finds the tokens of each slot.

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mijax._errors import LoadError, TokenError, printable
 from mijax.data._chat import ChatTemplate
 
@@ -287,7 +289,7 @@ class Tokenizer:
         variables["add_generation_prompt"] = add_generation_prompt
         return self.template.render(messages, {**names, **variables})
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
+    def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         r"""Spell each token for display.
 
         Args:
