@@ -73,9 +73,10 @@ class Plan(NamedTuple):
         """Return the tiles of each chunk: one at first, then twice as many each time.
 
         The first report of progress so comes after one tile. Tiles that a chunk does
-        not use cost nothing.
+        not use cost nothing, but each call does: what fits one chunk is one chunk.
         """
-        found, start, size = [], 0, 1
+        few = len(self.tiles) <= self.per_chunk
+        found, start, size = [], 0, self.per_chunk if few else 1
         while start < len(self.tiles):
             found.append(self.tiles[start : start + size])
             start, size = start + size, min(2 * size, self.per_chunk)
