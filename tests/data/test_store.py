@@ -214,7 +214,12 @@ def test_a_damaged_state_is_named(tmp_path):
     [
         (ROWS * 1e5, {"dtype": "float16"}, OutputError, "do not fit float16: store bf"),
         (ROWS * np.nan, {}, OutputError, "do not fit float32"),
-        (ROWS, {"dtype": "float8"}, ConfigError, "no type 'float8'.*'float16'"),
+        (
+            ROWS,
+            {"dtype": "float8"},
+            ConfigError,
+            "'float8' is not a supported type.*'float16'",
+        ),
         (ROWS, {"n": 0}, ConfigError, "at least one row, got 0"),
     ],
 )
