@@ -211,23 +211,25 @@ def run_chunk(
         one = eqx.combine(here[0], static)
         return one(x, _at_lanes(placed, tile).blocks, place, here[1:])[0]
 
-    def each(one: Callable[[Array, Tile], Array], out: Array, layer: Any) -> Array:
-        """Set `out[i] = one(i, tile)` for the tiles that have started."""
+    def each(one: Callable[..., Array], out: Array, layer: Any) -> Array:
+        """Set `out[i] = one(i, tile, out)` for the tiles that have started."""
 
         def step(i: Array, out: Array) -> Array:
-            return out.at[i].set(one(i, jax.tree.map(lambda a: _at(a, i), tiles)))
+            tile = jax.tree.map(lambda a: _at(a, i), tiles)
+            return out.at[i].set(one(i, tile, out))
 
         return jax.lax.fori_loop(0, (tiles.first <= layer).sum(), step, out)
 
     def body(layer: Array, x: Array) -> Array:
-        return each(lambda i, tile: block(layer, x[i], tile, None), x, layer)
+        # Of what the loop carries, not of `x`, which would have to be copied.
+        return each(lambda i, tile, x: block(layer, x[i], tile, None), x, layer)
 
     count, rows = tiles.lane.shape
     x = jnp.zeros((count, rows, base.x.shape[-1]), base.x.dtype)
-    x = each(lambda i, tile: start(tile), x, layers)
+    x = each(lambda i, tile, _: start(tile), x, layers)
     x = jax.lax.fori_loop(tiles.first[0], layers - 1, body, x)
 
-    def last(i: Array, tile: Tile) -> Array:
+    def last(i: Array, tile: Tile, _: Any) -> Array:
         layer, read = jnp.asarray(layers - 1, jnp.int32), reads[i]
         now = block(layer, x[i], tile, read if narrow else None)
         row = tile.rows(seq, read).reads
@@ -237,7 +239,8 @@ def run_chunk(
         now = jnp.where(own, now.reshape(before.shape), before)
         return measure(model, metric, now, tile.prompt)
 
-    kind = jax.eval_shape(last, jnp.int32(0), jax.tree.map(lambda a: a[0], tiles))
+    first = jax.tree.map(lambda a: a[0], tiles)
+    kind = jax.eval_shape(last, jnp.int32(0), first, None)
     return each(last, jnp.zeros((count, *kind.shape), kind.dtype), layers)
 
 
