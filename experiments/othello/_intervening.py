@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mijax.core import AbstractEdit, Place, compose
-from mijax.data import Othello, OthelloBoard, OthelloGames
 from mijax.nn import Transformer
 
 from ._probing import EMPTY, Directions, unstacked
+from ._rules import Othello, OthelloBoard, OthelloGames
 
 KINDS = ("flip", "erase")
 FEWEST = 3

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from mijax.core import Site, capture
-from mijax.data import Othello, OthelloGames
 from mijax.nn import Transformer
 from mijax.probes import Fit, Logistic, fit
+
+from ._rules import Othello, OthelloGames
 
 MINE, YOURS, EMPTY = 1, -1, 0
 

@@ -10,10 +10,10 @@ from jaxtyping import Float
 import mijax.experiment
 from mijax import viz
 from mijax.core import Interval, interval
-from mijax.data import Othello
 
 from ._intervening import Intervened
 from ._probing import Probed, shares
+from ._rules import Othello
 from ._training import Legality, Trained
 
 Seeds = Float[np.ndarray, " seed"]

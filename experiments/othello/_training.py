@@ -13,9 +13,11 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from mijax import models, train
-from mijax.data import OthelloGames, OthelloSource
 from mijax.io import replace_file
 from mijax.nn import Transformer
+
+from ._rules import OthelloGames
+from ._source import OthelloSource
 
 # Updates of one compiled program.
 SCAN = 50

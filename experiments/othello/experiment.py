@@ -47,12 +47,13 @@ import jax
 from pydantic import Field
 
 import mijax.experiment
-from mijax.data import Othello, OthelloGames, OthelloSource
 from mijax.models import GPT2Spec
 
 from ._intervening import KINDS, Intervened, draw, intervened
 from ._probing import Probed, positions, probed
 from ._report import draw_case, report_changes, report_legality, report_probes
+from ._rules import Othello, OthelloGames
+from ._source import OthelloSource
 from ._training import Predicts, Trained, by_frequency, trained
 
 Positive = Annotated[int, Field(ge=1)]

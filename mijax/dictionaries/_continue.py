@@ -10,16 +10,16 @@ import jax.numpy as jnp
 
 from mijax._errors import ConfigError, LoadError, OutputError
 from mijax.dictionaries._dictionary import Dictionary
-from mijax.dictionaries._gated import Gated
-from mijax.dictionaries._native_file import (
+from mijax.dictionaries._wiring import Weights
+from mijax.dictionaries.architectures._gated import Gated
+from mijax.dictionaries.formats._native_file import (
     ARCHITECTURES,
     WIRINGS,
     described,
     rebuilt,
     shapes_of,
 )
-from mijax.dictionaries._stored import Found
-from mijax.dictionaries._wiring import Weights
+from mijax.dictionaries.formats._stored import Found
 from mijax.train import read_checkpoint
 
 

@@ -8,7 +8,6 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from mijax._errors import ConfigError, ShapeError
-from mijax.dictionaries._architecture import AbstractArchitecture
 from mijax.dictionaries._wiring import (
     AbstractWiring,
     Weights,
@@ -16,6 +15,7 @@ from mijax.dictionaries._wiring import (
     over_embed,
     product,
 )
+from mijax.dictionaries.architectures._architecture import AbstractArchitecture
 
 
 class Dictionary(eqx.Module):

@@ -13,13 +13,13 @@ from mijax._errors import ConfigError, ShapeError, TokenError, nearest
 from mijax._progress import Progress, reports
 from mijax.core import AbstractModel, Site
 from mijax.data import Tokens
-from mijax.data._activations import reader_of
-from mijax.data._stream import valid
+from mijax.data.activations._activations import reader_of
+from mijax.data.text._stream import valid
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._direct import SITES, logit_weights
 from mijax.dictionaries._gather import Fixed, Held, Keep, Text, begin, gather
-from mijax.dictionaries._similarity import directions
 from mijax.dictionaries._wiring import SAE
+from mijax.dictionaries.evaluation._similarity import directions
 from mijax.nn import Transformer
 
 _ROWS = 64

@@ -13,27 +13,27 @@ from jax.typing import DTypeLike
 
 from mijax._errors import ConfigError, LoadError, NetworkError, nearest
 from mijax.core import AbstractModel, Site
-from mijax.dictionaries._circuit_tracer import (
+from mijax.dictionaries._continue import read_training, write_training
+from mijax.dictionaries._dictionary import Dictionary
+from mijax.dictionaries.evaluation._measure import measured, warn_of_difference
+from mijax.dictionaries.formats._circuit_tracer import (
     read_circuit_tracer,
     read_cross_layer,
     write_circuit_tracer,
 )
-from mijax.dictionaries._continue import read_training, write_training
-from mijax.dictionaries._dictionary import Dictionary
-from mijax.dictionaries._dictionary_learning import (
+from mijax.dictionaries.formats._dictionary_learning import (
     read_dictionary_learning,
     write_dictionary_learning,
 )
-from mijax.dictionaries._download import PLACE, download_dictionary
-from mijax.dictionaries._gemma_scope import read_gemma_scope, write_gemma_scope
-from mijax.dictionaries._measure import measured, warn_of_difference
-from mijax.dictionaries._native_file import read_native, write_native
-from mijax.dictionaries._openai import read_openai, write_openai
-from mijax.dictionaries._plain import Plain, dictionary_of
-from mijax.dictionaries._processing import check_processing
-from mijax.dictionaries._saelens import read_saelens, write_saelens
-from mijax.dictionaries._sparsify import read_sparsify, write_sparsify
-from mijax.dictionaries._stored import NORMALISATIONS, Found, Stored
+from mijax.dictionaries.formats._download import PLACE, download_dictionary
+from mijax.dictionaries.formats._gemma_scope import read_gemma_scope, write_gemma_scope
+from mijax.dictionaries.formats._native_file import read_native, write_native
+from mijax.dictionaries.formats._openai import read_openai, write_openai
+from mijax.dictionaries.formats._plain import Plain, dictionary_of
+from mijax.dictionaries.formats._processing import check_processing
+from mijax.dictionaries.formats._saelens import read_saelens, write_saelens
+from mijax.dictionaries.formats._sparsify import read_sparsify, write_sparsify
+from mijax.dictionaries.formats._stored import NORMALISATIONS, Found, Stored
 from mijax.io import check_files, digest, is_checkpoint, replace_folder
 from mijax.train import is_training_checkpoint
 

@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from mijax._errors import ConfigError
 from mijax._progress import Progress
 from mijax.data import AbstractSource
-from mijax.dictionaries._architecture import AbstractArchitecture, Given
 from mijax.dictionaries._continue import about_training, given_start
 from mijax.dictionaries._dead import resampled
 from mijax.dictionaries._dictionary import Dictionary, untrained
@@ -28,6 +27,7 @@ from mijax.dictionaries._wiring import (
     check_scale,
     over_embed,
 )
+from mijax.dictionaries.architectures._architecture import AbstractArchitecture, Given
 from mijax.train import AbstractObjective, AbstractSink, Step, fit, warmed
 
 # Examples after which a latent is dead in long runs, and the most that are counted.

@@ -12,7 +12,8 @@ import mijax
 from mijax import Site
 from mijax._errors import PositionError, ShapeError, SiteError, TokenError
 from mijax.core._digest import digest as core_digest
-from mijax.data import Activations, Corpus, Tokens, _activations, _buffer, _reading
+from mijax.data import Activations, Corpus, Tokens
+from mijax.data.activations import _activations, _buffer, _reading
 
 VOCAB, SEQ, DOCS = 1024, 8, 24
 LENGTHS = np.random.default_rng(0).integers(2, 14, DOCS)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as Backend
 
 from mijax._errors import LoadError, PositionError, TokenError
 from mijax.data import Prompts, Tokenizer, aligned, fill, read_tokenizer
-from mijax.data._ioi import NAMES, OBJECTS, PLACES, TEMPLATES
+from mijax.data.tasks._ioi import NAMES, OBJECTS, PLACES, TEMPLATES
 from mijax.models import load
 
 HF = Path(__file__).parents[1] / "golden" / "hf"

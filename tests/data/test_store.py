@@ -10,8 +10,9 @@ import pytest
 
 import mijax
 from mijax._errors import ConfigError, LoadError, OutputError, ShapeError, TokenError
-from mijax.data import AbstractSource, Batch, Stored, _store, store
+from mijax.data import AbstractSource, Batch, Stored, store
 from mijax.data._permute import permuted
+from mijax.data.activations import _store
 from mijax.io import locked
 
 ROWS = np.random.default_rng(0).normal(size=(64, 2, 5)).astype(np.float32)

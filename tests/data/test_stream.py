@@ -18,12 +18,11 @@ from mijax.data import (
     Corpus,
     Tokenizer,
     Tokens,
-    _corpus,
-    _texts,
     read_dataset,
     read_texts,
     tokenize,
 )
+from mijax.data.text import _corpus, _texts
 
 DOCUMENTS = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10, 11], [12, 13, 14, 15, 16, 17, 18]]
 LONG = Corpus.from_ids(np.arange(200).reshape(10, 20))

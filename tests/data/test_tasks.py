@@ -14,8 +14,8 @@ from tokenizers import decoders, models, pre_tokenizers
 import mijax
 from mijax import data
 from mijax._errors import ConfigError, PositionError, TokenError
-from mijax.data import (
-    Tokenizer,
+from mijax.data import Tokenizer
+from mijax.data.tasks import (
     _agreement,
     _capitals,
     _docstring,

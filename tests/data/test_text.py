@@ -9,8 +9,8 @@ from tokenizers import decoders, models, normalizers
 from mijax import data
 from mijax._errors import PositionError, TokenError
 from mijax.data import ChatTemplate, Prompts, Tokenizer
-from mijax.data._capitals import CAPITALS
-from mijax.data._ioi import NAMES, OBJECTS, PLACES
+from mijax.data.tasks._capitals import CAPITALS
+from mijax.data.tasks._ioi import NAMES, OBJECTS, PLACES
 
 
 @functools.cache

@@ -8,8 +8,8 @@ import pytest
 
 from mijax import dictionaries as d
 from mijax.data import Batch
-from mijax.dictionaries._jump_relu import jump, over
-from mijax.dictionaries._sparse import threshold_of
+from mijax.dictionaries.architectures._jump_relu import jump, over
+from mijax.dictionaries.architectures._sparse import threshold_of
 from mijax.train import Step
 
 EMBED, LATENTS, K = 6, 10, 3

@@ -214,7 +214,7 @@ def test_sparse_probes_find_planted_latents():
 
 
 def test_probes_are_logistic_regressions():
-    from mijax.dictionaries._logistic import logistic  # noqa: PLC0415
+    from mijax.dictionaries.evaluation._logistic import logistic  # noqa: PLC0415
 
     x, labels = texts()
     x, y = np.asarray(x[:, :4], np.float64), np.asarray(labels == 0)
@@ -259,8 +259,8 @@ def test_latents_of_one_class_are_ablated_alone():
         float(found.meant[0] - found.others[0]), abs=1e-5
     )
     # By hand: latent c written out of the activations, class by class.
-    from mijax.dictionaries._concepts import fit  # noqa: PLC0415
-    from mijax.dictionaries._logistic import balanced  # noqa: PLC0415
+    from mijax.dictionaries.evaluation._concepts import fit  # noqa: PLC0415
+    from mijax.dictionaries.evaluation._logistic import balanced  # noqa: PLC0415
 
     sides = jnp.arange(4)[:, None] == fitted[1]
     w, b = fit(fitted[0].x, sides, jax.vmap(balanced)(sides), 1.0)

@@ -16,7 +16,7 @@ from dictionary_files import (
 
 from mijax import dictionaries as d
 from mijax._errors import LoadError
-from mijax.dictionaries._torch_file import TorchFile, save_torch
+from mijax.dictionaries.formats._torch_file import TorchFile, save_torch
 
 
 class Evil:

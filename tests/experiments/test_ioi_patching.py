@@ -15,7 +15,7 @@ from tokenizers import models as token_models
 
 import mijax
 from mijax.data import Tokenizer
-from mijax.data._ioi import NAMES, OBJECTS, PLACES, TEMPLATES
+from mijax.data.tasks._ioi import NAMES, OBJECTS, PLACES, TEMPLATES
 from mijax.experiment import Run, execute, load
 from mijax.models import LlamaSpec
 

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mijax.data import Othello
 from mijax.experiment import execute, load
-
-RULES = Othello(4)
 
 
 def part(name):
     package = load("othello").function.__module__
     return importlib.import_module(f"{package}.{name}")
+
+
+RULES = part("_rules").Othello(4)
 
 
 def held_out():

@@ -15,7 +15,7 @@ import mijax
 from mijax import dictionaries as d
 from mijax._errors import ConfigError
 from mijax.data import Examples, Tokenizer
-from mijax.data._batch import Batch
+from mijax.data.activations._batch import Batch
 from mijax.experiment import Run, Silent, execute, load
 from mijax.models import GPT2Spec
 from mijax.train import Step, fit

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import mijax
-from mijax.data import Tokenizer, _capitals
+from mijax.data import Tokenizer
+from mijax.data.tasks import _capitals
 from mijax.experiment import Run, execute, load
 from mijax.models import GPT2Spec
 

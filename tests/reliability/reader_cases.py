@@ -18,7 +18,7 @@ import mijax
 from mijax import circuits, data, io, models
 from mijax import dictionaries as d
 from mijax.core._journal import Journal
-from mijax.dictionaries._torch_file import TorchFile
+from mijax.dictionaries.formats._torch_file import TorchFile
 from mijax.experiment._config import ConfigFile, parse
 from mijax.experiment._yaml import read_yaml
 

@@ -1,0 +1,1 @@
+"""Activations in memory and on disk, as batches of rows."""

@@ -1,0 +1,1 @@
+"""Behaviors to study, as prompts with counterfactuals and answers."""

@@ -1,0 +1,1 @@
+"""Tokenizers, prompts, corpora and batches of tokens."""
