@@ -11,9 +11,15 @@ from mijax._errors import ConfigError
 from mijax.attribution._atp import difference, product
 from mijax.attribution._method import AbstractMethod, is_site
 from mijax.attribution._qk_fix import recompute
-from mijax.core import AbstractMetric, AbstractModel, Site, Sites, gradients
-from mijax.core._check import site_shapes
-from mijax.core._stop import StopGradient
+from mijax.core import (
+    AbstractMetric,
+    AbstractModel,
+    Site,
+    Sites,
+    StopGradient,
+    gradients,
+)
+from mijax.core.internal import site_shapes
 
 HEADS = ("q", "k")
 WRITES = ("attn_out", "mlp_out")

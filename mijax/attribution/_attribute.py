@@ -8,9 +8,15 @@ from mijax._errors import SiteError
 from mijax.attribution._atp import AtP
 from mijax.attribution._method import AbstractMethod, is_site
 from mijax.core import AbstractMetric, AbstractModel
-from mijax.core._arguments import checked
-from mijax.core._check import check_metric, check_sites
-from mijax.core._tokens import TokensLike, as_tokens, check_pairs, lengths_of
+from mijax.core.internal import (
+    TokensLike,
+    as_tokens,
+    check_metric,
+    check_pairs,
+    check_sites,
+    checked,
+    lengths_of,
+)
 
 
 @checked

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool
 from mijax.causal._align import Alignment
 from mijax.causal._run import Shared, as_tuple, check, losses
 from mijax.core import Interval, interval
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 
 # Searches that are measured at a time: memory is that of this many.
 AT_ONCE = 32

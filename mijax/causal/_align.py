@@ -15,7 +15,7 @@ from mijax.causal._methods import AbstractMethod
 from mijax.causal._run import Lanes, Shared, as_tuple, check, losses
 from mijax.causal._swap import Subspaces
 from mijax.core import Site
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 from mijax.data import AbstractSource
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, Shaped
 
 from mijax._errors import PositionError, ShapeError, quoted
-from mijax.core._integers import integers
+from mijax.core.internal import integers
 from mijax.data import AbstractSource, Prompts
 
 

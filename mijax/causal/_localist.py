@@ -14,8 +14,7 @@ from mijax.causal._align import Alignment
 from mijax.causal._run import check_place_of
 from mijax.causal._swap import Subspaces
 from mijax.core import Site
-from mijax.core._arguments import checked
-from mijax.core._integers import integers
+from mijax.core.internal import checked, integers
 
 
 @checked

@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from mijax._errors import ConfigError
 from mijax.core import Place, Sites, compose, edit
-from mijax.core._rows import Sequence as Rows
-from mijax.core._sites import empty, put
+from mijax.core.internal import Sequence as Rows
+from mijax.core.internal import empty, put
 
 
 @final

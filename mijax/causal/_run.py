@@ -14,10 +14,9 @@ from mijax._errors import ConfigError, PositionError, ShapeError, SiteError, quo
 from mijax.causal._counterfactuals import Counterfactuals
 from mijax.causal._swap import Subspaces, Swap, activation
 from mijax.causal._tail import Tail
-from mijax.core import AbstractEdit, AbstractModel, PerPrompt, Place, Set, Site
-from mijax.core._check import check_prompts
-from mijax.core._rows import Sequence as Rows
-from mijax.core._sites import Sites, empty, get, put
+from mijax.core import AbstractEdit, AbstractModel, PerPrompt, Place, Set, Site, Sites
+from mijax.core.internal import Sequence as Rows
+from mijax.core.internal import check_prompts, empty, get, put
 
 
 class Shared(eqx.Module):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from mijax._errors import PositionError, ShapeError
 from mijax.core import AbstractEdit, Place, Site, Sites
-from mijax.core._sites import get
+from mijax.core.internal import get
 
 
 @final

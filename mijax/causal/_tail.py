@@ -17,10 +17,8 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core import AbstractBlock, Place, Site, Sites, capture, compose, edit
-from mijax.core._arguments import checked
-from mijax.core._rows import Packed
-from mijax.core._rows import Sequence as Rows
-from mijax.core._sites import empty, put
+from mijax.core.internal import Packed, checked, empty, put
+from mijax.core.internal import Sequence as Rows
 from mijax.nn import Transformer, Unembedding
 
 

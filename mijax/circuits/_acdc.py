@@ -23,8 +23,7 @@ from mijax.circuits._search import COUNTS, Evaluate, Kept, Search, steps_of
 from mijax.circuits._suffix import fit_prompts, run_clean, run_masks
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel
-from mijax.core._arguments import checked
-from mijax.core._journal import Journal
+from mijax.core.internal import Journal, checked
 
 ORDERS = ("late", "early")
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from mijax._errors import ConfigError
 from mijax.core import Interval
-from mijax.core._integers import reals
+from mijax.core.internal import reals
 
 MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 LEVEL = 0.95

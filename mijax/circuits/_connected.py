@@ -19,9 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mijax._errors import ShapeError
 from mijax.circuits._graph import Graph
 from mijax.core import AbstractMetric, AbstractModel, AbstractStream, Place
-from mijax.core._chunk import measure
-from mijax.core._rows import Sequence
-from mijax.core._sites import empty
+from mijax.core.internal import Sequence, empty, measure
 
 
 class Inputs(eqx.Module):

@@ -19,7 +19,7 @@ from mijax.circuits._scores import Scores
 from mijax.circuits._select import Select, top
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 
 
 @reports("Run circuits")

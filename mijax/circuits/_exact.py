@@ -21,9 +21,14 @@ from mijax.circuits._rerun import finish, without_mlp, without_sender
 from mijax.circuits._scores import Scores, standard_error
 from mijax.circuits._task import Task
 from mijax.core import AbstractMetric, AbstractModel
-from mijax.core._chunk import Base, measure, run_base
-from mijax.core._journal import Journal
-from mijax.core._plan import LEAST_ROWS, layer_overhead
+from mijax.core.internal import (
+    LEAST_ROWS,
+    Base,
+    Journal,
+    layer_overhead,
+    measure,
+    run_base,
+)
 
 MOST_PAIRS = 512
 # Operations of a job on a CPU: about a second, so that progress comes often.

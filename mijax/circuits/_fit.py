@@ -16,8 +16,7 @@ from mijax.circuits._graph import Graph
 from mijax.circuits._method import Options
 from mijax.circuits._task import AbstractAblation, Task
 from mijax.core import AbstractModel
-from mijax.core._check import site_shapes
-from mijax.core._journal import Journal
+from mijax.core.internal import Journal, site_shapes
 
 
 class AbstractFit(eqx.Module):

@@ -14,9 +14,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import SiteError
 from mijax.core import AbstractModel, AbstractStream, Place
-from mijax.core._check import check_attention, check_model, site_shapes
-from mijax.core._rows import Sequence
-from mijax.core._sites import empty
+from mijax.core.internal import (
+    Sequence,
+    check_attention,
+    check_model,
+    empty,
+    site_shapes,
+)
 
 LETTERS = ("q", "k", "v")
 EDGE = re.compile(r"\s*(\S+)\s*<-\s*(\S+)\s*")

@@ -14,9 +14,7 @@ from mijax.circuits._method import AbstractAttribution, Options
 from mijax.circuits._scores import Level, Scores
 from mijax.circuits._task import Task
 from mijax.core import AbstractEdit, AbstractModel, Place, compose
-from mijax.core._check import site_shapes
-from mijax.core._ends import metric_of
-from mijax.core._model import Layered
+from mijax.core.internal import Layered, metric_of, site_shapes
 
 LEVELS = ("edge", "node")
 SMALLEST = 1e-6

@@ -13,9 +13,9 @@ from mijax._errors import ConfigError, LoadError, nearest
 from mijax.circuits._circuit import Circuit, owners, same_graph
 from mijax.circuits._graph import Graph
 from mijax.circuits._scores import Level, Scores
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 from mijax.io import replace_file
-from mijax.io._json import unique
+from mijax.io.internal import unique
 
 CFG = {"n_layers": int, "n_heads": int, "parallel_attn_mlp": bool, "d_model": int}
 OF_NODES = {"in_graph": bool, "score": float, "neurons": list, "neurons_scores": list}

@@ -17,7 +17,7 @@ from mijax.circuits._method import AbstractMethod, Options
 from mijax.circuits._scores import Level, Scores
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 
 
 class AbstractMask(AbstractFit, AbstractMethod):

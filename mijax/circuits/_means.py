@@ -13,7 +13,7 @@ from mijax.circuits._connected import connected, enter
 from mijax.circuits._graph import Graph
 from mijax.circuits._task import Fixed, batch
 from mijax.core import AbstractModel
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 
 
 @checked

@@ -21,8 +21,7 @@ from mijax.circuits._method import MEMORY
 from mijax.circuits._select import prune
 from mijax.circuits._task import Task, check_task, rows
 from mijax.core import AbstractModel
-from mijax.core._check import site_shapes
-from mijax.core._references import KL
+from mijax.core.internal import KL, site_shapes
 
 
 def several(circuits: Circuit | Sequence[Circuit]) -> list[Circuit]:

@@ -16,9 +16,7 @@ from mijax.circuits._graph import Graph
 from mijax.circuits._scores import Level, Scores, merged, standard_error
 from mijax.circuits._task import Task, check_task, rows
 from mijax.core import AbstractModel
-from mijax.core._arguments import checked
-from mijax.core._check import site_shapes
-from mijax.core._journal import Journal
+from mijax.core.internal import Journal, checked, site_shapes
 
 ZERO = (
     "All scores are zero: the metric has no gradient where it was taken. A divergence "

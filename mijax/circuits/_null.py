@@ -13,7 +13,7 @@ from mijax.circuits._measure import measured
 from mijax.circuits._method import MEMORY
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 
 
 class Null(eqx.Module):

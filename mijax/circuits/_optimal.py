@@ -16,7 +16,7 @@ from mijax.circuits._means import mean_ablation
 from mijax.circuits._method import MEMORY, Options
 from mijax.circuits._task import AbstractAblation, Fixed, Task
 from mijax.core import AbstractModel
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 from mijax.data import Prompts
 
 

@@ -15,8 +15,7 @@ from mijax.circuits._graph import LETTERS, Graph, find
 from mijax.circuits._task import Task, check_task
 from mijax.core import AbstractEdit, AbstractModel, Interval, Patch, Place, compose
 from mijax.core import interval as mean_interval
-from mijax.core._arguments import checked
-from mijax.core._ends import metric_of
+from mijax.core.internal import checked, metric_of
 
 
 class Paths(eqx.Module):

@@ -16,9 +16,7 @@ from mijax.core import (
     AbstractStream,
     Place,
 )
-from mijax.core._chunk import Base, measure
-from mijax.core._rows import Packed, Reads, Sequence
-from mijax.core._sites import empty
+from mijax.core.internal import Base, Packed, Reads, Sequence, empty, measure
 
 
 class OnlyMLP(AbstractStream):

@@ -13,7 +13,7 @@ from mijax.circuits._areas import MIB_FRACTIONS, area
 from mijax.circuits._circuit import Circuit, owners, same_graph, touched
 from mijax.circuits._scores import Scores
 from mijax.circuits._select import greedy, ranking
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 
 Part = Literal["edge", "node", "head"]
 PARTS = ("edge", "node", "head")

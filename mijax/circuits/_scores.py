@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mijax.circuits._graph import Graph
-from mijax.core._shown import cut, shown
+from mijax.core.internal import cut, shown
 
 Level = Literal["edge", "node", "neuron"]
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from mijax._errors import ConfigError
 from mijax.circuits._circuit import Circuit, owners
 from mijax.circuits._scores import Scores
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 
 
 @runtime_checkable

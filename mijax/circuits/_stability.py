@@ -11,7 +11,7 @@ from mijax.circuits._areas import LEVEL
 from mijax.circuits._scores import Scores
 from mijax.circuits._select import check_size, ranking
 from mijax.core import Interval
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 
 
 class Stability(eqx.Module):

@@ -12,8 +12,7 @@ from mijax.circuits._graph import Graph
 from mijax.circuits._rerun import block_at
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel, Place
-from mijax.core._rows import Sequence
-from mijax.core._sites import empty
+from mijax.core.internal import Sequence, empty
 
 
 class Clean(eqx.Module):

@@ -13,14 +13,15 @@ from mijax._errors import PositionError, ShapeError
 from mijax.circuits._connected import connected, enter
 from mijax.circuits._graph import Graph
 from mijax.core import AbstractMetric, AbstractModel
-from mijax.core._check import (
+from mijax.core.internal import (
+    as_tokens,
     check_metric,
     check_model,
     check_prompts,
     check_unpadded,
+    lengths_of,
     site_shapes,
 )
-from mijax.core._tokens import as_tokens, lengths_of
 from mijax.data import Pairs, Prompts, aligned
 
 

@@ -16,7 +16,7 @@ from mijax.circuits._method import MEMORY
 from mijax.circuits._scores import Scores
 from mijax.circuits._task import Task
 from mijax.core import AbstractModel, Interval, interval
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 
 
 class Line(NamedTuple):

@@ -11,9 +11,7 @@ import numpy as np
 
 from mijax._errors import LoadError
 from mijax.io import replace_file
-from mijax.io._durable import ADVICE, named
-from mijax.io._json import parse_json
-from mijax.io._manifest import file_digest
+from mijax.io.internal import ADVICE, file_digest, named, parse_json
 
 RESUME = f"{ADVICE[:-1]}, and run the same again: what is finished is kept."
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from mijax._errors import LoadError
 from mijax.data._files import read_json
 from mijax.io import Index, Only, Size, read_record
-from mijax.io._record import Bytes
+from mijax.io.internal import Bytes
 
 STORE_FORM = "mijax activations 1"
 STORE_DTYPES = ("float16", "bfloat16", "float32")

@@ -16,10 +16,16 @@ from mijax.core import (
     Site,
     capture,
 )
-from mijax.core._check import check_metric, site_shapes
-from mijax.core._ends import metric_of
-from mijax.core._run import over_prompts
-from mijax.core._tokens import TokensLike, as_tokens, check_pairs, lengths_of
+from mijax.core.internal import (
+    TokensLike,
+    as_tokens,
+    check_metric,
+    check_pairs,
+    lengths_of,
+    metric_of,
+    over_prompts,
+    site_shapes,
+)
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._latents import (
     fitting,

@@ -9,8 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import PositionError, ShapeError, SiteError
 from mijax.core import Site, capture
-from mijax.core._check import one_each
-from mijax.core._tokens import TokensLike, as_tokens
+from mijax.core.internal import TokensLike, as_tokens, one_each
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._latents import (
     direction,

@@ -13,8 +13,7 @@ from mijax._errors import ConfigError, ShapeError, TokenError, nearest
 from mijax._progress import Progress, reports
 from mijax.core import AbstractModel, Site
 from mijax.data import Tokens
-from mijax.data.activations._activations import reader_of
-from mijax.data.text._stream import valid
+from mijax.data.internal import reader_of, valid
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._direct import SITES, logit_weights
 from mijax.dictionaries._gather import Fixed, Held, Keep, Text, begin, gather

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped, UInt32
 
 from mijax._errors import ConfigError
-from mijax.data.activations._reading import Reader
+from mijax.data.internal import Reader
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._latents import fitting
 

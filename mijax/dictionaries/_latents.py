@@ -11,8 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core import AbstractModel, Site, capture
-from mijax.core._sites import HEAD_SITES, known
-from mijax.core._tokens import PromptsLike, TokensLike, as_tokens
+from mijax.core.internal import HEAD_SITES, PromptsLike, TokensLike, as_tokens, known
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._wiring import product
 

@@ -13,8 +13,7 @@ from mijax._errors import ShapeError, SiteError
 from mijax.core import AbstractModel, BlockSites, Place, edit
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._wiring import Transcoder
-from mijax.nn._mlp import AbstractMLP
-from mijax.nn._substitutes import with_gradient_of
+from mijax.nn.internal import AbstractMLP, with_gradient_of
 
 
 class Transcoded(AbstractMLP):

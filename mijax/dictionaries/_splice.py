@@ -11,8 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core import AbstractEdit, Place, Scale, Set, Site
-from mijax.core._operands import check_per_prompt, per_row
-from mijax.core._tokens import TokensLike, as_tokens
+from mijax.core.internal import TokensLike, as_tokens, check_per_prompt, per_row
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._latents import check_latents, fitting, written
 from mijax.dictionaries._wiring import SAE

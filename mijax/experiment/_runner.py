@@ -17,7 +17,7 @@ from mijax.experiment._result import Result
 from mijax.experiment._run import Run
 from mijax.experiment._verdict import judge
 from mijax.io import locked, publish
-from mijax.io._manifest import foreign
+from mijax.io.internal import foreign
 
 _STATE, _SCRATCH = "unfinished.json", "scratch"
 _FILES = re.compile(r"files-[0-9a-f]{16}")

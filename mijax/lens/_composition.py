@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 from mijax.lens._weights import heads_of
 from mijax.lens._weights import through as read_through
 from mijax.nn import Transformer

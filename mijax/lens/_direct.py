@@ -9,14 +9,23 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import PositionError, ShapeError, SiteError
 from mijax.core import BlockSites, Site
-from mijax.core._arguments import checked
-from mijax.core._check import check_linear_writes, check_prompts, check_sites, one_each
-from mijax.core._model import scan_blocks
-from mijax.core._rows import Sequence
-from mijax.core._run import over_prompts
-from mijax.core._sites import empty
-from mijax.core._text import ModelLike, TextLike, opened
-from mijax.core._tokens import as_tokens, lengths_of, padded_lengths
+from mijax.core.internal import (
+    ModelLike,
+    Sequence,
+    TextLike,
+    as_tokens,
+    check_linear_writes,
+    check_prompts,
+    check_sites,
+    checked,
+    empty,
+    lengths_of,
+    one_each,
+    opened,
+    over_prompts,
+    padded_lengths,
+    scan_blocks,
+)
 from mijax.nn import Transformer, Unembedding, scaled_like
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Complex, Float
 
 from mijax._errors import SiteError
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 from mijax.lens._weights import heads_of, tables_of
 from mijax.nn import Transformer
 

@@ -10,9 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError, SiteError, nearest
 from mijax.core import AbstractModel, Site, capture
-from mijax.core._arguments import checked
-from mijax.core._text import ModelLike, TextLike, opened
-from mijax.core._tokens import as_tokens
+from mijax.core.internal import ModelLike, TextLike, as_tokens, checked, opened
 
 # Where a whole residual stream stands, as the final norm expects it.
 STREAM = ("resid_pre", "resid_mid", "resid_post")

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError, SiteError
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 from mijax.nn import AttentionBlock, LayerNorm, Transformer, Unembedding, scaled_like
 
 

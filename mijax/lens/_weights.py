@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mijax._errors import SiteError
-from mijax.core._check import check_linear_writes
+from mijax.core.internal import check_linear_writes
 from mijax.nn import Identity, LayerNorm, RMSNorm, Transformer
 
 Norm = LayerNorm | RMSNorm | Identity

@@ -19,7 +19,7 @@ from jaxtyping import PRNGKeyArray
 
 from mijax._errors import LoadError, nearest
 from mijax.io import Gguf, Tensors
-from mijax.io._regions import check_weights
+from mijax.io.internal import check_weights
 from mijax.nn import Transformer
 
 Into = Mapping[str, Callable[[np.ndarray], np.ndarray]]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mijax.io._hub import download
+from mijax.io.internal import download
 
 FILES = (
     "config.json",

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from mijax._errors import LoadError, nearest
-from mijax.core._shown import cut
+from mijax.core.internal import cut
 from mijax.data import ChatTemplate, Tokenizer, read_tokenizer
 from mijax.io import (
     FlaxTensors,
@@ -27,7 +27,7 @@ from mijax.io import (
     read_json,
     read_record,
 )
-from mijax.io._hub import HUB_ID
+from mijax.io.internal import HUB_ID
 from mijax.models._config import TokenIds, check_heads, first_id
 from mijax.models._families import FAMILIES, family_named, presets
 from mijax.models._family import assemble

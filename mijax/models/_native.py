@@ -24,7 +24,7 @@ from mijax.io import (
     replace_folder,
     save_safetensors,
 )
-from mijax.io._regions import check_weights
+from mijax.io.internal import check_weights
 from mijax.models._config import TokenIds, check_heads
 from mijax.models._families import family_named, family_of
 from mijax.models._family import Family, fill_tree, leaf_shapes

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mijax._errors import FrameError
-from mijax.core._check import check_linear_writes
+from mijax.core.internal import check_linear_writes
 from mijax.nn._attention import Attention
 from mijax.nn._basic import Identity, LayerNorm, RMSNorm, Unembedding
 from mijax.nn._mlp import MLP, GatedMLP

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mijax._errors import ConfigError, ShapeError
-from mijax.core._integers import reals
+from mijax.core.internal import reals
 from mijax.probes._frame import Sequences
 from mijax.probes._probe import AbstractProbe
 

@@ -9,7 +9,7 @@ from jaxtyping import Int, PRNGKeyArray
 
 from mijax._errors import ConfigError, ShapeError
 from mijax.core import Interval, interval
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 from mijax.probes._record import Fit
 
 

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from mijax._errors import ConfigError
 from mijax._progress import Progress, reports
 from mijax.core import Interval, interval
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 from mijax.probes._check import (
     examples,
     held_out_labels,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mijax._errors import ConfigError
 from mijax._progress import Progress, reports
-from mijax.core._arguments import checked
+from mijax.core.internal import checked
 from mijax.probes._check import examples, inputs, labels
 from mijax.probes._layout import lay_out
 from mijax.probes._probe import AbstractProbe, Data

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mijax._errors import OutputError
-from mijax.core._digest import digest
+from mijax.core.internal import digest
 from mijax.io import locked, replace_file
-from mijax.io._checkpoint import flatten, name_of, one_line
+from mijax.io.internal import flatten, name_of, one_line
 
 KEEP = 2
 MARK = "mijax_checkpoints.json"

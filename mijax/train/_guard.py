@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from mijax._errors import TrainingError
-from mijax.core._digest import digest
+from mijax.core.internal import digest
 from mijax.train._advance import Told
 from mijax.train._checkpoints import Checkpoints
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from mijax._errors import LoadError
-from mijax.io._checkpoint import one_line
+from mijax.io.internal import one_line
 from mijax.train._checkpoints import checksums_of
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool
 
 from mijax._errors import ShapeError, SiteError
 from mijax.circuits import Circuit, Scores
-from mijax.circuits._graph import EDGE
+from mijax.circuits.internal import EDGE
 
 # The level of the logits, above every layer.
 LOGITS = 10**6

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from mijax._errors import ShapeError, TokenError
 from mijax.core import AbstractModel, Site
-from mijax.core._digest import digest as digest_of
+from mijax.core.internal import digest as digest_of
 from mijax.data._source import AbstractSource
 from mijax.data.activations._batch import Batch
 from mijax.data.activations._buffer import Buffered, draw, fill, shuffle

@@ -10,11 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import PositionError, ShapeError, SiteError, TokenError
-from mijax.core import AbstractModel, Place, Site
-from mijax.core._check import check_sites
-from mijax.core._rows import Sequence
-from mijax.core._run import part
-from mijax.core._sites import BlockSites, empty, get
+from mijax.core import AbstractModel, BlockSites, Place, Site
+from mijax.core.internal import Sequence, check_sites, empty, get, part
 from mijax.data.activations._batch import Batch
 
 

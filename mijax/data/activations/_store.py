@@ -11,7 +11,7 @@ import numpy as np
 
 from mijax._errors import ConfigError, LoadError, OutputError, TokenError, nearest
 from mijax._progress import Progress, reports
-from mijax.core._digest import digest as digest_of
+from mijax.core.internal import digest as digest_of
 from mijax.data._files import (
     file_digest,
     plain,
@@ -22,8 +22,7 @@ from mijax.data._files import (
 from mijax.data._records import STORE_DTYPES, STORE_FORM, read_store
 from mijax.data._source import AbstractSource
 from mijax.io import locked
-from mijax.io._checkpoint import one_line
-from mijax.io._durable import named
+from mijax.io.internal import named, one_line
 
 MANIFEST, STATE = "manifest.json", "state.npz"
 SHARE_OF_SAVING = 0.1

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int, Shaped
 
 from mijax._errors import LoadError, ShapeError, TokenError
-from mijax.core._digest import digest as digest_of
+from mijax.core.internal import digest as digest_of
 from mijax.data._files import check_file, typed
 from mijax.data._permute import permuted
 from mijax.data._records import read_store

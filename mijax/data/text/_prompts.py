@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from mijax._errors import PositionError, TokenError, nearest, quoted
-from mijax.core._integers import integers
-from mijax.core._shown import cut, shown
+from mijax.core.internal import cut, integers, shown
 from mijax.data.text._tokenizer import Tokenizer
 
 Span = tuple[Int[Array, " batch"], Int[Array, " batch"]]

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Shaped
 
 from mijax._errors import ShapeError, TokenError
-from mijax.core._digest import digest as digest_of
+from mijax.core.internal import digest as digest_of
 from mijax.data._source import AbstractSource
 from mijax.data.text._corpus import Corpus
 

@@ -19,7 +19,7 @@ from mijax.core import (
     Zero,
     capture,
 )
-from mijax.core._tokens import as_tokens
+from mijax.core.internal import as_tokens
 from mijax.data import Prompts
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._latents import of_one_layer

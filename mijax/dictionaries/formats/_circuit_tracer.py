@@ -21,7 +21,7 @@ from mijax.dictionaries.formats._plain import Plain, plain_of, unwritable
 from mijax.dictionaries.formats._reading import AGAIN, Reading, read_settings
 from mijax.dictionaries.formats._stored import Found
 from mijax.io import SafeTensors, save_safetensors
-from mijax.io._record import keys_of
+from mijax.io.internal import keys_of
 
 LAYER = re.compile(r"(?:.*\D)?(\d+)")
 CONFIG = "config.yaml"

@@ -27,7 +27,7 @@ from mijax.dictionaries.formats._reading import Reading, read_settings
 from mijax.dictionaries.formats._stored import Found
 from mijax.dictionaries.formats._torch_file import TorchFile, save_torch
 from mijax.io import Index, Size, read_json
-from mijax.io._record import keys_of
+from mijax.io.internal import keys_of
 
 CONFIG, WEIGHTS, RESULTS = "config.json", "ae.pt", "eval_results.json"
 NAME = "dictionary_learning"

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mijax.io._hub import HUB_ID, download
+from mijax.io.internal import HUB_ID, download
 
 PLACE = re.compile(rf"({HUB_ID.pattern})(?:/(.+))?")
 ROOT = ("*.json", "*.yaml", "params.npz", "ae.pt", "*.safetensors")

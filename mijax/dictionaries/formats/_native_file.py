@@ -23,8 +23,7 @@ from mijax.dictionaries.architectures._topk import TopK
 from mijax.dictionaries.formats._reading import read_settings
 from mijax.dictionaries.formats._stored import NORMALISATIONS, Found
 from mijax.io import Index, Only, Size, checkpoint_metadata, load_checkpoint
-from mijax.io._checkpoint import fill_checkpoint, flatten
-from mijax.io._regions import check_weights
+from mijax.io.internal import check_weights, fill_checkpoint, flatten
 
 # Version 1 keeps the logarithms of the thresholds of JumpReLU.
 VERSION, LOGARITHMS = 2, 1

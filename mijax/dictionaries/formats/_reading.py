@@ -12,8 +12,7 @@ import numpy as np
 
 from mijax._errors import LoadError, nearest
 from mijax.io import Tensors, read_record
-from mijax.io._record import keys_of
-from mijax.io._regions import check_weights
+from mijax.io.internal import check_weights, keys_of
 
 BROKEN = (
     tokenize.TokenError,

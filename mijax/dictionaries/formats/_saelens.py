@@ -34,7 +34,7 @@ from mijax.io import (
     read_json,
     save_safetensors,
 )
-from mijax.io._record import keys_of
+from mijax.io.internal import keys_of
 
 CONFIG, WEIGHTS, SPARSITY = (
     "cfg.json",

@@ -1,0 +1,6 @@
+"""Names of `mijax.circuits` that its sister packages use and users should not.
+
+They can change in any version.
+"""
+
+from mijax.circuits._graph import EDGE as EDGE

@@ -1,0 +1,51 @@
+"""Names of `mijax.core` that its sister packages use and users should not.
+
+They can change in any version.
+"""
+
+from mijax.core._arguments import checked as checked
+from mijax.core._check import check_attention as check_attention
+from mijax.core._check import check_linear_writes as check_linear_writes
+from mijax.core._check import check_metric as check_metric
+from mijax.core._check import check_model as check_model
+from mijax.core._check import check_prompts as check_prompts
+from mijax.core._check import check_sites as check_sites
+from mijax.core._check import check_unpadded as check_unpadded
+from mijax.core._check import one_each as one_each
+from mijax.core._check import site_shapes as site_shapes
+from mijax.core._chunk import Base as Base
+from mijax.core._chunk import measure as measure
+from mijax.core._chunk import run_base as run_base
+from mijax.core._digest import digest as digest
+from mijax.core._ends import metric_of as metric_of
+from mijax.core._integers import integers as integers
+from mijax.core._integers import reals as reals
+from mijax.core._journal import Journal as Journal
+from mijax.core._model import Layered as Layered
+from mijax.core._model import scan_blocks as scan_blocks
+from mijax.core._operands import check_per_prompt as check_per_prompt
+from mijax.core._operands import per_row as per_row
+from mijax.core._plan import LEAST_ROWS as LEAST_ROWS
+from mijax.core._plan import layer_overhead as layer_overhead
+from mijax.core._references import KL as KL
+from mijax.core._rows import Packed as Packed
+from mijax.core._rows import Reads as Reads
+from mijax.core._rows import Sequence as Sequence
+from mijax.core._run import over_prompts as over_prompts
+from mijax.core._run import part as part
+from mijax.core._shown import cut as cut
+from mijax.core._shown import shown as shown
+from mijax.core._sites import HEAD_SITES as HEAD_SITES
+from mijax.core._sites import empty as empty
+from mijax.core._sites import get as get
+from mijax.core._sites import known as known
+from mijax.core._sites import put as put
+from mijax.core._text import ModelLike as ModelLike
+from mijax.core._text import TextLike as TextLike
+from mijax.core._text import opened as opened
+from mijax.core._tokens import PromptsLike as PromptsLike
+from mijax.core._tokens import TokensLike as TokensLike
+from mijax.core._tokens import as_tokens as as_tokens
+from mijax.core._tokens import check_pairs as check_pairs
+from mijax.core._tokens import lengths_of as lengths_of
+from mijax.core._tokens import padded_lengths as padded_lengths
