@@ -1,7 +1,11 @@
 """Errors that mijax raises on bad input.
 
-Every message is one line and says what was given, what was expected and what to do.
-The command line prints it without a traceback and exits with code 2.
+Every message is one line: given, expected, what to do. The command line prints it
+without a traceback and exits with code 2.
+
+Each class derives from the built-in errors that NumPy, JAX or Python raise in the same
+case, so `except ValueError` works as it does elsewhere. A case for which libraries
+differ has two, as `numpy.exceptions.AxisError` has.
 """
 
 import difflib
@@ -21,50 +25,52 @@ class MijaxError(Exception):
 
     def __str__(self) -> str:
         """Return the message in one line, whatever value it quotes."""
-        return " ".join(line.strip() for line in super().__str__().splitlines())
+        # `str` of a `KeyError` would be the repr of the message.
+        text = Exception.__str__(self)
+        return " ".join(line.strip() for line in text.splitlines())
 
 
-class SiteError(MijaxError):
+class SiteError(MijaxError, KeyError, IndexError):
     """An unknown site, or a layer, head or feature that the site does not have."""
 
 
-class PositionError(MijaxError):
+class PositionError(MijaxError, IndexError, KeyError):
     """A position, span or alignment that the prompts do not have."""
 
 
-class ShapeError(MijaxError):
-    """An array whose shape or rank does not fit its place."""
+class ShapeError(MijaxError, ValueError, TypeError):
+    """An array whose shape, rank or dtype does not fit its place."""
 
 
-class TokenError(MijaxError):
+class TokenError(MijaxError, ValueError):
     """A text that does not map to tokens as the caller needs."""
 
 
-class LoadError(MijaxError):
+class LoadError(MijaxError, ValueError):
     """A model, weight file or checkpoint that cannot be loaded as asked."""
 
 
-class ConfigError(MijaxError):
+class ConfigError(MijaxError, ValueError):
     """A config key, value or experiment name that does not exist."""
 
 
-class OutputError(MijaxError):
+class OutputError(MijaxError, OSError):
     """A folder or file that cannot be written."""
 
 
-class TrainingError(MijaxError):
+class TrainingError(MijaxError, FloatingPointError):
     """A training run that cannot go on: its loss is not finite or has exploded."""
 
 
-class NotFiniteError(MijaxError):
+class NotFiniteError(MijaxError, ValueError):
     """A NaN or an infinity in a value that has to be finite."""
 
 
-class NetworkError(MijaxError):
+class NetworkError(MijaxError, ConnectionError):
     """Something that would have to be downloaded and cannot be."""
 
 
-class FrameError(MijaxError):
+class FrameError(MijaxError, ValueError):
     """A weight frame that the requested analysis or processing cannot use."""
 
 

@@ -14,6 +14,8 @@ def writable(path: Path) -> Iterator[None]:
     """Turns an `OSError` of the file system into an `OutputError` that names `path`."""
     try:
         yield
+    except OutputError:
+        raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(

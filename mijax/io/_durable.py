@@ -180,6 +180,8 @@ def named(path: Path, advice: str = ADVICE) -> Iterator[None]:
     """
     try:
         yield
+    except OutputError:
+        raise
     except OSError as error:
         reason = error.strerror or str(error)
         raise OutputError(f"Cannot write {path}: {reason}. {advice}") from error
