@@ -20,7 +20,6 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -36,6 +35,7 @@ from mijax.core._site_table import (
     Mark,
     Path,
     check_names,
+    rebuild,
     table,
     trace,
 )
@@ -115,12 +115,9 @@ def harvest(
         check_names((*names, *edits), known)
         job = _Job(edits, frozenset(names), traced.marks)
         outputs, kept = _evaluate(job, traced.closed, arrays, (), ())
-        dynamic, constants = jax.tree.unflatten(
-            jax.tree.structure(traced.output), outputs
-        )
         acts = {name: _assemble(name, traced.marks, kept) for name in names}
         in_order = {name: acts[name] for name in known if name in acts}
-        return eqx.combine(dynamic, constants.tree), Activations(in_order)
+        return rebuild(traced, outputs), Activations(in_order)
 
     return harvested
 

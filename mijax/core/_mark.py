@@ -8,19 +8,40 @@ This is the only file that touches `jax.extend` and the rules of primitives.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jax import Array
 from jax import numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive, jaxpr_as_fun
+from jax.extend.core import (
+    ClosedJaxpr,
+    Jaxpr,
+    JaxprEqn,
+    Literal,
+    Primitive,
+    Var,
+    jaxpr_as_fun,
+)
 from jax.interpreters import ad, batching, mlir
 
 from mijax._errors import SiteError
 
-__all__ = ["ClosedJaxpr", "Literal", "bind", "bodies", "call", "manual", "site"]
+__all__ = [
+    "ClosedJaxpr",
+    "Literal",
+    "bind",
+    "bodies",
+    "call",
+    "checkpoint_names",
+    "manual",
+    "mark_checkpoint_names",
+    "site",
+]
 
 SITE = "site"
+# The primitive of `jax.ad_checkpoint.checkpoint_name`.
+NAME = "name"
+OPAQUE = ("pallas_call", "pure_callback", "io_callback", "ffi_call")
 UNNAMED = "mapped"
 
 _site_p = Primitive(SITE)
@@ -55,18 +76,23 @@ def site(name: str, x: Array, axes: str = "") -> Array:
         ...     return h @ w_out
     """
     x = jnp.asarray(x)
+    return _site_p.bind(x, **_params(name, axes, x.shape))
+
+
+def _params(name: str, axes: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Read the names of axes and loops."""
     loops, colon, own = axes.rpartition(":")
     names, outer = tuple(own.split()), tuple(loops.split())
     if not names and not colon:
-        names = tuple(f"axis_{i}" for i in range(x.ndim))
-    if len(names) != x.ndim:
+        names = tuple(f"axis_{i}" for i in range(len(shape)))
+    if len(names) != len(shape):
         raise SiteError(
             f"Site {name!r} has axes '{' '.join(names)}', but its value has shape "
-            f"{x.shape}: give one name per axis."
+            f"{shape}: give one name per axis."
         )
     if len({*names, *outer}) < len(names) + len(outer):
         raise SiteError(f"Site {name!r} has an axis name twice: '{axes}'.")
-    return _site_p.bind(x, name=name, axes=names, loops=outer)
+    return {"name": name, "axes": names, "loops": outer}
 
 
 def _batch(axis_data: Any, args: Any, dims: Any, *, name: str, axes: Any, loops: Any):
@@ -127,3 +153,60 @@ def manual(equation: Any) -> list[str]:
     # JAX has called them by either name.
     mapped = params.get("newly_manual_axes", params.get("manual_axes"))
     return [axis for axis in params["mesh"].axis_names if axis in mapped]
+
+
+def checkpoint_names(closed: ClosedJaxpr) -> Iterator[str]:
+    """Yield every name that `jax.ad_checkpoint.checkpoint_name` gave to a value."""
+    for equation in closed.jaxpr.eqns:
+        if equation.primitive.name == NAME:
+            yield equation.params["name"]
+        elif equation.primitive.name not in OPAQUE:
+            for _, body in bodies(equation):
+                yield from checkpoint_names(body)
+
+
+def mark_checkpoint_names(
+    closed: ClosedJaxpr, site_of: Callable[[str], tuple[str, str] | None]
+) -> ClosedJaxpr:
+    """Mark values that `jax.ad_checkpoint.checkpoint_name` has named.
+
+    Args:
+        closed: a jaxpr.
+        site_of: name and axes of the site for each name, `None` for no site.
+
+    Returns:
+        The jaxpr with a mark behind every such value. The names stay, so that the
+        policy of a `jax.checkpoint` still finds them.
+    """
+
+    def convert(jaxpr: Jaxpr) -> Jaxpr:
+        eqns = [one for eqn in jaxpr.eqns for one in rewrite(eqn)]
+        return jaxpr.replace(eqns=eqns)
+
+    def inside(value: Any) -> Any:
+        if isinstance(value, ClosedJaxpr):
+            return value.replace(jaxpr=convert(value.jaxpr))
+        if isinstance(value, Jaxpr):
+            return convert(value)
+        if isinstance(value, tuple | list):
+            return type(value)(map(inside, value)) if _holds(value) else value
+        return value
+
+    def rewrite(eqn: JaxprEqn) -> list[JaxprEqn]:
+        kind, params = eqn.primitive.name, eqn.params
+        if kind in OPAQUE:
+            return [eqn]
+        found = site_of(params["name"]) if kind == NAME else None
+        if found is None:
+            return [eqn.replace(params={k: inside(v) for k, v in params.items()})]
+        aval: Any = eqn.outvars[0].aval
+        value, mark = Var(aval), _params(*found, aval.shape)
+        named = eqn.replace(outvars=[value])
+        return [named, eqn.replace(invars=[value], primitive=_site_p, params=mark)]
+
+    return closed.replace(jaxpr=convert(closed.jaxpr))
+
+
+def _holds(values: tuple[Any, ...] | list[Any]) -> bool:
+    """Return True if a parameter is a sequence of jaxprs."""
+    return all(isinstance(one, ClosedJaxpr | Jaxpr) for one in values)

@@ -10,14 +10,13 @@ import jax
 import numpy as np
 
 from mijax._errors import SiteError, nearest
-from mijax.core._mark import SITE, ClosedJaxpr, bodies, manual
+from mijax.core._mark import OPAQUE, SITE, ClosedJaxpr, bodies, manual
 
 # Equations that are their body, evaluated in place.
 CALLS = ("jit", "pjit", "closed_call", "core_call")
 REMATS = ("checkpoint", "remat", "remat2")
 RULES = ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 OPEN = (*CALLS, *REMATS, *RULES)
-OPAQUE = ("pallas_call", "pure_callback", "io_callback", "ffi_call")
 LAYER, STEP = "layer", "step"
 
 Path = tuple[Any, ...]
@@ -244,14 +243,24 @@ def _call(function: tuple[Any, tuple[Any, ...]], arrays: list[Any]) -> Any:
     # A leaf that is None is not a leaf, so None marks the arrays.
     leaves = [next(rest) if leaf is None else leaf for leaf in fixed]
     fn, args, kwargs = jax.tree.unflatten(structure, leaves)
-    dynamic, static = eqx.partition(fn(*args, **kwargs), eqx.is_array)
-    return dynamic, Constants(static)
+    leaves, structure = jax.tree.flatten(fn(*args, **kwargs))
+    fixed = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
+    return [leaf for leaf in leaves if eqx.is_array(leaf)], Output(structure, fixed)
 
 
-class Constants(eqx.Module):
-    """The part of an output that is not an array."""
+class Output(eqx.Module):
+    """The part of an output that is not an array: its structure and other leaves."""
 
-    tree: Any = eqx.field(static=True)
+    structure: Any = eqx.field(static=True)
+    fixed: tuple[Any, ...] = eqx.field(static=True)
+
+
+def rebuild(traced: Traced, outputs: list[Any]) -> Any:
+    """Return the output of a traced function from the outputs of its jaxpr."""
+    output = traced.output[1]
+    rest = iter(outputs)
+    leaves = [next(rest) if leaf is None else leaf for leaf in output.fixed]
+    return jax.tree.unflatten(output.structure, leaves)
 
 
 def _marks(closed: ClosedJaxpr) -> tuple[Mark, ...]:

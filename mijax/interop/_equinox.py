@@ -5,8 +5,9 @@ from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
+from penzai import pz
 
-from mijax.interop._chosen import Choice, axes_of, choose, marked
+from mijax.interop._chosen import Choice, axes_of, choose, marked, selected
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ class Marked(eqx.Module):
 
 def mark(
     model: T,
-    sites: Mapping[str, Choice | Callable[[T], Any]],
+    sites: Mapping[str, Choice | pz.Selection | Callable[[T], Any]],
     *,
     axes: Mapping[str, str] | None = None,
 ) -> T:
@@ -40,8 +41,9 @@ def mark(
         model: any pytree with Equinox modules in it.
         sites: for each site name the modules whose output it is: a class
             (`eqx.nn.Linear`), a regular expression for whole paths
-            (`r"layers\.\d+"`), or a function that returns one module or a list of
-            them, as for `eqx.tree_at`.
+            (`r"layers\.\d+"`), a penzai selection
+            (`pz.select(model).at_instances_of(eqx.nn.Linear)`), or a function that
+            returns one module or a list of them, as for `eqx.tree_at`.
         axes: for each site name the names of the output's axes, as for `mijax.site`;
             `axis_0 axis_1 ...` by default. A module that is called under `vmap` sees
             one example, and the mapped axis comes first by itself.
@@ -62,8 +64,11 @@ def mark(
     """
     axes = axes_of(sites, axes)
     nodes = dict(_modules(model, ()))
+    known = {".".join(map(str, p)): module for p, module in nodes.items()}
     plain = {n: c for n, c in sites.items() if isinstance(c, str | type)}
-    chosen = choose(plain, ((".".join(map(str, p)), m) for p, m in nodes.items()))
+    selections = {n: c for n, c in sites.items() if isinstance(c, pz.Selection)}
+    from_paths = {n: selected(n, c, known) for n, c in selections.items()}
+    chosen = choose({**plain, **from_paths}, known.items())
     paths = [p for p in nodes if ".".join(map(str, p)) in chosen]
     # From the inside out, so that a wrapped module may hold wrapped modules.
     for path in sorted(paths, key=len, reverse=True):
@@ -71,7 +76,7 @@ def mark(
         wrap = lambda module, name=name: Marked(module, name, axes[name])  # noqa: E731
         model = eqx.tree_at(_at(path), model, replace_fn=wrap)
     for name, where in sites.items():
-        if not isinstance(where, str | type):
+        if not isinstance(where, str | type | pz.Selection):
             wrap = lambda module, name=name: Marked(module, name, axes[name])  # noqa: E731
             model = eqx.tree_at(where, model, replace_fn=wrap)
     return model
