@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 import mijax.experiment
-from mijax import circuits
+from mijax import circuits, nn
 from mijax._errors import ConfigError, nearest
 from mijax.circuits import Graph, Scores, Task
 from mijax.nn import Transformer
@@ -50,8 +50,8 @@ def estimators(*, steps: int) -> dict[str, tuple[str, circuits.AbstractMethod]]:
             "EAP-IG-activations",
             circuits.EAPIGActivations(steps=steps),
         ),
-        "gim": ("GIM", circuits.GIM()),
-        "relp": ("RelP", circuits.RelP()),
+        "gim": ("GIM", circuits.EAP(rule=nn.GIM())),
+        "relp": ("RelP", circuits.EAP(rule=nn.RelP())),
     }
 
 

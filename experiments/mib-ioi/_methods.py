@@ -10,7 +10,7 @@ import equinox as eqx
 import jax
 
 import mijax
-from mijax import circuits
+from mijax import circuits, nn
 from mijax.core import AbstractMetric, kl, negative
 from mijax.data import Pairs
 from mijax.nn import Transformer
@@ -65,9 +65,9 @@ def methods(*, ugs_steps: int) -> dict[str, Method]:
         "nap_ig_cf": Method("NAP-IG (CF)", circuits.EAPIG(steps=STEPS, level="node")),
         "ifr": Method("IFR", circuits.InformationFlowRoutes(), select=circuits.greedy),
         "ugs": Method("UGS", circuits.UGS(steps=ugs_steps), divergence=True),
-        "gim": Method("GIM, edges", circuits.GIM()),
-        "relp": Method("RelP, edges", circuits.RelP()),
-        "nap_gim": Method("GIM, nodes", circuits.GIM(level="node")),
+        "gim": Method("GIM, edges", circuits.EAP(rule=nn.GIM())),
+        "relp": Method("RelP, edges", circuits.EAP(rule=nn.RelP())),
+        "nap_gim": Method("GIM, nodes", circuits.EAP(level="node", rule=nn.GIM())),
         "nap_atp_star": Method("AtP*, nodes", circuits.AtPStar()),
     }
 

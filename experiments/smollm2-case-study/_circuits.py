@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 
 import mijax
 import mijax.experiment
-from mijax import circuits, viz
+from mijax import circuits, nn, viz
 from mijax._errors import ConfigError, nearest
 from mijax.nn import Transformer
 
@@ -64,8 +64,8 @@ def methods(names: tuple[str, ...], steps: int) -> dict[str, circuits.AbstractMe
     """
     known: dict[str, circuits.AbstractMethod] = {
         "EAP-IG": circuits.EAPIG(steps=steps),
-        "RelP": circuits.RelP(),
-        "GIM": circuits.GIM(),
+        "RelP": circuits.EAP(rule=nn.RelP()),
+        "GIM": circuits.EAP(rule=nn.GIM()),
     }
     for name in names:
         if name not in known:

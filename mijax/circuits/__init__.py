@@ -28,7 +28,6 @@ from mijax.circuits._evaluate import faithfulness as faithfulness
 from mijax.circuits._evaluate import run_circuits as run_circuits
 from mijax.circuits._exact import Exact as Exact
 from mijax.circuits._flow import InformationFlowRoutes as InformationFlowRoutes
-from mijax.circuits._gim import GIM as GIM
 from mijax.circuits._graph import Graph as Graph
 from mijax.circuits._hisp import HISP as HISP
 from mijax.circuits._json import load_json as load_json
@@ -47,7 +46,6 @@ from mijax.circuits._paths import Paths as Paths
 from mijax.circuits._paths import path_patch as path_patch
 from mijax.circuits._probing import SubnetworkProbing as SubnetworkProbing
 from mijax.circuits._random import Random as Random
-from mijax.circuits._relp import RelP as RelP
 from mijax.circuits._roc import Roc as Roc
 from mijax.circuits._roc import interpbench_auroc as interpbench_auroc
 from mijax.circuits._roc import pessimistic_auc as pessimistic_auc

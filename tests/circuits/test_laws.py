@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mijax
-from mijax import circuits
+from mijax import circuits, nn
 from mijax.circuits._connected import Gate, connected, enter, score
 from mijax.circuits._scores import merged, standard_error
 from mijax.nn import Identity
@@ -264,8 +264,8 @@ BFLOAT16 = (
     circuits.EAP(level="neuron"),
     circuits.EAPIG(),
     circuits.EAPIGActivations(steps=2),
-    circuits.GIM(),
-    circuits.RelP(),
+    circuits.EAP(rule=nn.GIM()),
+    circuits.EAP(rule=nn.RelP()),
     circuits.AtPStar(),
     circuits.HISP(),
     circuits.InformationFlowRoutes(),
