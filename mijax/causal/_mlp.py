@@ -1,7 +1,6 @@
 """A multilayer perceptron with sites, as a transformer has them."""
 
 import itertools
-from collections.abc import Sequence
 from typing import Any, final
 
 import equinox as eqx
@@ -10,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from mijax._errors import ConfigError
-from mijax.core import Place, Sites, compose, edit
+from mijax.core import Sites, compose, site
 from mijax.core.internal import Sequence as Rows
-from mijax.core.internal import empty, put
+from mijax.core.internal import observed
 
 
 @final
@@ -79,21 +78,15 @@ class MLP(eqx.Module):
             Logits, and activations: `embed` is the input, `mlp_pre` and `mlp_post` are
             `[layer, 1, width]`.
         """
-        edits = compose(edits)
         rows = Rows(jnp.zeros(1, jnp.int32))
-        read = edit(edits.embed, x[None], Place(rows))
-        x, before, after = read, [], []
-        for i, (weight, bias) in enumerate(self._hidden()):
-            place = Place(rows, jnp.int32(i))
-            pre = edit(edits.blocks.mlp_pre, x @ weight.T + bias, place)
-            x = edit(edits.blocks.mlp_post, jax.nn.relu(pre), place)
-            before.append(pre)
-            after.append(x)
-        logits = x @ self.weights[-1].T + self.biases[-1]
-        logits = edit(edits.logits, logits, Place(rows))
-        acts = put(put(empty(), "embed", read), "logits", logits)
-        acts = put(acts, "mlp_pre", jnp.stack(before))
-        return logits[0], put(acts, "mlp_post", jnp.stack(after))
+        logits, acts = observed(self._forward, compose(edits), rows)(x[None])
+        return logits[0], acts
 
-    def _hidden(self) -> Sequence[tuple[Array, Array]]:
-        return list(zip(self.weights[:-1], self.biases[:-1], strict=True))
+    def _forward(self, x: Float[Array, "1 in"]) -> Float[Array, "1 classes"]:
+        """Computes logits, every layer's vector as a sequence of one token."""
+        x = site("embed", x, "position embed")
+        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
+            pre = site("mlp_pre", x @ weight.T + bias, "position mlp")
+            x = site("mlp_post", jax.nn.relu(pre), "position mlp")
+        logits = x @ self.weights[-1].T + self.biases[-1]
+        return site("logits", logits, "position vocab")

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core import AbstractBlock, Place, Site, Sites, capture, compose, edit
-from mijax.core.internal import Packed, checked, empty, put
+from mijax.core.internal import Packed, checked, empty, put, run_block
 from mijax.core.internal import Sequence as Rows
 from mijax.nn import Transformer, Unembedding
 
@@ -169,12 +169,9 @@ class Tail(eqx.Module):
         arrays, static = eqx.partition(self.blocks, eqx.is_array)
 
         def body(x: Array, layer: Any) -> tuple[Array, None]:
-            at, arrays, past = layer
-            block = eqx.combine(arrays, static)
-            return block(x, record.blocks, Place(rows, at), past)[0], None
+            arrays, past = layer
+            return run_block(eqx.combine(arrays, static), x, rows, past), None
 
-        count = self.past[0].shape[0]
-        layers = (jnp.arange(count, dtype=jnp.int32), arrays, self.past)
-        out, _ = jax.lax.scan(body, read, layers)
+        out, _ = jax.lax.scan(body, read, (arrays, self.past))
         logits = self.unembedding(self.norm(out)[0], ids)
         return logits, put(empty(), "embed", read)

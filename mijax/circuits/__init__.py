@@ -44,6 +44,8 @@ from mijax.circuits._optimal import OptimalAblation as OptimalAblation
 from mijax.circuits._optimal import optimal_ablation as optimal_ablation
 from mijax.circuits._paths import Paths as Paths
 from mijax.circuits._paths import path_patch as path_patch
+from mijax.circuits._ports import Port as Port
+from mijax.circuits._ports import Ports as Ports
 from mijax.circuits._probing import SubnetworkProbing as SubnetworkProbing
 from mijax.circuits._random import Random as Random
 from mijax.circuits._roc import Roc as Roc

@@ -74,4 +74,4 @@ class AtPStar(AbstractAttribution):
 def layers(graph: Graph) -> np.ndarray:
     """Returns which senders belong to each layer, `[layer, sender]`."""
     of = np.arange(len(graph.senders)) - len(graph.inputs)
-    return of // graph.writers == np.arange(graph.n_layers)[:, None]
+    return of // graph.ports.writers == np.arange(graph.n_layers)[:, None]

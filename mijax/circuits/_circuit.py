@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 
 from mijax._errors import ShapeError, SiteError, nearest
 from mijax.circuits._connected import Gate
-from mijax.circuits._graph import Graph, node
+from mijax.circuits._graph import Graph
 
 
 class Circuit(eqx.Module):
@@ -31,7 +31,7 @@ class Circuit(eqx.Module):
         SiteError: an edge that the graph does not have.
 
     Examples:
-        >>> graph = Graph(("input",), n_layers=2, n_heads=2, mlp=True, parallel=False)
+        >>> graph = Graph.decoder(2, heads=2)
         >>> one = Circuit.of(graph, ["logits <- a1.h0", "a1.h0<k> <- input"])
         >>> one
         Circuit(2 of 46 edges)
@@ -197,7 +197,9 @@ def frozen(mask: Any) -> Bool[np.ndarray, "..."]:
 def owners(graph: Graph) -> Int[np.ndarray, " receiver"]:
     """Returns the sender whose node each receiver belongs to; -1 for the logits."""
     index = {name: i for i, name in enumerate(graph.senders)}
-    return np.array([index.get(node(name), -1) for name in graph.receivers])
+    return np.array(
+        [index.get(graph.owner(name) or "", -1) for name in graph.receivers]
+    )
 
 
 def touched(circuit: Circuit) -> Bool[np.ndarray, " sender"]:

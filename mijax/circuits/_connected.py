@@ -8,6 +8,7 @@ where `x` is the residual stream, `now_s` what sender `s` writes in this run and
 `reference_s` what it is replaced by. With a full mask and no taps it is the model.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,8 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import ShapeError
 from mijax.circuits._graph import Graph
-from mijax.core import AbstractMetric, AbstractModel, AbstractStream, Place
-from mijax.core.internal import Sequence, empty, measure
+from mijax.core import AbstractMetric, AbstractModel, AbstractStream
+from mijax.core.internal import Sequence, measure
 
 
 class Inputs(eqx.Module):
@@ -101,14 +102,13 @@ class Ran(eqx.Module):
     Attributes:
         final: the stream that the logits read, `[rows, embed]`.
         senders: what each sender wrote, `[sender, rows, embed]`.
-        inputs: the stream before each block, `[layer, rows, embed]`.
-        middles: the stream before each MLP writes, or `None`.
+        before: the stream before each write of each block; the first is the stream
+            that enters the block.
     """
 
     final: Float[Array, "rows embed"]
     senders: Float[Array, "sender rows embed"]
-    inputs: Float[Array, "layer rows embed"]
-    middles: Float[Array, "layer rows embed"] | None
+    before: Float[Array, "layer write rows embed"]
 
 
 class Stream(AbstractStream):
@@ -116,7 +116,7 @@ class Stream(AbstractStream):
 
     x: Float[Array, "rows embed"]
     first: Int[Array, ""]
-    n_heads: int = eqx.field(static=True)
+    graph: Graph = eqx.field(static=True)
     sent: Float[Array, "sender rows embed"] | None = None
     edges: Float[Array, "sender reader"] | None = None
     nodes: Float[Array, "writer embed_or_1"] | None = None
@@ -124,9 +124,23 @@ class Stream(AbstractStream):
     reference: Float[Array, "writer rows embed"] | None = None
     taps: Taps = Taps()
     written: tuple[Array, ...] = ()
-    middle: Float[Array, "rows embed"] | None = None
+    before: tuple[Array, ...] = ()
 
-    def read(self, start: int, stop: int) -> Float[Array, "reader rows embed"]:
+    def read(
+        self,
+        *names: str,
+        heads: int | None = None,
+        norm: Callable[[Array], Array] | None = None,
+    ) -> Any:
+        """Returns what each receiver sees."""
+        start, each = self.graph.ports.offset(names[0]), 1 if heads is None else heads
+        x = self.seen(start, start + len(names) * each)
+        if heads is not None:
+            x = jnp.moveaxis(x.reshape(len(names), heads, *x.shape[1:]), 1, 2)
+        found = tuple(x if norm is None else norm(x) for x in x)
+        return found if len(names) > 1 else found[0]
+
+    def seen(self, start: int, stop: int) -> Float[Array, "reader rows embed"]:
         """Returns what the block's receivers from `start` to `stop` see."""
         x = jnp.broadcast_to(self.x, (stop - start, *self.x.shape))
         if self.taps.receivers is not None:
@@ -135,30 +149,29 @@ class Stream(AbstractStream):
             return x
         return x - missing(self.edges[:, start:stop], self.sent)
 
-    def read_heads(self) -> tuple[Float[Array, "rows heads embed"], ...]:
-        """Returns what queries, keys and values see."""
-        x = self.read(0, 3 * self.n_heads)
-        x = x.reshape(3, self.n_heads, *x.shape[1:])
-        return tuple(jnp.moveaxis(x, 1, 2))
-
-    def read_mlp(self) -> Float[Array, "rows embed"]:
-        """Returns what the MLP sees."""
-        return self.read(3 * self.n_heads, 3 * self.n_heads + 1)[0]
-
-    def write_heads(
+    def write(
         self,
-        heads: Float[Array, "rows heads embed"],
-        bias: Float[Array, " embed"] | None,
+        name: str,
+        z: Float[Array, "rows ..."],
+        weight: Float[Array, "... embed"],
+        bias: Float[Array, " embed"] | None = None,
     ) -> "Stream":
-        """Adds what the heads write."""
+        """Adds what each head writes."""
+        if z.ndim == 3:
+            heads = jnp.einsum("nhd,hde->nhe", z, weight)
+            now = jnp.moveaxis(heads, 0, 1)
+        else:
+            now = (z @ weight)[None]
         x = self.x if bias is None else self.x + bias
-        return replace(self, x=x).write(jnp.moveaxis(heads, 0, 1), 0)
+        point = replace(self, before=(*self.before, self.x), x=x)
+        return point.send(now, self.graph.ports.offset(name))
 
-    def write_mlp(self, out: Float[Array, "rows embed"]) -> "Stream":
-        """Adds what the MLP writes."""
-        return replace(self, middle=self.x).write(out[None], self.n_heads)
+    def add(self, name: str, value: Float[Array, "rows embed"]) -> "Stream":
+        """Adds a value."""
+        point = replace(self, before=(*self.before, self.x))
+        return point.send(value[None], self.graph.ports.offset(name))
 
-    def write(self, now: Float[Array, "k rows embed"], at: int) -> "Stream":
+    def send(self, now: Float[Array, "k rows embed"], at: int) -> "Stream":
         """Adds what the block's senders from `at` on write."""
         here = slice(at, at + now.shape[0])
         if self.constant is not None:
@@ -224,35 +237,32 @@ def connected(
     """
     gate, reference = checked(gate, reference, inputs.rest.dtype)
     taps = Taps() if taps is None else taps
-    size, first = len(graph.inputs), jnp.arange(graph.n_layers) * graph.writers
+    size, first = len(graph.inputs), jnp.arange(graph.n_layers) * graph.ports.writers
     start = _begin(graph, inputs, gate, reference, taps)
     arrays, static = eqx.partition(model.blocks, eqx.is_array)
     rows = Sequence(jnp.arange(inputs.rest.shape[0], dtype=jnp.int32), prompt, prompt)
 
     def body(carry: Any, layered: Any) -> tuple[Any, Any]:
         x, sent = carry
-        layer, arrays, first, own = layered
-        stream = Stream(x, first, graph.n_heads, sent, *own)
-        block = eqx.combine(arrays, static)
-        place = Place(rows, layer)
-        stream = block.connect(stream, empty().blocks, place)
+        arrays, first, own = layered
+        stream = Stream(x, first, graph, sent, *own)
+        stream = eqx.combine(arrays, static)(stream, rows)
         written = jnp.concatenate(stream.written)
-        return (stream.x, stream.sent), (written, x, stream.middle)
+        return (stream.x, stream.sent), (written, jnp.stack(stream.before))
 
     own = (
-        _by_layer(gate.edges, graph.n_layers, graph.readers, axis=1),
+        _by_layer(gate.edges, graph.n_layers, graph.ports.readers, axis=1),
         *(
-            _by_layer(array, graph.n_layers, graph.writers, skip=size)
+            _by_layer(array, graph.n_layers, graph.ports.writers, skip=size)
             for array in (gate.nodes, gate.constant, reference)
         ),
         Taps(
-            _by_layer(taps.receivers, graph.n_layers, graph.readers),
-            _by_layer(taps.senders, graph.n_layers, graph.writers, skip=size),
+            _by_layer(taps.receivers, graph.n_layers, graph.ports.readers),
+            _by_layer(taps.senders, graph.n_layers, graph.ports.writers, skip=size),
         ),
     )
-    layers = jnp.arange(graph.n_layers, dtype=jnp.int32)
-    (x, sent), (written, before, middles) = jax.lax.scan(
-        body, (start.x, start.sent), (layers, arrays, first + size, own)
+    (x, sent), (written, before) = jax.lax.scan(
+        body, (start.x, start.sent), (arrays, first + size, own)
     )
     if sent is not None and gate.edges is not None:
         x = x - missing(gate.edges[:, -1:], sent)[0]
@@ -261,7 +271,7 @@ def connected(
     senders = jnp.concatenate(
         [start.written[0], written.reshape(-1, *written.shape[2:])]
     )
-    return Ran(x, senders, before, middles)
+    return Ran(x, senders, before)
 
 
 def checked(
@@ -289,7 +299,7 @@ def _begin(
 ) -> Stream:
     """Returns the stream before the first block, after the input senders."""
     rest, size = inputs.rest, len(graph.inputs)
-    start = Stream(rest, jnp.int32(0), graph.n_heads)
+    start = Stream(rest, jnp.int32(0), graph)
     if gate.edges is not None:
         sent = jnp.zeros((len(graph.senders), *rest.shape), rest.dtype)
         start = replace(start, sent=sent)
@@ -299,7 +309,7 @@ def _begin(
     start = replace(
         start, nodes=nodes, constant=constant, reference=known, taps=Taps(None, shift)
     )
-    return start.write(inputs.senders, 0)
+    return start.send(inputs.senders, 0)
 
 
 def score(

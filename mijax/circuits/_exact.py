@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from mijax.circuits._connected import connected, enter
 from mijax.circuits._graph import Graph
 from mijax.circuits._method import AbstractMethod, Options
-from mijax.circuits._rerun import finish, without_mlp, without_sender
+from mijax.circuits._rerun import finish, without_sender
 from mijax.circuits._scores import Scores, standard_error
 from mijax.circuits._task import Task
 from mijax.core import AbstractMetric, AbstractModel
@@ -25,9 +25,11 @@ from mijax.core.internal import (
     LEAST_ROWS,
     Base,
     Journal,
+    check_attention,
     layer_overhead,
     measure,
     run_base,
+    site_shapes,
 )
 
 MOST_PAIRS = 512
@@ -46,6 +48,7 @@ class Exact(AbstractMethod):
         self, model: AbstractModel, graph: Graph, task: Task, options: Options
     ) -> Scores:
         """Patches every edge in every prompt."""
+        check_attention(site_shapes(model, 1), "Exact patching of edges")
         known = _known(model, graph, task)
         values = np.zeros((len(task), *graph.edges.shape), np.float32)
         values[:, :, -1] = np.asarray(_logits(model, task.metric, known))
@@ -125,7 +128,7 @@ def _logits(
 
 
 class Job(eqx.Module):
-    """Pairs of a prompt and a sender, for one layer's heads or for its MLP.
+    """Pairs of a prompt and a sender, for a stage of one layer.
 
     Attributes:
         layer: the receivers' layer.
@@ -133,7 +136,8 @@ class Job(eqx.Module):
         sender: sender of each pair.
         count: pairs that count; the rest repeat the last.
         start: first position that lanes run.
-        mlp: whether the MLP misses the sender, else each head's query, key and value.
+        stage: the stage of the block whose receivers miss the sender, such as each
+            head's query, key and value, or the MLP.
         graph: the graph.
     """
 
@@ -142,13 +146,13 @@ class Job(eqx.Module):
     sender: np.ndarray
     count: int = eqx.field(static=True)
     start: int = eqx.field(static=True)
-    mlp: bool = eqx.field(static=True)
+    stage: int = eqx.field(static=True)
     graph: Graph = eqx.field(static=True)
 
     @property
     def lanes(self) -> int:
         """Number of lanes that count."""
-        return self.count * (1 if self.mlp else 3 * self.graph.n_heads)
+        return self.count * self.graph.ports.stages[self.stage].size
 
     def run(self, model: AbstractModel, task: Task, known: Known) -> Array:
         """Returns the score of every lane, `[pair, receiver]`."""
@@ -156,16 +160,15 @@ class Job(eqx.Module):
             *(model, self.graph, task.metric, known),
             (jnp.int32(self.layer), jnp.asarray(self.prompt), jnp.asarray(self.sender)),
             start=self.start,
-            mlp=self.mlp,
+            stage=self.stage,
             last=self.layer == self.graph.n_layers - 1,
         )
 
     def place(self, values: np.ndarray, found: Array) -> None:
         """Writes a result to where it belongs."""
-        first = self.layer * self.graph.readers
-        heads = 3 * self.graph.n_heads
-        here = slice(first + heads, first + heads + 1) if self.mlp else None
-        here = here or slice(first, first + heads)
+        stage = self.graph.ports.stages[self.stage]
+        first = self.graph.place(stage.names[0], self.layer)
+        here = slice(first, first + stage.size)
         keep = slice(self.count)
         values[self.prompt[keep], self.sender[keep], here] = np.asarray(found)[keep]
 
@@ -179,11 +182,10 @@ def _jobs(graph: Graph, known: Known, memory: int) -> list[Job]:
     jobs = []
     for start in np.unique(starts):
         prompts = np.flatnonzero(starts == start)
-        for mlp in (False, True)[: 1 + graph.mlp]:
-            beside = graph.n_heads if mlp and not graph.parallel else 0
-            senders = len(graph.inputs) + np.arange(graph.n_layers) * graph.writers
-            senders += beside
-            rows = (seq - int(start)) * (1 if mlp else 3 * graph.n_heads)
+        for number, stage in enumerate(graph.ports.stages):
+            senders = np.arange(graph.n_layers) * graph.ports.writers
+            senders += len(graph.inputs) + graph.ports.earlier(stage.names[0])
+            rows = (seq - int(start)) * stage.size
             most = min(memory // (40 * embed * rows), MOST_PAIRS)
             most = max(1, min(most, _soon(rows, graph.n_layers, embed)))
             size = _size(len(prompts) * senders, rows, most)
@@ -194,7 +196,7 @@ def _jobs(graph: Graph, known: Known, memory: int) -> list[Job]:
                     index = np.minimum(np.arange(at, at + size), len(prompt) - 1)
                     used = min(size, len(prompt) - at)
                     pair = (prompt[index], sender[index])
-                    jobs.append(Job(layer, *pair, used, int(start), mlp, graph))
+                    jobs.append(Job(layer, *pair, used, int(start), number, graph))
     return jobs
 
 
@@ -234,7 +236,7 @@ def _run(
     job: tuple[Array, Array, Array],
     *,
     start: int,
-    mlp: bool,
+    stage: int,
     last: bool,
 ) -> Float[Array, "pair receiver"]:
     """Runs one job."""
@@ -245,8 +247,10 @@ def _run(
     def one(prompt: Array, sender: Array) -> Array:
         missing = known.missing[prompt, sender]
         rows = base.reads[prompt] if last else jnp.arange(start, seq)
-        remove = without_mlp if mlp else without_sender
-        return remove(model, graph, base.x[layer, prompt], missing, layer, prompt, rows)
+        x = base.x[layer, prompt]
+        return without_sender(
+            *(model, graph, graph.ports.stages[stage]), x, missing, layer, prompt, rows
+        )
 
     x = jax.vmap(one)(prompts, senders)
     pairs, readers = x.shape[:2]

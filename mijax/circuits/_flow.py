@@ -3,6 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax.circuits._connected import connected, enter
@@ -29,15 +30,22 @@ class InformationFlowRoutes(AbstractAttribution):
     ) -> Float[Array, "sender receiver"]:
         """Scores one prompt."""
         ran = connected(model, graph, enter(model, graph, task.clean[prompt]))
-        streams = [ran.inputs, ran.final[None]]
-        names = [f"a{layer}.h0<q>" for layer in range(graph.n_layers)] + ["logits"]
-        if graph.mlp:
-            before = ran.inputs if graph.parallel else ran.middles
-            assert before is not None
-            streams.append(before)
-            names += [f"m{layer}" for layer in range(graph.n_layers)]
+        points = sorted({graph.ports.point(port.name) for port in graph.ports.reads})
+        streams = ran.before[:, jnp.array(points)]
+        streams = streams.reshape(-1, *ran.final.shape)
+        # The place among these streams of what each receiver reads.
+        index = np.array(
+            [
+                layer * len(points) + points.index(graph.ports.point(port.name))
+                for layer in range(graph.n_layers)
+                for port in graph.ports.reads
+                for _ in range(port.size)
+            ]
+            + [len(streams)]
+        )
+        _, reader = np.unique(index, return_index=True)
+        earlier = jnp.asarray(graph.edges.T[reader])
         here = jnp.arange(task.clean.shape[1]) < task.lengths[prompt]
-        earlier = jnp.array([graph.edges[:, graph.receiver(name)] for name in names])
 
         def share(at: tuple[Array, Array]) -> Array:
             stream, earlier = at
@@ -48,13 +56,5 @@ class InformationFlowRoutes(AbstractAttribution):
             part = jnp.where(total > 0, near / jnp.where(total > 0, total, 1), 0)
             return (part * here).sum(1) / task.lengths[prompt]
 
-        found = jax.lax.map(share, (jnp.concatenate(streams), earlier))
-        index = jnp.array([names.index(stand_in(name)) for name in graph.receivers])
-        return found[index].T
-
-
-def stand_in(receiver: str) -> str:
-    """Names the first of the receivers that read the same stream."""
-    return (
-        f"{receiver.split('.', maxsplit=1)[0]}.h0<q>" if "." in receiver else receiver
-    )
+        streams = jnp.concatenate([streams, ran.final[None]])
+        return jax.lax.map(share, (streams, earlier))[index].T

@@ -6,23 +6,14 @@ import functools
 import re
 from typing import Any
 
-import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool
 
 from mijax._errors import SiteError
-from mijax.core import AbstractModel, AbstractStream, Place
-from mijax.core.internal import (
-    Sequence,
-    check_attention,
-    check_model,
-    empty,
-    site_shapes,
-)
+from mijax.circuits._ports import LETTERS, Port, Ports, record
+from mijax.core import AbstractModel
+from mijax.core.internal import check_model
 
-LETTERS = ("q", "k", "v")
 EDGE = re.compile(r"\s*(\S+)\s*<-\s*(\S+)\s*")
 NUMBER = re.compile(r"\d+")
 
@@ -35,34 +26,31 @@ class Graph:
     read it: query, key and value of every query head, every MLP, the logits. An edge
     joins a sender to every receiver that comes after it. Names are the field's:
     `input`, `a9.h6`, `m11`; `a9.h6<q>`, `m11`, `logits`; an edge is
-    `a9.h6<q> <- a7.h3`. Within a block the order is heads, then the MLP; of receivers,
-    the queries of all heads, the keys, the values, then the MLP.
+    `a9.h6<q> <- a7.h3`. Within a block the order is that in which the block reads and
+    writes: queries of all heads, keys, values, then the MLP. Attention that writes as a
+    whole, for instance through a norm, is one sender, `a9`.
 
     Attributes:
         inputs: names of the senders that enter the first block.
         n_layers: number of blocks.
-        n_heads: query heads of a block.
-        mlp: whether blocks have an MLP.
-        parallel: whether it reads the stream before the heads of its block write.
+        ports: what one block reads and writes, in order.
 
     Examples:
-        >>> gpt2 = Graph(("input",), n_layers=12, n_heads=12, mlp=True, parallel=False)
+        >>> gpt2 = Graph.decoder(12, heads=12)
         >>> len(gpt2.senders), gpt2.n_edges
         (157, 32491)
     """
 
     inputs: tuple[str, ...]
     n_layers: int
-    n_heads: int
-    mlp: bool
-    parallel: bool
+    ports: Ports
 
     @classmethod
     def of(cls, model: AbstractModel, *, split_input: bool = False) -> "Graph":
         """Reads the graph off a model.
 
         Args:
-            model: any model whose blocks define `connect`.
+            model: any model.
             split_input: make the terms of the embedding senders of their own, `token`
                 and `position`; else `input` is the token's, and the position's term
                 is always there.
@@ -71,45 +59,66 @@ class Graph:
             The graph.
 
         Raises:
-            SiteError: the model's blocks do not say how they read and write.
+            SiteError: the model's blocks do not read and write the stream, or use a
+                name twice.
 
         Examples:
-            >>> import mijax
+            >>> import jax, mijax
             >>> Graph.of(mijax.testing.tiny_gpt2(jax.random.key(0))).n_edges
             262
         """
         check_model(model)
-        shapes = site_shapes(model, 1)
-        check_attention(shapes, "A graph of heads")
-        heads = shapes.blocks.z.shape[2]
-        recorder = record(model, heads)
-        log, names = recorder.log, recorder.inputs
-        return cls(
-            inputs=tuple(names) if split_input else ("input",),
-            n_layers=model.n_layers,
-            n_heads=heads,
-            mlp="write mlp" in log,
-            parallel="write mlp" in log
-            and log.index("read mlp") < log.index("write heads"),
-        )
+        inputs, ports = record(model)
+        return cls(inputs if split_input else ("input",), model.n_layers, ports)
+
+    @classmethod
+    def decoder(
+        cls,
+        n_layers: int,
+        *,
+        heads: int,
+        mlp: bool = True,
+        parallel: bool = False,
+        inputs: tuple[str, ...] = ("input",),
+    ) -> "Graph":
+        """Returns the graph of a decoder without a model.
+
+        Args:
+            n_layers: number of blocks.
+            heads: query heads of a block.
+            mlp: whether blocks have an MLP.
+            parallel: whether it reads the stream before the heads of its block write.
+            inputs: names of the senders that enter the first block.
+
+        Returns:
+            The graph.
+
+        Examples:
+            >>> Graph.decoder(1, heads=2, mlp=False).senders
+            ('input', 'a0.h0', 'a0.h1')
+        """
+        reads = [Port(letter, False, heads) for letter in LETTERS]
+        write = Port("attn_out", True, heads)
+        into, out = Port("mlp_in", False), Port("mlp_out", True)
+        ports = [*reads, write]
+        if mlp:
+            ports = [*reads, *((into, write) if parallel else (write, into)), out]
+        return cls(inputs, n_layers, Ports(tuple(ports)))
 
     @functools.cached_property
     def senders(self) -> tuple[str, ...]:
         """Names of the senders."""
         names = list(self.inputs)
         for layer in range(self.n_layers):
-            names += [f"a{layer}.h{head}" for head in range(self.n_heads)]
-            names += [f"m{layer}"] * self.mlp
+            names += [name for port in self.ports.writes for name in port.names(layer)]
         return tuple(names)
 
     @functools.cached_property
     def receivers(self) -> tuple[str, ...]:
         """Names of the receivers."""
-        heads = range(self.n_heads)
         names = []
         for layer in range(self.n_layers):
-            names += [f"a{layer}.h{head}<{x}>" for x in LETTERS for head in heads]
-            names += [f"m{layer}"] * self.mlp
+            names += [name for port in self.ports.reads for name in port.names(layer)]
         return (*names, "logits")
 
     @functools.cached_property
@@ -118,11 +127,11 @@ class Graph:
         found = np.zeros((len(self.senders), len(self.receivers)), bool)
         found[:, -1] = True
         for layer in range(self.n_layers):
-            before = len(self.inputs) + layer * self.writers
-            first = layer * self.readers
-            found[:before, first : first + self.readers] = True
-            if self.mlp and not self.parallel:
-                found[before : before + self.n_heads, first + self.readers - 1] = True
+            before = len(self.inputs) + layer * self.ports.writers
+            for port in self.ports.reads:
+                first = self.place(port.name, layer)
+                stop = before + self.ports.earlier(port.name)
+                found[:stop, first : first + port.size] = True
         return found
 
     @property
@@ -130,15 +139,19 @@ class Graph:
         """Number of edges."""
         return int(self.edges.sum())
 
-    @property
-    def writers(self) -> int:
-        """Senders of one block."""
-        return self.n_heads + self.mlp
+    def place(self, name: str, layer: int) -> int:
+        """Returns the index of a port's first receiver or sender in a layer."""
+        ports = self.ports
+        if ports.port(name).writes:
+            return len(self.inputs) + layer * ports.writers + ports.offset(name)
+        return layer * ports.readers + ports.offset(name)
 
-    @property
-    def readers(self) -> int:
-        """Receivers of one block."""
-        return 3 * self.n_heads + self.mlp
+    def owner(self, receiver: str) -> str | None:
+        """Returns the sender that a receiver is part of, `None` for the logits."""
+        name = node(receiver)
+        if name not in self.senders and "." in name:
+            name = name.rpartition(".")[0]
+        return name if name in self.senders else None
 
     def sender(self, name: str) -> int:
         """Returns the index of a sender.
@@ -207,58 +220,3 @@ def hint(names: list[str]) -> str:
     """Asks whether one of the first few names was meant, if there are any."""
     meant = " or ".join(map(repr, names[:3]))
     return f" Did you mean {meant}?" if meant else ""
-
-
-class Recorder(AbstractStream):
-    """Notes the order in which a block reads and writes, while it is traced."""
-
-    x: Float[Array, "rows embed"]
-    heads: int
-    log: list[str]
-    inputs: list[str]
-
-    def read_heads(self) -> tuple[Float[Array, "rows heads embed"], ...]:
-        """Returns the stream for every head."""
-        self.log.append("read heads")
-        return (self.x[:, None].repeat(self.heads, axis=1),) * 3
-
-    def read_mlp(self) -> Float[Array, "rows embed"]:
-        """Returns the stream."""
-        self.log.append("read mlp")
-        return self.x
-
-    def write_heads(
-        self,
-        heads: Float[Array, "rows heads embed"],
-        bias: Float[Array, " embed"] | None,
-    ) -> "Recorder":
-        """Notes that the heads wrote."""
-        self.log.append("write heads")
-        return self
-
-    def write_mlp(self, out: Float[Array, "rows embed"]) -> "Recorder":
-        """Notes that the MLP wrote."""
-        self.log.append("write mlp")
-        return self
-
-
-def record(model: AbstractModel, heads: int) -> Recorder:
-    """Traces the first block, without running it."""
-    log: list[str] = []
-    inputs: list[str] = []
-    arrays, static = eqx.partition(model, eqx.is_array)
-
-    def one(arrays: Any, tokens: Int[Array, " seq"]) -> Array:
-        model: AbstractModel = eqx.combine(arrays, static)
-        position = jnp.arange(1, dtype=jnp.int32)
-        terms = model.embeddings(tokens, position)
-        inputs.extend(terms)
-        x = jnp.stack(list(terms.values())).sum(0)
-        arrays, rest = eqx.partition(model.blocks, eqx.is_array)
-        block = eqx.combine(jax.tree.map(lambda a: a[0], arrays), rest)
-        place = Place(Sequence(position), jnp.int32(0))
-        block.connect(Recorder(x, heads, log, inputs), empty().blocks, place)
-        return x
-
-    jax.eval_shape(one, arrays, jax.ShapeDtypeStruct((1,), jnp.int32))
-    return Recorder(jnp.zeros((1, 1)), heads, log, inputs)

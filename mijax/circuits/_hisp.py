@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ConfigError, nearest
-from mijax.circuits._graph import Graph, node
+from mijax.circuits._graph import Graph
 from mijax.circuits._method import AbstractAttribution, Options
 from mijax.circuits._scores import Level, Scores
 from mijax.circuits._task import Task
@@ -57,29 +57,25 @@ class HISP(AbstractAttribution):
 
     def shape(self, model: AbstractModel, graph: Graph) -> tuple[int, int]:
         """Returns how many layers and how many parts of each are scored."""
-        each = graph.readers if self.level == "edge" else graph.writers
+        each = graph.ports.readers if self.level == "edge" else graph.ports.writers
         return graph.n_layers, each
 
     def attribute(
         self, model: AbstractModel, graph: Graph, task: Task, prompt: Int[Array, ""]
     ) -> Float[Array, "layer part"]:
         """Returns the importance of the parts of each layer in one prompt."""
-        heads = ("q", "k", "v") if self.level == "edge" else ("z",)
-        sites = [*heads, "mlp_out"] if graph.mlp else heads
+        sites = measured(graph, self.level)
 
         def value(shares: list[Array]) -> Array:
             edits = [
                 Share(Layered(share)).at(site)
-                for site, share in zip(sites, shares, strict=True)
+                for (site, _), share in zip(sites, shares, strict=True)
             ]
             tokens, edits = task.clean[prompt], compose(edits)
             return metric_of(model, task.metric, tokens, edits, prompt)
 
         dtype = site_shapes(model, 1).blocks.resid_pre.dtype
-        full = [
-            jnp.ones((graph.n_layers, 1 if site == "mlp_out" else graph.n_heads), dtype)
-            for site in sites
-        ]
+        full = [jnp.ones((graph.n_layers, size), dtype) for _, size in sites]
         found = jax.grad(value)(full)
         return jnp.abs(jnp.concatenate(found, axis=1))
 
@@ -122,6 +118,22 @@ class Share(AbstractEdit):
         return x * (share[:, None] if x.ndim == 3 else share)
 
 
+def measured(graph: Graph, level: Level) -> list[tuple[str, int]]:
+    """Returns the sites whose parts are scored, and how many parts each has.
+
+    A query is the site of its reader; an MLP is measured by what it writes, and a head
+    as a whole by what its values are mixed to.
+    """
+    if level == "node":
+        return [("z" if p.heads else p.name, p.size) for p in graph.ports.writes]
+    found = []
+    for port in graph.ports.reads:
+        writer = graph.ports.writer(port.name)
+        alone = port.heads is None and writer is not None
+        found.append((writer.name if alone and writer else port.name, port.size))
+    return found
+
+
 def owned(graph: Graph, sender: str) -> list[int]:
     """Returns the receivers of a sender's head or MLP; an input has none."""
-    return [i for i, name in enumerate(graph.receivers) if node(name) == sender]
+    return [i for i, name in enumerate(graph.receivers) if graph.owner(name) == sender]

@@ -53,7 +53,7 @@ def save_json(
 
     Examples:
         >>> import tempfile
-        >>> graph = Graph(("input",), n_layers=1, n_heads=1, mlp=True, parallel=False)
+        >>> graph = Graph.decoder(1, heads=1)
         >>> values = jnp.asarray(graph.edges, jnp.float32)
         >>> scores = Scores(values, None, None, graph, "edge", "by hand")
         >>> path = f"{tempfile.mkdtemp()}/graph.json"
@@ -64,10 +64,16 @@ def save_json(
     graph = scores.graph
     circuit = Circuit.empty(graph) if circuit is None else circuit
     same_graph(Circuit.empty(graph), circuit)
-    if graph.inputs != ("input",) or not graph.mlp:
+    heads = next((port.heads for port in graph.ports.writes if port.heads), 0)
+    known = {
+        Graph.decoder(graph.n_layers, heads=heads, parallel=parallel): parallel
+        for parallel in (False, True)
+    }
+    if graph not in known:
         raise ConfigError(
-            "The format knows one input and an MLP in every block; this graph has "
-            f"inputs {', '.join(graph.inputs)} and {'' if graph.mlp else 'no '}MLPs."
+            "The format knows one input, and heads and an MLP in every block; this "
+            f"graph has inputs {', '.join(graph.inputs)}, and its blocks read and "
+            f"write {', '.join(port.name for port in graph.ports.order)}."
         )
     for name, array in (
         ("scores", scores.values if scores.level == "neuron" else None),
@@ -80,8 +86,8 @@ def save_json(
     content = {
         "cfg": {
             "n_layers": graph.n_layers,
-            "n_heads": graph.n_heads,
-            "parallel_attn_mlp": graph.parallel,
+            "n_heads": heads,
+            "parallel_attn_mlp": known[graph],
             "d_model": embed,
         },
         "nodes": nodes_of(scores, circuit),
@@ -134,7 +140,7 @@ def load_json(path: str | os.PathLike[str]) -> tuple[Scores, Circuit]:
             f"file {len(nodes)} nodes, expected input, logits, and heads and one MLP "
             "per layer."
         )
-    graph = Graph(("input",), layers, heads, True, parallel)
+    graph = Graph.decoder(layers, heads=heads, parallel=parallel)
     edges, values = read_edges(graph, content["edges"], path)
     check_keys(nodes, (*graph.senders, "logits"), f"{path}: nodes")
     for name, found in nodes.items():

@@ -169,7 +169,7 @@ def cost(model: AbstractModel, graph: Graph, task: Task, divergence: bool) -> in
     resid, vocab = shapes.blocks.resid_pre, shapes.logits.shape[-1]
     # What senders have sent, before and after a block writes; what the receivers of
     # a block read, its norm, and the projections of it.
-    arrays = 2 * len(graph.senders) + 5 * graph.readers
+    arrays = 2 * len(graph.senders) + 5 * graph.ports.readers
     position = task.metric.position
     reads = 1 if position is None else int(np.prod(position.shape[1:]))
     whole = divergence or task.metric.ids(jnp.int32(0)) is None

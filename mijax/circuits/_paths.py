@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mijax._errors import ConfigError, ShapeError
+from mijax._errors import ConfigError, ShapeError, SiteError
 from mijax._progress import Progress, reports
-from mijax.circuits._graph import LETTERS, Graph, find
+from mijax.circuits._graph import Graph, find
+from mijax.circuits._ports import LETTERS
 from mijax.circuits._task import Task, check_task
 from mijax.core import AbstractEdit, AbstractModel, Interval, Patch, Place, compose
 from mijax.core import interval as mean_interval
@@ -95,16 +96,18 @@ def path_patch(
     """
     check_task(model, task)
     graph = Graph.of(model)
-    ears = [name for name in graph.receivers if "<" in name or name == "logits"]
+    n_heads = _n_heads(graph)
+    ears = [n for n in graph.receivers if (".h" in n and "<" in n) or n == "logits"]
     hears = _hears(graph, names := _named(receivers, ears, graph.receivers, "receiver"))
-    heads = tuple(name for name in graph.senders if name.startswith("a"))
+    heads = tuple(name for name in graph.senders if ".h" in name)
     chosen = heads if senders is None else _named(senders, heads, heads, "sender")
     if task.corrupt is None:
         raise ShapeError("Path patching needs corrupt prompts: give them to the task.")
-    fixed = graph.mlp and not through_mlps
+    mlp = any(port.name == "mlp_out" for port in graph.ports.writes)
+    fixed = mlp and not through_mlps
     at = np.array([heads.index(name) for name in chosen], np.int32)
     # Batches of one size, so that there is one program; the last sender fills up.
-    size = -(-len(at) // -(-len(at) // graph.n_heads))
+    size = -(-len(at) // -(-len(at) // n_heads))
     found, base = [], jnp.zeros(0)
     for start in range(0, len(at), size):
         rows = np.minimum(np.arange(start, start + size), len(at) - 1)
@@ -115,7 +118,7 @@ def path_patch(
             progress(min(start + size, len(at)), len(at))
     values = jnp.concatenate(found, 1)[:, : len(at)]
     if senders is None:
-        values = values.reshape(-1, graph.n_layers, graph.n_heads)
+        values = values.reshape(-1, graph.n_layers, n_heads)
     return Paths(values, base, names, chosen)
 
 
@@ -147,6 +150,17 @@ def _named(
     return tuple(chosen)
 
 
+def _n_heads(graph: Graph) -> int:
+    """Returns the number of heads of a block."""
+    heads = [port.heads for port in graph.ports.writes if port.heads is not None]
+    if not heads:
+        raise SiteError(
+            "Path patching needs blocks whose heads write one by one "
+            f"(`stream.write`); this graph has {', '.join(graph.senders[-2:])}."
+        )
+    return heads[0]
+
+
 def _hears(graph: Graph, names: Sequence[str]) -> dict[str, Array]:
     """Returns which heads hear, by letter; nothing for the logits."""
     found = {}
@@ -161,7 +175,7 @@ def _hears(graph: Graph, names: Sequence[str]) -> dict[str, Array]:
             )
         layer, head = (int(part[1:]) for part in node.split("."))
         mask = found.setdefault(
-            letter[0], np.zeros((graph.n_layers, graph.n_heads), bool)
+            letter[0], np.zeros((graph.n_layers, _n_heads(graph)), bool)
         )
         mask[layer, head] = True
     return {letter: jnp.asarray(found[letter]) for letter in LETTERS if letter in found}

@@ -1,51 +1,78 @@
 """One block in which some receiver misses a sender, and the layers after it."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax.circuits._connected import Stream, Taps
 from mijax.circuits._graph import Graph
+from mijax.circuits._ports import Stage
 from mijax.core import (
     AbstractBlock,
     AbstractMetric,
     AbstractModel,
     AbstractStream,
-    Place,
 )
-from mijax.core.internal import Base, Packed, Reads, Sequence, empty, measure
+from mijax.core.internal import (
+    Base,
+    Packed,
+    Reads,
+    Sequence,
+    measure,
+    run_block,
+    stated,
+    summed_write,
+)
 
 
-class OnlyMLP(AbstractStream):
-    """A stream for the MLP alone: the heads read nothing and write nowhere."""
+class Part(AbstractStream):
+    """A stream for one part of a block; all others read zeros and write nowhere.
+
+    Attributes:
+        x: what the part reads.
+        reader: name under which it reads.
+        writer: name under which it writes.
+        out: what it has written.
+    """
 
     x: Float[Array, "rows embed"]
-    n_heads: int = eqx.field(static=True)
+    reader: str = eqx.field(static=True)
+    writer: str = eqx.field(static=True)
     out: Float[Array, "rows embed"] | None = None
 
-    def read_heads(self) -> tuple[Float[Array, "rows heads embed"], ...]:
-        """Returns zeros; what heads make of them is never used, so never computed."""
-        rows, embed = self.x.shape
-        return (jnp.zeros((rows, self.n_heads, embed), self.x.dtype),) * 3
-
-    def read_mlp(self) -> Float[Array, "rows embed"]:
-        """Returns the rows."""
-        return self.x
-
-    def write_heads(
+    def read(
         self,
-        heads: Float[Array, "rows heads embed"],
-        bias: Float[Array, " embed"] | None,
-    ) -> "OnlyMLP":
-        """Drops what the heads write."""
-        return self
+        *names: str,
+        heads: int | None = None,
+        norm: Callable[[Array], Array] | None = None,
+    ) -> Any:
+        """Returns the rows, or zeros; what others make of these is never computed."""
+        zeros = jnp.zeros_like(self.x)
+        found = [self.x if name == self.reader else zeros for name in names]
+        found = tuple(x if norm is None else norm(x) for x in found)
+        return found if len(names) > 1 else found[0]
 
-    def write_mlp(self, out: Float[Array, "rows embed"]) -> "OnlyMLP":
-        """Keeps what the MLP writes."""
-        return OnlyMLP(self.x, self.n_heads, out)
+    def write(
+        self,
+        name: str,
+        z: Float[Array, "rows ..."],
+        weight: Float[Array, "... embed"],
+        bias: Float[Array, " embed"] | None = None,
+    ) -> "Part":
+        """Keeps what the part writes."""
+        if name != self.writer:
+            return self
+        return self.add(name, summed_write(z, weight))
+
+    def add(self, name: str, value: Float[Array, "rows embed"]) -> "Part":
+        """Keeps what the part writes."""
+        return replace(self, out=value) if name == self.writer else self
 
 
 def block_at(model: AbstractModel, layer: Int[Array, ""]) -> AbstractBlock:
@@ -57,33 +84,42 @@ def block_at(model: AbstractModel, layer: Int[Array, ""]) -> AbstractBlock:
     return eqx.combine(here, static)
 
 
-def apply_mlp(
+def apply_part(
     block: AbstractBlock,
-    graph: Graph,
+    ports: tuple[str, str],
     x: Float[Array, "*lane rows embed"],
-    layer: Array,
 ) -> Float[Array, "*lane rows embed"]:
-    """Applies a block's MLP to many streams at once."""
+    """Applies a part of a block that computes every row by itself.
+
+    Args:
+        block: the block.
+        ports: names under which the part reads and writes.
+        x: what it reads, in many streams.
+
+    Returns:
+        What it writes.
+    """
     flat = x.reshape(-1, x.shape[-1])
-    place = Place(Sequence(jnp.arange(flat.shape[0], dtype=jnp.int32)), layer)
-    stream: Any = block.connect(OnlyMLP(flat, graph.n_heads), empty().blocks, place)
-    return stream.out.reshape(x.shape)
+    rows = Sequence(jnp.arange(flat.shape[0], dtype=jnp.int32))
+    return block(Part(flat, *ports), rows).out.reshape(x.shape)
 
 
 def without_sender(
     model: AbstractModel,
     graph: Graph,
+    stage: Stage,
     x: Float[Array, "seq embed"],
     missing: Float[Array, "seq embed"],
     layer: Int[Array, ""],
     prompt: Int[Array, ""],
     rows: Int[Array, " rows"],
 ) -> Float[Array, "receiver rows embed"]:
-    """Runs a block once for every head's query, key and value that misses a sender.
+    """Runs a block once for every receiver of a stage that misses a sender.
 
     Args:
         model: the model.
         graph: its graph.
+        stage: the receivers.
         x: the stream before the block.
         missing: what is taken from what the receiver reads.
         layer: which block.
@@ -93,51 +129,90 @@ def without_sender(
     Returns:
         The stream after the block, in the order of the receivers.
     """
-    block, heads = block_at(model, layer), graph.n_heads
-    place = Place(
-        Sequence(jnp.arange(x.shape[0], dtype=jnp.int32), prompt, prompt), layer
-    )
+    block = block_at(model, layer)
+    every = Sequence(jnp.arange(x.shape[0], dtype=jnp.int32), prompt, prompt)
+    groups = group_receivers(graph, stage, apart=False)
 
-    def write(letter: Array) -> Stream:
-        """Runs the block in which one letter of all heads misses the sender."""
-        here = jnp.arange(graph.readers) // heads == letter
-        here &= jnp.arange(graph.readers) < 3 * heads
-        taps = Taps(receivers=jnp.where(here[:, None, None], -missing, 0))
-        stream = Stream(x, jnp.int32(0), heads, taps=taps)
-        found: Any = block.connect(stream, empty().blocks, place)
+    def run(group: Array, groups: np.ndarray = groups) -> Stream:
+        """Runs the block in which a group of receivers misses the sender."""
+        here = (jnp.asarray(groups) == group)[:, None, None]
+        taps = Taps(receivers=jnp.where(here, -missing, 0))
+        found: Any = block(Stream(x, jnp.int32(0), graph, taps=taps), every)
         return found
 
-    clean = write(jnp.int32(-1))
-    change = jax.vmap(lambda letter: write(letter).written[0])(jnp.arange(3))
-    change = (change - clean.written[0])[:, :, rows].reshape(3 * heads, len(rows), -1)
-    after = clean.x[rows] + change
-    if not graph.mlp or graph.parallel:
-        return after
-    assert clean.middle is not None
-    middle = clean.middle[rows]
-    mlp = apply_mlp(block, graph, middle + change, layer)
-    return after + mlp - clean.written[1][0, rows]
+    writer = graph.ports.writer(stage.names[0])
+    by_row = stated(block, "by_row")
+    later = [] if writer is None else readers_after(graph, writer.name)
+    whole = (stage.heads is None) and stage.names[0] in by_row
+    heads = writer is not None and stage.heads is not None
+    if writer is None or not set(later) <= set(by_row) or not (whole or heads):
+        groups = group_receivers(graph, stage, apart=True)
+        each = lambda group: run(group, groups).x[rows]  # noqa: E731
+        return jax.vmap(each)(jnp.arange(stage.size))
+    at = graph.ports.writes.index(writer)
+    if whole:
+        clean = block(Stream(x, jnp.int32(0), graph), every)
+        read = clean.before[graph.ports.point(stage.names[0])][rows] - missing[rows]
+        now = apply_part(block, (stage.names[0], writer.name), read)[None]
+        old = clean.written[at][0, rows]
+    else:
+        clean = run(jnp.int32(-1))
+        now = jax.vmap(lambda group: run(group).written[at])(
+            jnp.arange(len(stage.names))
+        )
+        now = (now - clean.written[at])[:, :, rows].reshape(stage.size, len(rows), -1)
+        old = 0
+    return settle(block, graph, clean, later, (now, old), rows)
 
 
-def without_mlp(
-    model: AbstractModel,
+def settle(
+    block: AbstractBlock,
     graph: Graph,
-    x: Float[Array, "seq embed"],
-    missing: Float[Array, "seq embed"],
-    layer: Int[Array, ""],
-    prompt: Int[Array, ""],
+    clean: Stream,
+    later: list[str],
+    change: tuple[Any, Any],
     rows: Int[Array, " rows"],
-) -> Float[Array, "receiver rows embed"]:
-    """Runs a block whose MLP misses a sender; see `without_sender`."""
-    block = block_at(model, layer)
-    place = Place(
-        Sequence(jnp.arange(x.shape[0], dtype=jnp.int32), prompt, prompt), layer
-    )
-    stream = Stream(x, jnp.int32(0), graph.n_heads)
-    clean: Any = block.connect(stream, empty().blocks, place)
-    read = (x if graph.parallel else clean.middle)[rows]
-    change = apply_mlp(block, graph, read - missing[rows], layer)
-    return (clean.x[rows] + change - clean.written[1][0, rows])[None]
+) -> Float[Array, "lane rows embed"]:
+    """Finishes a block in which one write is changed, in many streams.
+
+    Args:
+        block: the block.
+        graph: the graph.
+        clean: the unchanged run of the block.
+        later: readers of the block after the write; each computes rows by itself.
+        change: what is written now, and what it replaces.
+        rows: positions that are returned.
+
+    Returns:
+        The stream after the block.
+    """
+    after = clean.x[rows] + change[0] - change[1]
+    total = change[0] - change[1]
+    for name in later:
+        writer = graph.ports.writer(name)
+        assert writer is not None
+        read = clean.before[graph.ports.point(name)][rows] + total
+        now = apply_part(block, (name, writer.name), read)
+        old = clean.written[graph.ports.writes.index(writer)][0, rows]
+        after, total = after + now - old, total + now - old
+    return after
+
+
+def group_receivers(
+    graph: Graph, stage: Stage, *, apart: bool
+) -> Int[np.ndarray, " reader"]:
+    """Numbers the receivers of a stage, by port or each apart; others are -2."""
+    found = np.full(graph.ports.readers, -2)
+    first = graph.ports.offset(stage.names[0])
+    each = 1 if apart else stage.size // len(stage.names)
+    found[first : first + stage.size] = np.arange(stage.size) // each
+    return found
+
+
+def readers_after(graph: Graph, writer: str) -> list[str]:
+    """Returns the ports of a block that read after another wrote."""
+    at = graph.ports.order.index(graph.ports.port(writer))
+    return [port.name for port in graph.ports.order[at:] if not port.writes]
 
 
 def finish(
@@ -193,8 +268,7 @@ def finish(
 
     def step(layer: Array, x: Array, reads: Reads | None = None) -> Array:
         past = base.k[layer], base.v[layer]
-        place = Place(rows(reads), layer)
-        return block_at(model, layer)(x, empty().blocks, place, past)[0]
+        return run_block(block_at(model, layer), x, rows(reads), past)
 
     x = jax.lax.fori_loop(layer, layers - 1, step, x.reshape(-1, embed))
     x = step(jnp.int32(layers - 1), x, reads).reshape(lanes, -1, embed)

@@ -71,7 +71,7 @@ def roc(
 
     Examples:
         >>> from mijax.circuits import Graph
-        >>> graph = Graph(("input",), n_layers=1, n_heads=1, mlp=True, parallel=False)
+        >>> graph = Graph.decoder(1, heads=1)
         >>> truth = Circuit.of(graph, ["logits <- m0", "m0 <- input"])
         >>> whole = Circuit.full(graph)
         >>> roc([truth.without("m0"), truth, whole], truth).auroc
@@ -154,7 +154,7 @@ def interpbench_auroc(scores: Scores, truth: Circuit) -> float:
     Examples:
         >>> import jax.numpy as jnp
         >>> from mijax.circuits import Graph
-        >>> graph = Graph(("input",), n_layers=9, n_heads=2, mlp=True, parallel=False)
+        >>> graph = Graph.decoder(9, heads=2)
         >>> truth = Circuit.of(graph, ["logits <- m0", "m0 <- input"])
         >>> values = jnp.asarray(truth.edges, jnp.float32)
         >>> scores = Scores(values, None, None, graph, "edge", "by hand")

@@ -1,12 +1,13 @@
 """One search of ACDC: what is decided, what is guessed, what runs next."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mijax.circuits._graph import Graph, node
+from mijax.circuits._graph import Graph
 
 ALL = -1
 """The sender of a step that cuts its receiver off from all of them."""
@@ -61,14 +62,13 @@ def steps_of(graph: Graph, *, late: bool, whole: bool) -> list[Step]:
     senders = [*reversed(others), *inputs] if late else [*inputs, *others]
     last = len(graph.receivers) - 1
     steps = [Step(last, sender, graph.n_layers) for sender in senders]
-    for layer in reversed(range(graph.n_layers)):
-        mine = range(layer * graph.readers, (layer + 1) * graph.readers)
-        heads = [r for r in reversed(mine) if "<" in graph.receivers[r]]
-        if graph.mlp:
-            steps += [Step(mine[-1], sender, layer) for sender in senders]
-        if whole:
-            steps += [Step(receiver, ALL, layer) for receiver in heads]
-        steps += [Step(receiver, s, layer) for receiver in heads for s in senders]
+    layers, stages = range(graph.n_layers), graph.ports.stages
+    for layer, stage in itertools.product(reversed(layers), reversed(stages)):
+        first = graph.place(stage.names[0], layer)
+        mine = list(reversed(range(first, first + stage.size)))
+        if whole and stage.heads is not None:
+            steps += [Step(receiver, ALL, layer) for receiver in mine]
+        steps += [Step(receiver, s, layer) for receiver in mine for s in senders]
     return [s for s in steps if s.sender == ALL or graph.edges[s.sender, s.receiver]]
 
 
@@ -106,8 +106,8 @@ class Search:
         self.count = dict.fromkeys(COUNTS, 0)
         self._kept = np.full(len(steps), UNKNOWN, np.int8)
         self._owner = [
-            None if name == "logits" else graph.sender(node(name))
-            for name in graph.receivers
+            None if owner is None else graph.sender(owner)
+            for owner in map(graph.owner, graph.receivers)
         ]
 
     def run(

@@ -85,7 +85,7 @@ def threshold(
     Examples:
         >>> import jax.numpy as jnp
         >>> from mijax.circuits import Graph
-        >>> graph = Graph(("input",), n_layers=1, n_heads=1, mlp=True, parallel=False)
+        >>> graph = Graph.decoder(1, heads=1)
         >>> values = jnp.array([0.5, -2.0, 1.0])  # input, a0.h0, m0
         >>> scores = Scores(values, None, None, graph, "node", "by hand")
         >>> threshold(scores, 0.5).names()
@@ -120,7 +120,7 @@ def greedy(
     Examples:
         >>> import jax.numpy as jnp
         >>> from mijax.circuits import Graph
-        >>> graph = Graph(("input",), n_layers=1, n_heads=1, mlp=True, parallel=False)
+        >>> graph = Graph.decoder(1, heads=1)
         >>> values = jnp.zeros(graph.edges.shape).at[graph.edge("logits <- m0")].set(1)
         >>> values = values.at[graph.edge("m0 <- a0.h0")].set(3)
         >>> values = values.at[graph.edge("a0.h0<v> <- input")].set(2)
@@ -169,7 +169,7 @@ def prune(circuit: Circuit) -> Circuit:
 
     Examples:
         >>> from mijax.circuits import Graph
-        >>> graph = Graph(("input",), n_layers=2, n_heads=1, mlp=True, parallel=False)
+        >>> graph = Graph.decoder(2, heads=1)
         >>> names = ["m1 <- input", "logits <- m1", "m1 <- a0.h0"]
         >>> prune(Circuit.of(graph, names)).names()
         ('m1 <- input', 'logits <- m1')

@@ -71,7 +71,7 @@ def stability(
 
     Examples:
         >>> from mijax.circuits import Graph, Scores
-        >>> graph = Graph(("input",), n_layers=1, n_heads=2, mlp=True, parallel=False)
+        >>> graph = Graph.decoder(1, heads=2)
         >>> prompts = np.array([[4, 1, 0, 0], [5, 1, 0, 0], [6, 2, 0, 0]], np.float32)
         >>> mean = jnp.asarray(prompts.mean(0))
         >>> scores = Scores(mean, None, prompts, graph, "node", "by hand")

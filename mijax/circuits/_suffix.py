@@ -11,8 +11,8 @@ from mijax.circuits._connected import Stream, connected, enter, missing, score
 from mijax.circuits._graph import Graph
 from mijax.circuits._rerun import block_at
 from mijax.circuits._task import Task
-from mijax.core import AbstractModel, Place
-from mijax.core.internal import Sequence, empty
+from mijax.core import AbstractModel
+from mijax.core.internal import Sequence
 
 
 class Clean(eqx.Module):
@@ -37,7 +37,7 @@ def run_clean(model: AbstractModel, graph: Graph, task: Task) -> Clean:
         inputs = enter(model, graph, task.clean[prompt])
         ran = connected(model, graph, inputs, prompt=prompt)
         reference = task.ablation.reference(model, graph, task, prompt)
-        streams = jnp.concatenate([ran.inputs, ran.final[None]])
+        streams = jnp.concatenate([ran.before[:, 0], ran.final[None]])
         return Clean(streams, ran.senders - reference, reference)
 
     return jax.lax.map(one, jnp.arange(len(task), dtype=jnp.int32))
@@ -88,7 +88,7 @@ def fit_prompts(clean: Clean, graph: Graph, lanes: int, memory: int) -> int:
     """Returns how many prompts run at once with so many masks each."""
     prompts, senders, seq, embed = clean.passing.shape
     # Every lane holds all senders and, in one block, what each receiver makes of them.
-    rows = (senders + 4 * graph.readers) * seq * embed
+    rows = (senders + 4 * graph.ports.readers) * seq * embed
     each = lanes * rows * clean.passing.dtype.itemsize
     return max(1, min(prompts, memory // each))
 
@@ -107,18 +107,19 @@ def _run_from(
 
     def body(layer: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         x, sent = carry
-        writer = len(graph.inputs) + layer * graph.writers
+        ports = graph.ports
+        writer = len(graph.inputs) + layer * ports.writers
         slice_of = jax.lax.dynamic_slice_in_dim
         stream = Stream(
             x,
             writer,
-            graph.n_heads,
+            graph,
             sent,
-            edges=slice_of(gate, layer * graph.readers, graph.readers, axis=1),
-            reference=slice_of(clean.reference, writer, graph.writers),
+            edges=slice_of(gate, layer * ports.readers, ports.readers, axis=1),
+            reference=slice_of(clean.reference, writer, ports.writers),
         )
         block = block_at(model, layer)
-        done: Any = block.connect(stream, empty().blocks, Place(rows, layer))
+        done = block(stream, rows)
         return done.x, done.sent
 
     start = jax.lax.dynamic_index_in_dim(clean.streams, first, keepdims=False)

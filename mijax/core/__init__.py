@@ -2,6 +2,7 @@
 
 from mijax.core._activations import Activations as Activations
 from mijax.core._axes import Axis as Axis
+from mijax.core._block import AbstractBlock as AbstractBlock
 from mijax.core._compilation_cache import compilation_cache as compilation_cache
 from mijax.core._edits import AbstractEdit as AbstractEdit
 from mijax.core._edits import Add as Add
@@ -23,7 +24,6 @@ from mijax.core._metrics import cross_entropy as cross_entropy
 from mijax.core._metrics import logit_difference as logit_difference
 from mijax.core._metrics import probability as probability
 from mijax.core._metrics import probability_difference as probability_difference
-from mijax.core._model import AbstractBlock as AbstractBlock
 from mijax.core._model import AbstractModel as AbstractModel
 from mijax.core._negative import negative as negative
 from mijax.core._plan import Chunks as Chunks
@@ -31,6 +31,7 @@ from mijax.core._project import Project as Project
 from mijax.core._recovered import recovered as recovered
 from mijax.core._references import kl as kl
 from mijax.core._references import l2 as l2
+from mijax.core._rows import AbstractRows as AbstractRows
 from mijax.core._rows import Past as Past
 from mijax.core._rows import Place as Place
 from mijax.core._run import capture as capture
@@ -48,6 +49,7 @@ from mijax.core._sources import Mean as Mean
 from mijax.core._sources import Patch as Patch
 from mijax.core._stop import StopGradient as StopGradient
 from mijax.core._stream import AbstractStream as AbstractStream
+from mijax.core._stream import PlainStream as PlainStream
 from mijax.core._sweep import sweep as sweep
 from mijax.core._sweep_result import Sweep as Sweep
 from mijax.core._text import LanguageModel as LanguageModel

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from mijax.core._block import apply_block
 from mijax.core._edits import AbstractEdit, Placed, edit
 from mijax.core._metric import AbstractMetric, wide
 from mijax.core._model import AbstractModel, scan_blocks
@@ -54,7 +55,10 @@ def run_base(
             of_site = getattr(acts, site) if site in BLOCK_SITES else None
             return kept, (acts.resid_pre, acts.k, acts.v, of_site)
 
-        last, (_, kept) = scan_blocks(model, embed, empty().blocks, rows, select=select)
+        want = {"resid_pre", "k", "v", *({site} & set(BLOCK_SITES))}
+        last, (_, kept) = scan_blocks(
+            *(model, embed, empty().blocks, rows), want=want, select=select
+        )
         x, k, v, of_site = kept
         of_site = embed[None] if of_site is None else of_site
         return x, k, v, of_site, last
@@ -209,7 +213,8 @@ def run_chunk(
         here = jax.tree.map(lambda a: _at(a, layer), (arrays, base.k, base.v))
         place = Place(tile.rows(seq, read), layer)
         one = eqx.combine(here[0], static)
-        return one(x, _at_lanes(placed, tile).blocks, place, here[1:])[0]
+        edits = _at_lanes(placed, tile).blocks
+        return apply_block(one, x, edits, place, here[1:], want=())[0]
 
     def each(one: Callable[..., Array], out: Array, layer: Any) -> Array:
         """Set `out[i] = one(i, tile, out)` for the tiles that have started."""

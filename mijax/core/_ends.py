@@ -85,5 +85,5 @@ def metric_of(
     rows = Sequence(jnp.arange(tokens.shape[0], dtype=jnp.int32), prompt, prompt)
     x = edit(edits.embed, model.embed(tokens, rows.position), Place(rows))
     nothing = lambda kept, acts, layer: (kept, None)  # noqa: E731
-    x, _ = scan_blocks(model, x, edits.blocks, rows, select=nothing)
+    x, _ = scan_blocks(model, x, edits.blocks, rows, want=(), select=nothing)
     return score(model, metric, x, edits, prompt)

@@ -210,11 +210,12 @@ def _generate(
     prompts = jnp.arange(batch, dtype=jnp.int32)
     keys = jax.vmap(lambda prompt: jax.random.fold_in(key, prompt))(prompts)
     select = lambda kept, acts, _: (kept, (acts.k, acts.v))  # noqa: E731
+    read = {"want": ("k", "v"), "select": select}
 
     def prefill(tokens: Array, prompt: Array, length: Array) -> Any:
         rows = Sequence(jnp.arange(seq, dtype=jnp.int32), prompt, prompt)
         x = edit(edits.embed, model.embed(tokens, rows.position), Place(rows))
-        x, (_, past) = scan_blocks(model, x, edits.blocks, rows, select=select)
+        x, (_, past) = scan_blocks(model, x, edits.blocks, rows, **read)
         ahead = ((0, 0), (0, total - seq), (0, 0), (0, 0))
         last = (length - 1)[None]
         rows = Sequence(last, prompt, prompt)
@@ -226,9 +227,7 @@ def _generate(
         position = lengths + i
         rows = Packed(position, prompts, prompts, prompts, position, prompts, 1, total)
         x = edit(edits.embed, model.embed(token, position), Place(rows))
-        x, (_, new) = scan_blocks(
-            model, x, edits.blocks, rows, past=past, select=select
-        )
+        x, (_, new) = scan_blocks(model, x, edits.blocks, rows, past=past, **read)
         put = lambda a, b: a.at[:, prompts, position].set(b)  # noqa: E731
         logits = finish(model, x, edits, rows)[1]
         token = jnp.where(ended, token, pick(logits, keys, sampling, i + 1))

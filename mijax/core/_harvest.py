@@ -26,7 +26,16 @@ from jax.sharding import PartitionSpec
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core._activations import Activations
-from mijax.core._mark import SITE, ClosedJaxpr, Literal, bind, bodies, call, manual
+from mijax.core._mark import (
+    SITE,
+    ClosedJaxpr,
+    Literal,
+    bind,
+    bodies,
+    call,
+    editing,
+    manual,
+)
 from mijax.core._site_table import (
     CALLS,
     LAYER,
@@ -109,7 +118,8 @@ def harvest(
 
     @functools.wraps(fn, updated=())
     def harvested(*args: Any, **kwargs: Any) -> tuple[Any, Activations]:
-        traced, arrays = trace(fn, args, kwargs)
+        with editing(edits):
+            traced, arrays = trace(fn, args, kwargs)
         known = table(traced.marks)
         names = tuple(known) if want is None else want
         check_names((*names, *edits), known)
@@ -154,8 +164,10 @@ def _evaluate(
             outputs = bind(equation, inputs)
         elif equation.primitive.name == SITE:
             _check_used(job, job.marks[here], jaxpr, equation)
-            outputs, more = _site(job, job.marks[here], inputs[0], index)
-            kept |= more
+            value = _site(job, job.marks[here], inputs[0], index)
+            # The mark stays, for a harvest around this one.
+            outputs = bind(equation, [value])
+            kept |= _keep(job, job.marks[here], outputs)
         else:
             handle = _HANDLERS[equation.primitive.name]
             outputs, more = handle(job, equation, inputs, here, index)
@@ -164,8 +176,8 @@ def _evaluate(
     return [read(v) for v in jaxpr.outvars], kept
 
 
-def _site(job: _Job, mark: Mark, value: Any, index: Path) -> Result:
-    """Apply the edit at a mark and keep the result if it is wanted."""
+def _site(job: _Job, mark: Mark, value: Any, index: Path) -> Any:
+    """Apply the edit at a mark."""
     if mark.name in job.edits:
         named = dict(zip(mark.names, index, strict=True))
         layer = mark.first + named[LAYER] if LAYER in named else mark.first
@@ -178,7 +190,12 @@ def _site(job: _Job, mark: Mark, value: Any, index: Path) -> Result:
                 "shape and dtype."
             )
         value = new
-    return [value], ({(mark.name, mark.first): value} if mark.name in job.want else {})
+    return value
+
+
+def _keep(job: _Job, mark: Mark, outputs: list[Any]) -> Kept:
+    """Keep the value of a mark if it is wanted."""
+    return {(mark.name, mark.first): outputs[0]} if mark.name in job.want else {}
 
 
 def _check_used(job: _Job, mark: Mark, jaxpr: Any, equation: Any) -> None:

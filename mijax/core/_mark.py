@@ -7,10 +7,12 @@ them in the forward pass, and compilation drops them, at no cost in FLOPs or mem
 This is the only file that touches `jax.extend` and the rules of primitives.
 """
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax
 from jax import Array
 from jax import numpy as jnp
 from jax.extend.core import (
@@ -33,6 +35,8 @@ __all__ = [
     "bodies",
     "call",
     "checkpoint_names",
+    "edited",
+    "editing",
     "manual",
     "mark_checkpoint_names",
     "site",
@@ -45,6 +49,8 @@ OPAQUE = ("pallas_call", "pure_callback", "io_callback", "ffi_call")
 UNNAMED = "mapped"
 
 _site_p = Primitive(SITE)
+# JAX keys its caches of traces by this value too.
+_edited = jax.make_user_context(())
 
 
 def site(name: str, x: Array, axes: str = "") -> Array:
@@ -95,6 +101,22 @@ def _params(name: str, axes: str, shape: tuple[int, ...]) -> dict[str, Any]:
     return {"name": name, "axes": names, "loops": outer}
 
 
+@contextlib.contextmanager
+def editing(names: Iterable[str]) -> Iterator[None]:
+    """Trace a function whose sites of these names will be edited."""
+    with _edited((*_edited.value, *names)):
+        yield
+
+
+def edited(name: str) -> bool:
+    """Return True if a `harvest` around the code that is traced edits a site.
+
+    For values that are cheaper to go on with where nothing edits them. The site is
+    marked in either case.
+    """
+    return name in _edited.value
+
+
 def _batch(axis_data: Any, args: Any, dims: Any, *, name: str, axes: Any, loops: Any):
     """Put the axis of a `vmap` inside a model first and name it.
 
@@ -102,6 +124,8 @@ def _batch(axis_data: Any, args: Any, dims: Any, *, name: str, axes: Any, loops:
     for a second).
     """
     (x,), (dim,) = args, dims
+    if dim is None:  # not mapped
+        return _site_p.bind(x, name=name, axes=axes, loops=loops), dim
     given = getattr(axis_data, "name", None)
     # An unnamed vmap has a sentinel object for a name.
     label = given if isinstance(given, str) else UNNAMED

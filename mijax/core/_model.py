@@ -1,84 +1,22 @@
 """The model that every method speaks to, and its forward pass."""
 
 import abc
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mijax._errors import ShapeError, SiteError
+from mijax._errors import ShapeError
+from mijax.core._block import AbstractBlock, apply_block
 from mijax.core._edits import compose, edit
+from mijax.core._mark import site
 from mijax.core._rows import AbstractRows, Past, Place, Sequence
 from mijax.core._sites import BlockSites, Sites
-from mijax.core._stream import AbstractStream
 
-
-class AbstractBlock(eqx.Module):
-    """A residual block: reads rows, applies edits, returns every activation.
-
-    Attributes:
-        linear_writes: the block adds `attn_out` (`z` times the output weights, plus
-            the bias) and `mlp_out` to the residual stream, with nothing in between.
-            Analyses of weights and direct effects refuse blocks that do not state it.
-        norm_readers: name of each norm, and the one part of the block that reads it.
-
-    A class that overrides `__call__` states both again.
-    """
-
-    linear_writes: ClassVar[bool] = False
-    norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType({})
-
-    @abc.abstractmethod
-    def __call__(
-        self,
-        x: Float[Array, "rows embed"],
-        edits: BlockSites[Any],
-        place: Place,
-        past: Past | None = None,
-    ) -> tuple[Float[Array, "kept embed"], BlockSites[Any]]:
-        """Computes the block.
-
-        Args:
-            x: the residual stream at the rows.
-            edits: what to change at each site.
-            place: the layer and where the rows stand. Rows leave a block as
-                `place.rows.keep(x)`, at `place.after`: after the last block of a sweep
-                these are the rows that the metric reads.
-            past: keys (before rotary) and values of tokens that are not among the
-                rows, `[prompt, key_seq, heads, head_dim]`; for packed rows only.
-
-        Returns:
-            The residual stream after the block, and the activation at each site.
-        """
-
-    def connect(
-        self, stream: AbstractStream, edits: BlockSites[Any], place: Place
-    ) -> AbstractStream:
-        """Says who of this block reads the residual stream and who writes to it.
-
-        Circuits are found through this; a block that does without them need not
-        define it.
-
-        Args:
-            stream: the residual stream before the block.
-            edits: what to change at `q k v scores pattern z mlp_in mlp_pre mlp_post
-                mlp_out`.
-            place: the layer and where the rows stand.
-
-        Returns:
-            The stream after the block.
-
-        Raises:
-            SiteError: the block does not define it.
-        """
-        raise SiteError(
-            f"{type(self).__name__} does not say how it reads and writes the residual "
-            "stream: define `connect`, as in mijax.nn.Block."
-        )
+EMBED, VOCAB = "position embed", "position vocab"
 
 
 class AbstractModel(eqx.Module):
@@ -159,9 +97,12 @@ class AbstractModel(eqx.Module):
         position = jnp.arange(tokens.shape[0], dtype=jnp.int32)
         place = Place(Sequence(position, prompt, prompt))
         embed = edit(edits.embed, self.embed(tokens, position), place)
+        embed = site("embed", embed, EMBED)
         x, (_, blocks) = scan_blocks(self, embed, edits.blocks, place.rows)
         final = edit(edits.resid_final, self.normalise(x), place)
+        final = site("resid_final", final, EMBED)
         logits = edit(edits.logits, self.unembed(final), place)
+        logits = site("logits", logits, VOCAB)
         return logits, Sites(embed, blocks, final, logits)
 
 
@@ -174,6 +115,7 @@ def scan_blocks(
     past: Past | None = None,
     kept: Any = None,
     last: Int[Array, ""] | None = None,
+    want: Iterable[str] | None = None,
     select: Callable[[Any, BlockSites[Any], Array], Any] = lambda kept, acts, _: (
         kept,
         acts,
@@ -189,6 +131,7 @@ def scan_blocks(
         past: keys and values of earlier tokens per layer, `[layer, prompt, ...]`.
         kept: what is carried from layer to layer for `select`.
         last: blocks after this layer are not computed, and their `out` is 0.
+        want: block sites whose activations `select` is given; all by default.
         select: `(kept, acts, layer) -> (kept, out)`, what to keep of a block's
             activations. It runs inside the scan, so only what it returns takes memory.
 
@@ -204,7 +147,7 @@ def scan_blocks(
         layer, arrays, scanned, past = layered
         block = eqx.combine(arrays, static)
         edits = eqx.combine(scanned, shared)
-        x, acts = block(x, edits, Place(rows, layer), past)
+        x, acts = apply_block(block, x, edits, Place(rows, layer), past, want=want)
         kept, out = select(kept, acts, layer)
         return (x, kept), out
 

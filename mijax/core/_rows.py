@@ -3,7 +3,7 @@
 A block computes on rows, `x[rows, embed]`. For a plain run the rows are the tokens of
 one sequence. For a sweep they are the re-run suffixes of many patched runs (lanes), one
 after the other in one flat list; for generation they are the newest token of each
-prompt. Only attention looks across rows, and it does so through the four methods here.
+prompt. Only attention looks across rows, and it does so through the methods here.
 """
 
 import abc
@@ -11,9 +11,15 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from mijax.core._mark import edited, site
 
 Past = tuple[Array, Array]
+HEADS = "position head head_dim"
+GRID = "position head key_position"
+# A grid of packed rows, as it is computed.
+PACKED_GRID = "lane head query key_position"
 
 
 class AbstractRows(eqx.Module):
@@ -57,6 +63,44 @@ class AbstractRows(eqx.Module):
         """Takes the rows that leave a block."""
         return x
 
+    def mark_grid(
+        self, name: str, grid: Float[Array, "*lane heads seq key_seq"]
+    ) -> Float[Array, "*lane heads seq key_seq"]:
+        """Names a value of every head, query and key.
+
+        Its site has rows first, `[rows, heads, key_seq]`. A grid of packed rows is
+        marked as it is, and brought into this layout where something reads or edits it.
+        """
+        return site(name, grid, PACKED_GRID)
+
+    def from_grid(
+        self, grid: Float[Array, "*lane heads seq key_seq"]
+    ) -> Float[Array, "rows heads key_seq"]:
+        """Lays a grid out as its site has it."""
+        return self.flat(jnp.moveaxis(grid, -3, -2))
+
+    def to_grid(
+        self, x: Float[Array, "rows heads key_seq"]
+    ) -> Float[Array, "*lane heads seq key_seq"]:
+        """Lays the value of a grid's site out as a grid."""
+        return jnp.moveaxis(self.queries(x), -2, -3)
+
+    def mark_heads(
+        self, name: str, x: Float[Array, "rows kv_heads head_dim"], groups: int
+    ) -> Float[Array, "rows heads head_dim"]:
+        """Names keys or values, each query head's view of them.
+
+        Args:
+            name: name of the site.
+            x: keys or values, of which `groups` query heads share one.
+            groups: number of query heads for each.
+
+        Returns:
+            The views; where nothing edits them, what the heads share.
+        """
+        views = site(name, jnp.repeat(x, groups, axis=1), HEADS)
+        return views if groups == 1 or edited(name) else x
+
 
 class Sequence(AbstractRows):
     """The tokens of one sequence, all of them."""
@@ -78,6 +122,12 @@ class Sequence(AbstractRows):
     def flat(self, grid: Shaped[Array, "seq ..."]) -> Shaped[Array, "rows ..."]:
         """Returns the grid."""
         return grid
+
+    def mark_grid(
+        self, name: str, grid: Float[Array, "heads seq key_seq"]
+    ) -> Float[Array, "heads seq key_seq"]:
+        """Names a grid, rows first."""
+        return self.to_grid(site(name, self.from_grid(grid), GRID))
 
     def causal(self) -> Bool[Array, "seq key_seq"]:
         """Returns the lower triangle."""

@@ -215,6 +215,7 @@ def _capture(
             *(model, embed, edits.blocks, place.rows),
             kept=kept,
             last=_last_layer(flat),
+            want={site.name for site in flat if site.layered},
             select=select,
         )
         found = kept | layers

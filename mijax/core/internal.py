@@ -4,6 +4,10 @@ They can change in any version.
 """
 
 from mijax.core._arguments import checked as checked
+from mijax.core._block import apply_block as apply_block
+from mijax.core._block import observed as observed
+from mijax.core._block import run_block as run_block
+from mijax.core._block import stated as stated
 from mijax.core._check import check_attention as check_attention
 from mijax.core._check import check_linear_writes as check_linear_writes
 from mijax.core._check import check_metric as check_metric
@@ -21,6 +25,7 @@ from mijax.core._ends import metric_of as metric_of
 from mijax.core._integers import integers as integers
 from mijax.core._integers import reals as reals
 from mijax.core._journal import Journal as Journal
+from mijax.core._mark import edited as edited
 from mijax.core._model import Layered as Layered
 from mijax.core._model import scan_blocks as scan_blocks
 from mijax.core._operands import check_per_prompt as check_per_prompt
@@ -28,6 +33,7 @@ from mijax.core._operands import per_row as per_row
 from mijax.core._plan import LEAST_ROWS as LEAST_ROWS
 from mijax.core._plan import layer_overhead as layer_overhead
 from mijax.core._references import KL as KL
+from mijax.core._rows import HEADS as HEADS
 from mijax.core._rows import Packed as Packed
 from mijax.core._rows import Reads as Reads
 from mijax.core._rows import Sequence as Sequence
@@ -40,6 +46,7 @@ from mijax.core._sites import empty as empty
 from mijax.core._sites import get as get
 from mijax.core._sites import known as known
 from mijax.core._sites import put as put
+from mijax.core._stream import summed_write as summed_write
 from mijax.core._text import ModelLike as ModelLike
 from mijax.core._text import TextLike as TextLike
 from mijax.core._text import opened as opened

@@ -1,8 +1,6 @@
 """Transcoders in the place of MLPs."""
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mijax._errors import ShapeError, SiteError
-from mijax.core import AbstractModel, BlockSites, Place, edit
+from mijax.core import AbstractModel
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._wiring import Transcoder
 from mijax.nn.internal import AbstractMLP, with_gradient_of
@@ -31,21 +29,15 @@ class Transcoded(AbstractMLP):
     here: Bool[Array, "*layer"]
     error: bool = eqx.field(static=True)
 
-    def __call__(
-        self, x: Float[Array, "rows embed"], edits: BlockSites[Any], place: Place
-    ) -> tuple[Float[Array, "rows embed"], dict[str, Array]]:
+    def __call__(self, x: Float[Array, "rows embed"]) -> Float[Array, "rows embed"]:
         """Computes the MLP or its transcoder at the rows."""
-        x = edit(edits.mlp_in, x, place)
-        plain = dataclasses.replace(edits, mlp_in=None, mlp_out=None)
-        out, acts = self.inner(x, plain, place)
+        out = self.inner(x)
 
         def transcoded() -> Array:
             found = self.dictionary(x.astype(jnp.float32)).astype(out.dtype)
             return with_gradient_of(out, found) if self.error else found
 
-        out = jax.lax.cond(self.here, transcoded, lambda: out)
-        out = edit(edits.mlp_out, out, place)
-        return out, acts | {"mlp_out": out}
+        return jax.lax.cond(self.here, transcoded, lambda: out)
 
 
 def replace_mlps(

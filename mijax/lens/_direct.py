@@ -156,10 +156,10 @@ def _split(
         every = jnp.arange(tokens.shape[0], dtype=jnp.int32)
         rows = Sequence(every, prompt, prompt)
         embed = model.embed(tokens, every)
-        run = lambda select: scan_blocks(  # noqa: E731
-            model, embed, empty().blocks, rows, select=select
+        run = lambda want, select: scan_blocks(  # noqa: E731
+            *(model, embed, empty().blocks, rows), want=want, select=select
         )
-        x, _ = run(lambda kept, acts, layer: (kept, None))
+        x, _ = run((), lambda kept, acts, layer: (kept, None))
         at = every if position is None else position[prompt][None]
         of_prompt = jax.tree.map(lambda i: i[prompt], ids)
         to, bias = _direction(model, x[at], of_prompt)
@@ -176,7 +176,8 @@ def _split(
             parts = _parts(model, acts, layer, at, to, neurons)
             return kept, jax.tree.map(tidy, parts)
 
-        _, (_, found) = run(select)
+        mlp = ("mlp_post", "mlp_out") if hasattr(model.blocks, "mlp") else ()
+        _, (_, found) = run(("z", *mlp), select)
         first = tidy((embed[at] * to).sum(-1))
         bias = tidy(jnp.broadcast_to(bias, at.shape))
         return Direct(embed=first, bias=bias, **found)

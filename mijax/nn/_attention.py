@@ -1,4 +1,4 @@
-"""Self-attention with an edit at every step."""
+"""Self-attention with a site at every step."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mijax.core import BlockSites, Past, Place, edit
+from mijax.core import AbstractRows, Past, site
+from mijax.core.internal import HEADS, edited
 from mijax.nn._basic import Identity, Product, Rotary, Softmax
 from mijax.nn._smear import SmearedKeys
 
@@ -36,96 +37,67 @@ class Attention(eqx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "rows embed"],
-        edits: BlockSites[Any],
-        place: Place,
+        x: Any,
+        rows: AbstractRows,
         past: Past | None = None,
-    ) -> tuple[Float[Array, "kept embed"], dict[str, Array]]:
-        """Computes attention at the rows.
+    ) -> Float[Array, "kept heads head_dim"]:
+        """Mixes values across tokens.
 
         Args:
-            x: the normalised residual stream.
-            edits: what to change at each site.
-            place: the layer and where the rows stand; from the queries on, only the
-                rows of `place.after` are computed.
-            past: keys (before rotary) and values of tokens that are not rows, as this
-                layer returns them, `[prompt, key_seq, heads, head_dim]`.
+            x: the normalised residual stream, `[rows, embed]`; or three of them, for
+                queries, keys and values, which may have one input for each query head,
+                `[rows, heads, embed]`. Under grouped-query attention heads that share a
+                key may then see different ones; the weights are shared all the same.
+            rows: position, prompt and lane of each row; from the queries on, only the
+                rows that leave the block are computed.
+            past: keys (before rotary) and values of tokens that are not rows, as
+                `capture` gives them, `[prompt, key_seq, heads, head_dim]`.
 
         Returns:
-            What attention writes to the residual stream, and its activations by site.
+            The site `z`: what each head reads from other tokens.
         """
-        kept, after = place.rows.keep(x), place.after
-        q = edit(edits.q, project(kept, self.w_q, self.b_q), after)
-        k, v = project(x, self.w_k, self.b_k), project(x, self.w_v, self.b_v)
-        k_view, v_view = (jnp.repeat(a, self.groups, axis=1) for a in (k, v))
-        # An edit may change one query head's view of a key that its group shares.
-        if edits.k is not None or edits.v is not None:
-            k = k_view = edit(edits.k, k_view, place)
-            v = v_view = edit(edits.v, v_view, place)
-        acts = self.attend(q, k, v, edits, place, past)
-        acts |= {"q": q, "k": k_view, "v": v_view}
-        out = jnp.einsum("nhd,hde->ne", acts["z"], self.w_o)
-        acts["attn_out"] = edit(edits.attn_out, add(out, self.b_o), after)
-        return acts["attn_out"], acts
+        for_q, for_k, for_v = x if isinstance(x, tuple) else (x, x, x)
+        q = site("q", project(rows.keep(for_q), self.w_q, self.b_q), HEADS)
+        k = self._shared(rows, "k", project(for_k, self.w_k, self.b_k))
+        v = self._shared(rows, "v", project(for_v, self.w_v, self.b_v))
+        past_k, past_v = past if past is not None else (None, None)
+        pattern = self._pattern(q, k, rows, _thinned(past_k, k))
+        values = rows.keys(v, _thinned(past_v, v))
+        grouped = pattern.reshape(
+            *pattern.shape[:-3], v.shape[1], -1, *pattern.shape[-2:]
+        )
+        z = self.product("...hgqk,...khd->...qhgd", grouped, values)
+        z = rows.after.flat(z.reshape(*z.shape[:-3], *q.shape[1:]))
+        return site("z", z, HEADS)
+
+    def out(self, z: Float[Array, "rows heads head_dim"]) -> Float[Array, "rows embed"]:
+        """Returns what all heads write to the residual stream, and the bias."""
+        return add(jnp.einsum("nhd,hde->ne", z, self.w_o), self.b_o)
+
+    @property
+    def heads(self) -> int:
+        """Number of query heads."""
+        return self.w_q.shape[-2]
 
     @property
     def groups(self) -> int:
         """Number of query heads that share a key and a value head."""
         return self.w_q.shape[-2] // self.w_k.shape[-2]
 
-    def heads(
+    def _shared(self, rows: AbstractRows, name: str, x: Array) -> Array:
+        """Mark keys or values, one for each query head or for each group of them."""
+        return rows.mark_heads(name, x, self.w_q.shape[-2] // x.shape[1])
+
+    def _pattern(
         self,
-        x: tuple[Float[Array, "rows heads embed"], ...],
-        edits: BlockSites[Any],
-        place: Place,
-    ) -> tuple[Float[Array, "rows heads embed"], Float[Array, " embed"] | None]:
-        """Computes what each head writes, when each reads an input of its own.
-
-        Args:
-            x: normalised inputs of the queries, the keys and the values of every query
-                head. Under grouped-query attention heads that share a key may then
-                see different ones; the weights are shared all the same.
-            edits: what to change at `q`, `k`, `v`, `scores`, `pattern` and `z`.
-            place: the layer and where the rows stand; a whole sequence.
-
-        Returns:
-            What each head writes to the residual stream, and the bias that is nobody's.
-        """
-        q = edit(edits.q, project_each(x[0], self.w_q, self.b_q), place)
-        k = edit(edits.k, project_each(x[1], self.w_k, self.b_k), place)
-        v = edit(edits.v, project_each(x[2], self.w_v, self.b_v), place)
-        z = self.attend(q, k, v, edits, place, None)["z"]
-        return jnp.einsum("nhd,hde->nhe", z, self.w_o), self.b_o
-
-    def attend(
-        self,
-        q: Array,
-        k: Array,
-        v: Array,
-        edits: BlockSites[Any],
-        place: Place,
-        past: Past | None,
-    ) -> dict[str, Array]:
-        """Mixes values across tokens.
-
-        Args:
-            q: `[rows, heads, head_dim]`.
-            k: `[rows, heads or kv_heads, head_dim]`.
-            v: as `k`.
-            edits: edits of `scores`, `pattern` and `z`.
-            place: the layer and where the rows stand.
-            past: keys and values of tokens that are not rows.
-
-        Returns:
-            `scores`, `pattern` and `z`.
-        """
-        rows, after = place.rows, place.after
-        asking = after.rows
+        q: Float[Array, "kept heads head_dim"],
+        k: Float[Array, "rows kv_heads head_dim"],
+        rows: AbstractRows,
+        past_k: Array | None,
+    ) -> Float[Array, "*lane heads seq key_seq"]:
+        """Compute the scores of queries with keys, and their softmax."""
+        asking = rows.after
         heads, kv_heads, head_dim = q.shape[1], k.shape[1], q.shape[2]
-        past_k, past_v = past if past is not None else (None, None)
-        if past_k is not None and past_v is not None:
-            every = past_k.shape[-2] // kv_heads
-            past_k, past_v = past_k[..., ::every, :], past_v[..., ::every, :]
         if self.rotary is not None:
             q, k = self.rotary(q, asking.position), self.rotary(k, rows.position)
             if past_k is not None:
@@ -134,41 +106,36 @@ class Attention(eqx.Module):
         queries = queries.reshape(*queries.shape[:-2], kv_heads, -1, head_dim)
         scores = self.product("...qhgd,...khd->...hgqk", queries, keys) / head_dim**0.5
         scores = scores.reshape(*scores.shape[:-4], heads, *scores.shape[-2:])
-        scores, scores_site = edit_grid(edits.scores, scores, after)
+        scores = asking.mark_grid("scores", scores)
         reads = jnp.expand_dims(asking.causal(), -3) if self.causal else True
-        if edits.scores is not None:
+        cut = edited("scores")
+        if cut:
             # An edit may cut scores off by minus infinity, all of a token's too.
             reads = reads & (scores > -jnp.inf)
-        if self.causal or edits.scores is not None:
+        if self.causal or cut:
             scores = jnp.where(reads, scores, jnp.finfo(scores.dtype).min)
         pattern = self.softmax(scores).astype(q.dtype)
-        if edits.scores is not None:
+        if cut:
             pattern = jnp.where(reads, pattern, 0)
-        pattern, pattern_site = edit_grid(edits.pattern, pattern, after)
-        grouped = pattern.reshape(
-            *pattern.shape[:-3], kv_heads, -1, *pattern.shape[-2:]
-        )
-        z = self.product("...hgqk,...khd->...qhgd", grouped, rows.keys(v, past_v))
-        z = asking.flat(z.reshape(*z.shape[:-3], heads, head_dim))
-        z = edit(edits.z, z, after)
-        return {"scores": scores_site, "pattern": pattern_site, "z": z}
+        return asking.mark_grid("pattern", pattern)
+
+
+def _thinned(past: Array | None, own: Array) -> Array | None:
+    """Take every group's first view of past keys or values, if heads share them."""
+    return None if past is None else past[..., :: past.shape[-2] // own.shape[1], :]
 
 
 def project(
-    x: Float[Array, "rows embed"],
-    weight: Float[Array, "embed heads head_dim"],
-    bias: Float[Array, "heads head_dim"] | None,
-) -> Float[Array, "rows heads head_dim"]:
-    """Reads every head's input from the residual stream."""
-    return add(jnp.einsum("ne,ehd->nhd", x, weight), bias)
-
-
-def project_each(
-    x: Float[Array, "rows heads embed"],
+    x: Float[Array, "rows *heads embed"],
     weight: Float[Array, "embed kv_heads head_dim"],
     bias: Float[Array, "kv_heads head_dim"] | None,
 ) -> Float[Array, "rows heads head_dim"]:
-    """Reads every head's own input; consecutive heads share a weight."""
+    """Reads every head's input from the residual stream.
+
+    Heads read one stream, or each its own; consecutive heads then share a weight.
+    """
+    if x.ndim == 2:
+        return add(jnp.einsum("ne,ehd->nhd", x, weight), bias)
     rows, heads, embed = x.shape
     grouped = x.reshape(rows, weight.shape[1], -1, embed)
     out = jnp.einsum("nkge,ekd->nkgd", grouped, weight)
@@ -178,17 +145,3 @@ def project_each(
 def add(x: Array, bias: Array | None) -> Array:
     """Adds a bias where there is one."""
     return x if bias is None else x + bias
-
-
-def edit_grid(
-    edits: Any, grid: Float[Array, "*lane heads seq key_seq"], place: Place
-) -> tuple[Float[Array, "*lane heads seq key_seq"], Float[Array, "rows heads key_seq"]]:
-    """Edits a (query, key) grid in the layout of its site, rows first.
-
-    Returns:
-        The edited grid, and the activation as the site has it.
-    """
-    site = edit(edits, place.rows.flat(jnp.moveaxis(grid, -3, -2)), place)
-    if edits is not None:
-        grid = jnp.moveaxis(place.rows.queries(site), -2, -3)
-    return grid, site

@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from mijax.core import AbstractBlock, AbstractStream, BlockSites, Past, Place, edit
+from mijax.core import AbstractBlock, AbstractRows, AbstractStream, Past
 from mijax.nn._attention import Attention
 from mijax.nn._basic import Identity, LayerNorm, RMSNorm
 from mijax.nn._mlp import AbstractMLP
 
 Norm = LayerNorm | RMSNorm | Identity
-NO_MLP = {"mlp_in": None, "mlp_pre": None, "mlp_post": None, "mlp_out": None}
 
 
 class Block(AbstractBlock):
@@ -22,6 +21,7 @@ class Block(AbstractBlock):
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"norm_1": "attention", "norm_2": "mlp"}
     )
+    by_row: ClassVar[tuple[str, ...]] = ("mlp_in",)
 
     norm_1: Norm
     attention: Attention
@@ -29,31 +29,14 @@ class Block(AbstractBlock):
     mlp: AbstractMLP
 
     def __call__(
-        self,
-        x: Float[Array, "rows embed"],
-        edits: BlockSites[Any],
-        place: Place,
-        past: Past | None = None,
-    ) -> tuple[Float[Array, "kept embed"], BlockSites[Any]]:
+        self, stream: AbstractStream, rows: AbstractRows, past: Past | None = None
+    ) -> Any:
         """Computes the block; see `AbstractBlock`."""
-        pre = edit(edits.resid_pre, x, place)
-        attn_out, attn = self.attention(self.norm_1(pre), edits, place, past)
-        kept, after = place.rows.keep(pre), place.after
-        mid = edit(edits.resid_mid, kept + attn_out, after)
-        mlp_out, mlp = self.mlp(self.norm_2(mid), edits, after)
-        post = edit(edits.resid_post, mid + mlp_out, after)
-        return post, BlockSites(
-            resid_pre=pre, resid_mid=mid, resid_post=post, **attn, **mlp
-        )
-
-    def connect(
-        self, stream: AbstractStream, edits: BlockSites[Any], place: Place
-    ) -> AbstractStream:
-        """See `AbstractBlock`: the MLP reads what the heads write."""
-        inputs = tuple(self.norm_1(x) for x in stream.read_heads())
-        stream = stream.write_heads(*self.attention.heads(inputs, edits, place))
-        out, _ = self.mlp(self.norm_2(stream.read_mlp()), edits, place)
-        return stream.write_mlp(out)
+        stream = stream.mark("resid_pre")
+        z = attend(self, stream, rows, past)
+        stream = write_heads(self, stream.keep(rows), z).mark("resid_mid")
+        mlp = self.mlp(stream.read("mlp_in", norm=self.norm_2))
+        return stream.add("mlp_out", mlp).mark("resid_post")
 
 
 class ParallelBlock(AbstractBlock):
@@ -66,6 +49,7 @@ class ParallelBlock(AbstractBlock):
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"norm_1": "attention", "norm_2": "mlp"}
     )
+    by_row: ClassVar[tuple[str, ...]] = ("mlp_in",)
 
     norm_1: Norm
     attention: Attention
@@ -73,30 +57,15 @@ class ParallelBlock(AbstractBlock):
     mlp: AbstractMLP
 
     def __call__(
-        self,
-        x: Float[Array, "rows embed"],
-        edits: BlockSites[Any],
-        place: Place,
-        past: Past | None = None,
-    ) -> tuple[Float[Array, "kept embed"], BlockSites[Any]]:
+        self, stream: AbstractStream, rows: AbstractRows, past: Past | None = None
+    ) -> Any:
         """Computes the block; see `AbstractBlock`."""
-        pre = edit(edits.resid_pre, x, place)
-        attn_out, attn = self.attention(self.norm_1(pre), edits, place, past)
-        kept, after = place.rows.keep(pre), place.after
-        mlp_out, mlp = self.mlp(self.norm_2(kept), edits, after)
-        post = edit(edits.resid_post, kept + attn_out + mlp_out, after)
-        return post, BlockSites(
-            resid_pre=pre, resid_mid=None, resid_post=post, **attn, **mlp
-        )
-
-    def connect(
-        self, stream: AbstractStream, edits: BlockSites[Any], place: Place
-    ) -> AbstractStream:
-        """See `AbstractBlock`: heads and MLP read the same stream."""
-        inputs = tuple(self.norm_1(x) for x in stream.read_heads())
-        out, _ = self.mlp(self.norm_2(stream.read_mlp()), edits, place)
-        stream = stream.write_heads(*self.attention.heads(inputs, edits, place))
-        return stream.write_mlp(out)
+        stream = stream.mark("resid_pre")
+        z = attend(self, stream, rows, past)
+        stream = stream.keep(rows)
+        mlp = self.mlp(stream.read("mlp_in", norm=self.norm_2))
+        stream = write_heads(self, stream, z).add("mlp_out", mlp)
+        return stream.mark("resid_post")
 
 
 class AttentionBlock(AbstractBlock):
@@ -111,24 +80,21 @@ class AttentionBlock(AbstractBlock):
     attention: Attention
 
     def __call__(
-        self,
-        x: Float[Array, "rows embed"],
-        edits: BlockSites[Any],
-        place: Place,
-        past: Past | None = None,
-    ) -> tuple[Float[Array, "kept embed"], BlockSites[Any]]:
+        self, stream: AbstractStream, rows: AbstractRows, past: Past | None = None
+    ) -> Any:
         """Computes the block; see `AbstractBlock`."""
-        pre = edit(edits.resid_pre, x, place)
-        attn_out, attn = self.attention(self.norm_1(pre), edits, place, past)
-        kept, after = place.rows.keep(pre), place.after
-        post = edit(edits.resid_post, kept + attn_out, after)
-        return post, BlockSites(
-            resid_pre=pre, resid_mid=None, resid_post=post, **attn, **NO_MLP
-        )
+        stream = stream.mark("resid_pre")
+        z = attend(self, stream, rows, past)
+        return write_heads(self, stream.keep(rows), z).mark("resid_post")
 
-    def connect(
-        self, stream: AbstractStream, edits: BlockSites[Any], place: Place
-    ) -> AbstractStream:
-        """See `AbstractBlock`: there are heads only."""
-        inputs = tuple(self.norm_1(x) for x in stream.read_heads())
-        return stream.write_heads(*self.attention.heads(inputs, edits, place))
+
+def attend(block: Any, stream: Any, rows: AbstractRows, past: Past | None) -> Array:
+    """Reads the stream for queries, keys and values, and mixes the values."""
+    attention = block.attention
+    inputs = stream.read("q", "k", "v", heads=attention.heads, norm=block.norm_1)
+    return attention(inputs, rows, past)
+
+
+def write_heads(block: Any, stream: Any, z: Array) -> Any:
+    """Adds what every head writes."""
+    return stream.write("attn_out", z, block.attention.w_o, block.attention.b_o)

@@ -1,27 +1,25 @@
-"""Plain and gated MLPs with an edit at every step."""
+"""Plain and gated MLPs with a site at every step."""
 
 import abc
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, Float
 
-from mijax.core import BlockSites, Place, edit
+from mijax.core import site
 from mijax.nn._attention import add
 from mijax.nn._basic import Product
 
 Activation = Callable[[Array], Array]
+MLP_AXES = "position mlp"
 
 
 class AbstractMLP(eqx.Module):
     """What a block needs of an MLP."""
 
     @abc.abstractmethod
-    def __call__(
-        self, x: Float[Array, "rows embed"], edits: BlockSites[Any], place: Place
-    ) -> tuple[Float[Array, "rows embed"], dict[str, Array]]:
-        """Returns what the MLP writes to the residual stream, and its activations."""
+    def __call__(self, x: Float[Array, "rows embed"]) -> Float[Array, "rows embed"]:
+        """Returns what the MLP writes to the residual stream."""
 
 
 class MLP(AbstractMLP):
@@ -33,15 +31,11 @@ class MLP(AbstractMLP):
     b_out: Float[Array, "*layer embed"] | None
     activation: Activation
 
-    def __call__(
-        self, x: Float[Array, "rows embed"], edits: BlockSites[Any], place: Place
-    ) -> tuple[Float[Array, "rows embed"], dict[str, Array]]:
+    def __call__(self, x: Float[Array, "rows embed"]) -> Float[Array, "rows embed"]:
         """Computes the MLP at the rows."""
-        x = edit(edits.mlp_in, x, place)
-        pre = edit(edits.mlp_pre, add(x @ self.w_in, self.b_in), place)
-        post = edit(edits.mlp_post, self.activation(pre), place)
-        out = edit(edits.mlp_out, add(post @ self.w_out, self.b_out), place)
-        return out, {"mlp_in": x, "mlp_pre": pre, "mlp_post": post, "mlp_out": out}
+        pre = site("mlp_pre", add(x @ self.w_in, self.b_in), MLP_AXES)
+        post = site("mlp_post", self.activation(pre), MLP_AXES)
+        return add(post @ self.w_out, self.b_out)
 
 
 class GatedMLP(AbstractMLP):
@@ -56,13 +50,8 @@ class GatedMLP(AbstractMLP):
     activation: Activation
     product: Product = Product()
 
-    def __call__(
-        self, x: Float[Array, "rows embed"], edits: BlockSites[Any], place: Place
-    ) -> tuple[Float[Array, "rows embed"], dict[str, Array]]:
+    def __call__(self, x: Float[Array, "rows embed"]) -> Float[Array, "rows embed"]:
         """Computes the MLP at the rows."""
-        x = edit(edits.mlp_in, x, place)
-        pre = edit(edits.mlp_pre, x @ self.w_gate, place)
+        pre = site("mlp_pre", x @ self.w_gate, MLP_AXES)
         post = self.product("nm,nm->nm", self.activation(pre), x @ self.w_in)
-        post = edit(edits.mlp_post, post, place)
-        out = edit(edits.mlp_out, post @ self.w_out, place)
-        return out, {"mlp_in": x, "mlp_pre": pre, "mlp_post": post, "mlp_out": out}
+        return site("mlp_post", post, MLP_AXES) @ self.w_out

@@ -14,9 +14,8 @@ from mijax.causal import DAS, DBM, BoundlessDAS, Counterfactuals, Search, Subspa
 from mijax.causal import _align as module
 from mijax.causal._methods import orthonormal
 from mijax.causal._swap import Swap
-from mijax.core import Place, edit
+from mijax.core._block import observed
 from mijax.core._rows import Sequence
-from mijax.core._sites import empty, put
 
 WIDTH = 6
 SITE = mijax.Site("mlp_post", layer=0, position=0)
@@ -29,12 +28,14 @@ class Planted(eqx.Module):
 
     def __call__(self, x, edits=None):
         values = jnp.r_[x[0] * x[1], x[2] * x[3], x[4:]]
-        place = Place(Sequence(jnp.zeros(1, jnp.int32)), jnp.int32(0))
-        edits = mijax.core.compose(edits)
-        hidden = edit(edits.blocks.mlp_post, (values @ self.rotation)[None], place)
+        rows = Sequence(jnp.zeros(1, jnp.int32))
+        return observed(self.forward, mijax.core.compose(edits), rows)(values[None])
+
+    def forward(self, values):
+        hidden = mijax.site("mlp_post", values @ self.rotation, "position mlp")
         left, right, *_ = self.rotation @ hidden[0]
         logit = 2 * left * right
-        return jnp.array([-logit, logit]), put(empty(), "mlp_post", hidden[None])
+        return jnp.array([-logit, logit])
 
 
 def planted(seed=0):

@@ -192,7 +192,7 @@ def test_head_importance_is_the_gradient_by_a_mask(name):
     """Against sites and their gradients."""
     of = task()
     graph = circuits.Graph.of(model(name))
-    mlp = ["mlp_out"] * graph.mlp
+    mlp = [port.name for port in graph.ports.writes if port.name == "mlp_out"]
     sites = {site: mijax.Site(site) for site in ("q", "k", "v", "z", *mlp)}
     values = mijax.capture(model(name), of.clean, sites)
     slopes = mijax.gradients(model(name), of.clean, of.metric, sites)

@@ -17,7 +17,7 @@ from mijax.circuits._null import joined, scattered
 from mijax.testing import planted
 
 ROC = Path(__file__).parent.parent / "golden" / "acdc" / "roc.json"
-GRAPH = Graph(("input",), n_layers=3, n_heads=4, mlp=True, parallel=False)
+GRAPH = Graph.decoder(3, heads=4)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from mijax.circuits import Graph
 from mijax.circuits._exact import Known, _jobs
 from mijax.core._chunk import Base
 
-GPT2_SMALL = Graph(("input",), n_layers=12, n_heads=12, mlp=True, parallel=False)
+GPT2_SMALL = Graph.decoder(12, heads=12)
 
 
 def cut(first, memory):
@@ -29,8 +29,8 @@ def test_every_edge_is_in_one_job(first, memory):
         for prompt, sender in zip(
             job.prompt[: job.count], job.sender[: job.count], strict=True
         ):
-            at = job.layer * GPT2_SMALL.readers
-            where = slice(at + 36, at + 37) if job.mlp else slice(at, at + 36)
+            at = job.layer * GPT2_SMALL.ports.readers
+            where = slice(at + 36, at + 37) if job.stage else slice(at, at + 36)
             found[prompt, sender, where] += 1
     # Edges into the logits need no layers, so no jobs.
     expected = GPT2_SMALL.edges.copy()
@@ -41,6 +41,6 @@ def test_every_edge_is_in_one_job(first, memory):
 def test_few_lanes_are_filled_up():
     needed = filled = 0
     for job in cut([0], 2**30):
-        depth = (12 - job.layer) * (1 if job.mlp else 36)
+        depth = (12 - job.layer) * (1 if job.stage else 36)
         needed, filled = needed + depth * job.count, filled + depth * len(job.prompt)
     assert filled < 1.25 * needed

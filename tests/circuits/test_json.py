@@ -12,7 +12,7 @@ from mijax._errors import ConfigError, LoadError, OutputError
 from mijax.circuits import Circuit, Graph, Scores
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "eap_ig"
-GRAPH = Graph(("input",), n_layers=3, n_heads=4, mlp=True, parallel=False)
+GRAPH = Graph.decoder(3, heads=4)
 
 
 def scores_at(level, graph=GRAPH):
@@ -40,7 +40,7 @@ def test_the_reference_s_files(name, tmp_path):
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("level", ["edge", "node", "neuron"])
 def test_round_trip(level, parallel, tmp_path):
-    graph = Graph(("input",), 3, 4, mlp=True, parallel=parallel)
+    graph = Graph.decoder(3, heads=4, parallel=parallel)
     scores = scores_at(level, graph)
     circuit = circuits.top(scores, 10, prune=False)
     circuits.save_json(tmp_path / "graph.json", scores, circuit, embed=8)
@@ -102,10 +102,10 @@ def test_files_that_are_not_there_or_not_graphs(tmp_path):
 def test_what_the_format_cannot_say(tmp_path):
     path = tmp_path / "graph.json"
     for inputs, mlp in ((("token", "position"), True), (("input",), False)):
-        graph = Graph(inputs, 1, 2, mlp=mlp, parallel=False)
+        graph = Graph.decoder(1, heads=2, mlp=mlp, inputs=inputs)
         zeros = jnp.zeros(graph.edges.shape)
         scores = Scores(zeros, None, None, graph, "edge", "given")
-        with pytest.raises(ConfigError, match="one input and an MLP"):
+        with pytest.raises(ConfigError, match="one input, and heads and an MLP"):
             circuits.save_json(path, scores, embed=8)
     with pytest.raises(ConfigError, match="have 8 neurons a node, embed is 9"):
         circuits.save_json(path, scores_at("neuron"), embed=9)

@@ -14,7 +14,7 @@ from mijax.circuits import Circuit, Graph, Scores
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "eap_ig"
 MODELS = ("gpt2", "llama")
-GRAPH = Graph(("input",), n_layers=3, n_heads=4, mlp=True, parallel=False)
+GRAPH = Graph.decoder(3, heads=4)
 
 
 @functools.cache
@@ -170,6 +170,6 @@ def test_what_is_refused(unchecked):
         Circuit(GRAPH, np.ones((3, 3), bool))
     with pytest.raises(ShapeError, match="16 senders"):
         Circuit(GRAPH, GRAPH.edges, np.ones((3, 3), bool))
-    small = Graph(("input",), n_layers=1, n_heads=1, mlp=True, parallel=False)
+    small = Graph.decoder(1, heads=1)
     with pytest.raises(ShapeError, match="different graphs"):
         Circuit.full(small) & Circuit.full(GRAPH)

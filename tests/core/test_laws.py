@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 import mijax
 from mijax.core import Place, Site, compose
+from mijax.core._block import apply_block
 from mijax.core._rows import Sequence
 from mijax.core._sites import get
 
@@ -160,7 +161,7 @@ def test_stacked_is_unrolled(name):
     rows = Sequence(jnp.arange(7))
     for layer in range(one.n_layers):
         block = jax.tree.map(lambda a, i=layer: a[i], one.blocks)
-        x, _ = block(x, placed.blocks, Place(rows, layer))
+        x, _ = apply_block(block, x, placed.blocks, Place(rows, layer))
     chex.assert_trees_all_close(one.unembed(one.normalise(x)), stacked, atol=2e-5)
 
 

@@ -18,25 +18,23 @@ from mijax._errors import (
     ShapeError,
     SiteError,
 )
-from mijax.core import AbstractBlock, AbstractEdit, BlockSites, edit
+from mijax.core import AbstractBlock, AbstractEdit
 from mijax.data import Prompts
 from tests.cases import CLEAN, METRIC, model
 
 MODEL = model("gpt2")
-NONE = dict.fromkeys(BlockSites.__dataclass_fields__)
 
 
 class Sandwich(nn.Block):
     """Normalizes what it writes too, and inherits what `Block` states."""
 
-    def __call__(self, x, edits, place, past=None):
-        pre = edit(edits.resid_pre, x, place)
-        attn_out, attn = self.attention(self.norm_1(pre), edits, place, past)
-        mid = place.rows.keep(pre) + self.norm_1(attn_out)
-        out, mlp = self.mlp(self.norm_2(mid), edits, place.after)
-        post = mid + out
-        sites = {"resid_pre": pre, "resid_mid": mid, "resid_post": post}
-        return post, BlockSites(**sites, **attn, **mlp)
+    def __call__(self, stream, rows, past=None):
+        stream = stream.mark("resid_pre")
+        read = stream.read("attn_in", norm=self.norm_1)
+        out = self.attention.out(self.attention(read, rows, past))
+        stream = stream.keep(rows).add("attn_out", self.norm_1(out))
+        mlp = self.mlp(stream.read("mlp_in", norm=self.norm_2))
+        return stream.add("mlp_out", mlp).mark("resid_post")
 
 
 class Recurrent(AbstractBlock):
@@ -44,10 +42,10 @@ class Recurrent(AbstractBlock):
 
     weight: jax.Array
 
-    def __call__(self, x, edits, place, past=None):
-        pre = edit(edits.resid_pre, x, place)
-        post = pre + jnp.cumsum(pre, 0) @ self.weight
-        return post, BlockSites(**NONE | {"resid_pre": pre, "resid_post": post})
+    def __call__(self, stream, rows, past=None):
+        stream = stream.mark("resid_pre")
+        out = jnp.cumsum(stream.read("sum_in"), 0) @ self.weight
+        return stream.add("sum_out", out).mark("resid_post")
 
 
 def with_blocks(blocks):
@@ -83,7 +81,9 @@ def test_a_block_that_does_not_write_linearly_is_refused(verb):
             model, CLEAN, mijax.Zero().at("resid_pre"), over="layer", metric=METRIC
         ),
         lambda model: mijax.generate(model, CLEAN, steps=2),
-        circuits.Graph.of,
+        lambda model: circuits.discover(
+            model, circuits.Task(CLEAN, CLEAN + 1, metric=METRIC), circuits.Exact()
+        ),
     ],
 )
 def test_a_block_without_attention_is_refused(verb):

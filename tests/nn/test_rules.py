@@ -13,6 +13,7 @@ from penzai import pz
 import mijax
 from mijax import nn, testing
 from mijax._errors import ConfigError
+from mijax.core._block import run_block
 
 TOKENS = jnp.array([3, 14, 15, 9, 26, 5])
 ANSWER, WRONG = 7, 11
@@ -298,10 +299,10 @@ def test_batches_and_layers_are_as_one_by_one():
 
     def unrolled(embed):
         x = embed
-        place = mijax.core.Place(mijax.core._rows.Sequence(jnp.arange(len(TOKENS))))
+        rows = mijax.core._rows.Sequence(jnp.arange(len(TOKENS)))
         for layer in range(model.n_layers):
             block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], model.blocks)
-            x, _ = block(x, mijax.core._sites.empty().blocks, place)
+            x = run_block(block, x, rows)
         return METRIC(model.unembed(model.normalise(x)))
 
     embed = mijax.capture(model, TOKENS, mijax.Site("embed"))

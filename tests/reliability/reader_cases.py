@@ -285,7 +285,7 @@ def load_resume(folder: Path) -> Any:
 
 
 def make_circuit(folder: Path) -> None:
-    graph = circuits.Graph(("input",), n_layers=2, n_heads=2, mlp=True, parallel=False)
+    graph = circuits.Graph.decoder(2, heads=2)
     values = jnp.asarray(graph.edges, jnp.float32)
     scores = circuits.Scores(values, None, None, graph, "edge", "by hand")
     path = folder / "graph.json"

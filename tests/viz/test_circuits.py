@@ -12,7 +12,7 @@ from mijax.circuits import Circuit, Graph, Scores
 from mijax.viz._layout import lay_out
 from mijax.viz._selection import select
 
-GRAPH = Graph(("input",), n_layers=3, n_heads=4, mlp=True, parallel=False)
+GRAPH = Graph.decoder(3, heads=4)
 OUTSIDE = ("http://", "https://", "src=", "href=", "url(", "@import", "<link")
 
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_drawn_is_refused(draw, error, arguments):
 
 @pytest.mark.parametrize("top", [20, 300])
 def test_nodes_do_not_overlap_and_edges_run_upwards_between_their_nodes(top):
-    gpt2 = Graph(("input",), n_layers=12, n_heads=12, mlp=True, parallel=False)
+    gpt2 = Graph.decoder(12, heads=12)
     edges = select(scores(gpt2), edges=None, top=top)
     layout = lay_out(edges)
     boxes = {box.name: box for box in layout.boxes}

@@ -11,7 +11,14 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import PositionError, ShapeError, SiteError, TokenError
 from mijax.core import AbstractModel, BlockSites, Place, Site
-from mijax.core.internal import Sequence, check_sites, empty, get, part
+from mijax.core.internal import (
+    Sequence,
+    apply_block,
+    check_sites,
+    empty,
+    get,
+    part,
+)
 from mijax.data.activations._batch import Batch
 
 
@@ -73,11 +80,14 @@ def read(
     rows = Sequence(position)
     arrays, static = eqx.partition(model.blocks, eqx.is_array)
 
+    want = {site.name for site in sites if site.layered}
+
     def block(layer: Array, x: Array) -> tuple[Array, BlockSites[Any]]:
         here = jax.tree.map(
             lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), arrays
         )
-        return eqx.combine(here, static)(x, empty().blocks, Place(rows, layer))
+        one, place = eqx.combine(here, static), Place(rows, layer)
+        return apply_block(one, x, empty().blocks, place, want=want)
 
     def values(acts: BlockSites[Any]) -> dict[int, Array]:
         return {

@@ -1,0 +1,186 @@
+"""The block of a model, and the one place where edits and captures reach it."""
+
+import abc
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import equinox as eqx
+from jaxtyping import Array, Float
+
+from mijax.core._edits import edit
+from mijax.core._harvest import At, harvest
+from mijax.core._rows import PACKED_GRID, AbstractRows, Past, Place
+from mijax.core._sites import (
+    BLOCK_SITES,
+    SITES,
+    BlockSites,
+    Site,
+    Sites,
+    empty,
+    get,
+    put,
+)
+from mijax.core._stream import AbstractStream, PlainStream
+
+
+class AbstractBlock(eqx.Module):
+    """A residual block: reads a stream and writes to it, by name.
+
+    Circuits find their nodes in the names. Values in between are named with `site`.
+
+    Attributes:
+        linear_writes: the block adds `attn_out` (`z` times the output weights, plus
+            the bias) and `mlp_out` to the residual stream, with nothing in between.
+            Analyses of weights and direct effects refuse blocks that do not state it.
+        norm_readers: name of each norm, and the one part of the block that reads it.
+        by_row: readers whose part of the block computes every row by itself, as an MLP
+            does. Exact patching then runs only the rows that it needs.
+
+    A class that overrides `__call__` states them again.
+    """
+
+    linear_writes: ClassVar[bool] = False
+    norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    by_row: ClassVar[tuple[str, ...]] = ()
+
+    @abc.abstractmethod
+    def __call__(
+        self, stream: AbstractStream, rows: AbstractRows, past: Past | None = None
+    ) -> Any:
+        """Computes the block.
+
+        Args:
+            stream: the residual stream at the rows.
+            rows: position, prompt and lane of each row. Rows leave a block as
+                `stream.keep(rows)`: after the last block of a sweep these are the rows
+                that the metric reads.
+            past: keys (before rotary) and values of tokens that are not among the
+                rows, `[prompt, key_seq, heads, head_dim]`; for packed rows only.
+
+        Returns:
+            The stream after the block.
+        """
+
+
+def stated(block: AbstractBlock, name: str) -> Any:
+    """Return what a block states of itself.
+
+    A class that overrides `__call__` may compute something else, so that what it
+    inherits from before does not count.
+
+    Args:
+        block: the block.
+        name: `linear_writes`, `norm_readers` or `by_row`.
+
+    Returns:
+        The value, or the default, which states nothing.
+    """
+    order = type(block).__mro__
+    defines = next(i for i, one in enumerate(order) if "__call__" in vars(one))
+    found = (vars(one)[name] for one in order[: defines + 1] if name in vars(one))
+    return next(found, vars(AbstractBlock)[name])
+
+
+def run_block(
+    block: AbstractBlock,
+    x: Float[Array, "rows embed"],
+    rows: AbstractRows,
+    past: Past | None = None,
+) -> Float[Array, "kept embed"]:
+    """Run a block without edits."""
+    return block(PlainStream(x), rows, past).x
+
+
+def apply_block(
+    block: AbstractBlock,
+    x: Float[Array, "rows embed"],
+    edits: BlockSites[Any],
+    place: Place,
+    past: Past | None = None,
+    *,
+    want: Iterable[str] | None = None,
+) -> tuple[Float[Array, "kept embed"], BlockSites[Any]]:
+    """Run a block with edits and return its activations.
+
+    Args:
+        block: the block.
+        x: the residual stream at the rows.
+        edits: edits at sites of the block.
+        place: its layer, and the rows.
+        past: keys and values of tokens that are not among the rows.
+        want: sites to return; all by default.
+
+    Returns:
+        The residual stream after the block, and its activations, `None` at sites that
+        are not wanted or that the block does not have.
+
+    Raises:
+        SiteError: an edited or wanted site that the block does not have.
+    """
+    changes = {
+        name: _change(one, lambda at: place)
+        for name in BLOCK_SITES
+        if (one := getattr(edits, name)) is not None
+    }
+    x, acts = harvest(run_block, want=want, edits=changes)(block, x, place.rows, past)
+    found = dict.fromkeys(BLOCK_SITES)
+    for name in BLOCK_SITES:
+        if name in acts:
+            found[name] = _rows_first(acts[name], place)
+    return x, BlockSites(**found)
+
+
+def observed(
+    fn: Callable[..., Any], edits: Sites[Any], rows: AbstractRows
+) -> Callable[..., tuple[Any, Sites[Any]]]:
+    """Return a function with edits at its sites, and its activations as a record.
+
+    Args:
+        fn: a function that names values as a model does, rows first. Occurrence `i` of
+            a name is its layer `i`.
+        edits: a record of edits.
+        rows: position, prompt and lane of each row.
+
+    Returns:
+        A function from the arguments of `fn` to its output and the activations.
+    """
+    changes = {
+        name: _change(one, lambda at: Place(rows, at.layer))
+        for name in SITES
+        if (one := get(edits, name)) is not None
+    }
+
+    def run(*args: Any) -> tuple[Any, Sites[Any]]:
+        out, acts = harvest(fn, edits=changes)(*args)
+        record = empty()
+        for name, value in acts.items():
+            # A site that occurs once is layer 0.
+            lone = value.ndim < Site(name).rank
+            record = put(record, name, value[None] if lone else value)
+        return out, record
+
+    return run
+
+
+def _change(
+    placed: Any, place_of: Callable[[At], Place]
+) -> Callable[[Array, At], Array]:
+    """Return a placed edit as a function of the value at a mark."""
+
+    def change(value: Array, at: At) -> Array:
+        place = place_of(at)
+        if at.axes == tuple(PACKED_GRID.split()):
+            rows = place.after.rows
+            return rows.to_grid(edit(placed, rows.from_grid(value), place.after))
+        # Once attention has its keys and values, only rows that leave the block are
+        # left.
+        every = value.shape[0] == place.rows.position.shape[0]
+        return edit(placed, value, place if every else place.after)
+
+    return change
+
+
+def _rows_first(value: Array, place: Place) -> Array:
+    """Return an activation as its site has it."""
+    return value if value.ndim < 4 else place.after.rows.from_grid(value)
