@@ -25,7 +25,10 @@ from mijax.core._ends import metric_of as metric_of
 from mijax.core._integers import integers as integers
 from mijax.core._integers import reals as reals
 from mijax.core._journal import Journal as Journal
+from mijax.core._mark import call as call
+from mijax.core._mark import checkpoint_names as checkpoint_names
 from mijax.core._mark import edited as edited
+from mijax.core._mark import mark_checkpoint_names as mark_checkpoint_names
 from mijax.core._model import Layered as Layered
 from mijax.core._model import scan_blocks as scan_blocks
 from mijax.core._operands import check_per_prompt as check_per_prompt
@@ -41,6 +44,8 @@ from mijax.core._run import over_prompts as over_prompts
 from mijax.core._run import part as part
 from mijax.core._shown import cut as cut
 from mijax.core._shown import shown as shown
+from mijax.core._site_table import rebuild as rebuild
+from mijax.core._site_table import trace as trace
 from mijax.core._sites import HEAD_SITES as HEAD_SITES
 from mijax.core._sites import empty as empty
 from mijax.core._sites import get as get

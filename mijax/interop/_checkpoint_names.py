@@ -7,8 +7,13 @@ from typing import Any
 import equinox as eqx
 
 from mijax._errors import SiteError
-from mijax.core._mark import call, checkpoint_names, mark_checkpoint_names
-from mijax.core._site_table import rebuild, trace
+from mijax.core.internal import (
+    call,
+    checkpoint_names,
+    mark_checkpoint_names,
+    rebuild,
+    trace,
+)
 from mijax.interop._chosen import axes_of
 
 
