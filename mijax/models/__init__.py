@@ -18,6 +18,8 @@ reference implementation on a tiny random model whose norms and biases are not t
 """
 
 from mijax.models._attention_only import AttentionOnlySpec as AttentionOnlySpec
+from mijax.models._cifar_resnet import CifarResNet as CifarResNet
+from mijax.models._cifar_resnet import CifarResNetSpec as CifarResNetSpec
 from mijax.models._config import HubConfig as HubConfig
 from mijax.models._config import read_hub_config as read_hub_config
 from mijax.models._families import init as init
@@ -28,9 +30,16 @@ from mijax.models._family import Preset as Preset
 from mijax.models._family import Rule as Rule
 from mijax.models._family import Table as Table
 from mijax.models._gpt2 import GPT2Spec as GPT2Spec
+from mijax.models._image_input import ImageInput as ImageInput
+from mijax.models._image_models import ImageModel as ImageModel
+from mijax.models._image_models import image_presets as image_presets
+from mijax.models._image_models import init_image_model as init_image_model
+from mijax.models._image_models import load_image_model as load_image_model
 from mijax.models._llama_spec import LlamaSpec as LlamaSpec
 from mijax.models._load import Loaded as Loaded
 from mijax.models._load import load as load
+from mijax.models._mobilenet_v2 import MobileNetV2 as MobileNetV2
+from mijax.models._mobilenet_v2 import MobileNetV2Spec as MobileNetV2Spec
 from mijax.models._native import build as build
 from mijax.models._native import describe as describe
 from mijax.models._native import save as save

@@ -20,7 +20,6 @@ from jaxtyping import PRNGKeyArray
 from mijax._errors import LoadError, nearest
 from mijax.io import Gguf, Tensors
 from mijax.io.internal import check_weights
-from mijax.nn import Transformer
 
 Into = Mapping[str, Callable[[np.ndarray], np.ndarray]]
 # Arrays, or the shapes of arrays.
@@ -63,10 +62,17 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A spec with a name, and where its published weights are, if anywhere."""
+    """A spec with a name, and where its published weights are, if anywhere.
+
+    Attributes:
+        spec: the sizes.
+        hub: id of the weights on the hub.
+        input: preprocessing of an image model.
+    """
 
     spec: Any
     hub: str | None = None
+    input: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +90,13 @@ class Family:
         gguf_name: `general.architecture` in GGUF files.
         from_gguf: the spec that GGUF metadata asks for.
         gguf_table: the table of GGUF names.
+        renamed: tensors of a file under the names of `table`, for files that number
+            them.
     """
 
     name: str
     spec: type
-    init: Callable[[Any, PRNGKeyArray, DTypeLike], Transformer]
+    init: Callable[[Any, PRNGKeyArray, DTypeLike], Any]
     presets: Mapping[str, Preset]
     computed: Callable[[Any], dict[str, np.ndarray]] = lambda spec: {}
     from_config: Callable[[Mapping[str, Any], str], Any] | None = None
@@ -96,8 +104,9 @@ class Family:
     gguf_name: str | None = None
     from_gguf: Callable[[Gguf], Any] | None = None
     gguf_table: Callable[[Any], Table] | None = None
+    renamed: Callable[[Tensors], Tensors] | None = None
 
-    def skeleton(self, spec: Any, dtype: DTypeLike = jnp.float32) -> Transformer:
+    def skeleton(self, spec: Any, dtype: DTypeLike = jnp.float32) -> Any:
         """The tree with shapes in place of arrays."""
         key = jax.eval_shape(lambda: jax.random.key(0))
         return eqx.filter_eval_shape(lambda k: self.init(spec, k, dtype), key)
@@ -105,7 +114,7 @@ class Family:
 
 def assemble(
     family: Family, spec: Any, source: Tensors, table: Table, dtype: DTypeLike
-) -> Transformer:
+) -> Any:
     """Builds a model of a weight file, using every tensor exactly once.
 
     Tensors are read one at a time and written straight into the stacked leaves, so
@@ -151,7 +160,7 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def fill_tree(skeleton: Transformer, arrays: Mapping[str, Any], where: str) -> Any:
+def fill_tree(skeleton: Any, arrays: Mapping[str, Any], where: str) -> Any:
     """Puts named arrays into a skeleton.
 
     Args:

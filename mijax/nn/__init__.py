@@ -13,6 +13,7 @@ from mijax.nn._basic import SiLU as SiLU
 from mijax.nn._basic import Softmax as Softmax
 from mijax.nn._basic import Unembedding as Unembedding
 from mijax.nn._basic import scaled_like as scaled_like
+from mijax.nn._batch_norm import BatchNorm as BatchNorm
 from mijax.nn._blocks import AttentionBlock as AttentionBlock
 from mijax.nn._blocks import Block as Block
 from mijax.nn._blocks import ParallelBlock as ParallelBlock

@@ -1,0 +1,129 @@
+"""Image models with published weights, and loading them."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import PRNGKeyArray
+
+from mijax._errors import LoadError, nearest
+from mijax.io import SafeTensors, Tensors, digest
+from mijax.models._cifar_resnet import CIFAR_RESNET
+from mijax.models._family import Family, Preset, assemble
+from mijax.models._image_input import ImageInput
+from mijax.models._init import check_dtype
+from mijax.models._mobilenet_v2 import MOBILENET_V2
+
+IMAGE_FAMILIES: tuple[Family, ...] = (CIFAR_RESNET, MOBILENET_V2)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageModel:
+    """An image model and what belongs to it.
+
+    Attributes:
+        model: the model; it takes one preprocessed image.
+        input: preprocessing of one image.
+        spec: its sizes.
+        source: the file that it came from.
+        digest: `"sha256:..."` of that file.
+    """
+
+    model: Any
+    input: ImageInput
+    spec: Any
+    source: str
+    digest: str
+
+
+def image_presets() -> Mapping[str, Preset]:
+    """Return every named spec of an image model, by name.
+
+    Examples:
+        >>> image_presets()["cifar-resnet20"].spec.widths
+        (16, 32, 64)
+    """
+    return {n: p for family in IMAGE_FAMILIES for n, p in family.presets.items()}
+
+
+def init_image_model(
+    spec: Any, key: PRNGKeyArray, *, dtype: DTypeLike = jnp.float32
+) -> Any:
+    """Return an image model with random weights.
+
+    Args:
+        spec: a name of `image_presets`, or a spec.
+        key: random key.
+        dtype: precision of the weights.
+
+    Returns:
+        The model.
+
+    Raises:
+        LoadError: no such name, or not a spec of an image model.
+
+    Examples:
+        >>> import jax
+        >>> from mijax.models import CifarResNetSpec
+        >>> spec = CifarResNetSpec(blocks=(1, 1), widths=(4, 8))
+        >>> model = init_image_model(spec, jax.random.key(0))
+        >>> model(jnp.ones((3, 16, 16))).shape
+        (10,)
+    """
+    check_dtype(dtype)
+    family, preset = _family_of(spec)
+    return family.init(preset.spec, key, dtype)
+
+
+def load_image_model(
+    spec: Any,
+    path: str | os.PathLike[str],
+    *,
+    input: ImageInput | None = None,
+    dtype: DTypeLike = jnp.float32,
+) -> ImageModel:
+    """Load an image model from a file of weights.
+
+    Args:
+        spec: a name of `image_presets`, such as `"cifar-resnet20"` or `"mobilenet-v2"`,
+            or a spec.
+        path: a `.safetensors` file, with names as the model's file describes them.
+        input: preprocessing; that of the name by default.
+        dtype: precision of the weights.
+
+    Returns:
+        The model, its preprocessing, spec, source and digest.
+
+    Raises:
+        LoadError: no such name, a file that is broken, or a tensor that is missing,
+            unused or of another shape.
+    """
+    check_dtype(dtype)
+    family, preset = _family_of(spec)
+    file = Path(path)
+    tensors: Tensors = SafeTensors(file)
+    if family.renamed is not None:
+        tensors = family.renamed(tensors)
+    assert family.table is not None
+    model = assemble(family, preset.spec, tensors, family.table(preset.spec), dtype)
+    source = os.fspath(path)
+    given = preset.input if input is None else input
+    return ImageModel(model, given, preset.spec, source, digest(tensors.files))
+
+
+def _family_of(spec: Any) -> tuple[Family, Preset]:
+    """Return the family of a name or spec, and its preset."""
+    for family in IMAGE_FAMILIES:
+        if isinstance(spec, str) and spec in family.presets:
+            return family, family.presets[spec]
+        if isinstance(spec, family.spec):
+            return family, Preset(spec, input=ImageInput())
+    if isinstance(spec, str):
+        hint = nearest(spec, image_presets())
+        raise LoadError(f"There is no image model {spec!r}.{hint}")
+    kinds = ", ".join(family.spec.__name__ for family in IMAGE_FAMILIES)
+    raise LoadError(f"{type(spec).__name__} is not a spec, expected one of {kinds}.")
