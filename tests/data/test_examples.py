@@ -6,23 +6,23 @@ import numpy as np
 import pytest
 
 from mijax.data import Examples
-from mijax.data._permute_on_device import permuted
+from mijax.data._permute import permuted_on_device
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 65, 1000])
 def test_a_permutation_has_every_entry_once(size):
     index = jnp.arange(size)
-    found = permuted(jax.random.key(0), index, size)
+    found = permuted_on_device(jax.random.key(0), index, size)
     assert sorted(found.tolist()) == list(range(size))
     np.testing.assert_array_equal(
-        permuted(jax.random.key(0), index[::-2], size), found[::-2]
+        permuted_on_device(jax.random.key(0), index[::-2], size), found[::-2]
     )
 
 
 def test_every_permutation_is_as_likely():
     keys = jax.random.split(jax.random.key(1), 24_000)
     index = jnp.arange(4)
-    found = np.asarray(jax.vmap(lambda key: permuted(key, index, 4))(keys))
+    found = np.asarray(jax.vmap(lambda key: permuted_on_device(key, index, 4))(keys))
     counts = np.unique(found, axis=0, return_counts=True)[1]
     assert len(counts) == 24
     # Chi-square with 23 degrees of freedom is below 49.7 in 99.9 %.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ConfigError, ShapeError
-from mijax.data._permute_on_device import permuted
+from mijax.data._permute import permuted_on_device
 from mijax.data._source import AbstractSource
 from mijax.data.activations._batch import Batch
 
@@ -66,6 +66,6 @@ def _draw(source: Examples, state: Int[Array, ""]) -> tuple[Int[Array, ""], Batc
     n, size = source.x.shape[0], source.size
     turn, place = state // (n // size), state % (n // size)
     key = jax.random.fold_in(jax.random.key(source.seed), turn)
-    index = permuted(key, place * size + jnp.arange(size), n)
+    index = permuted_on_device(key, place * size + jnp.arange(size), n)
     y = None if source.y is None else source.y[index]
     return state + 1, Batch(source.x[index], y)
