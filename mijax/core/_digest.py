@@ -1,7 +1,9 @@
 """Digest of a job: of everything that its result depends on.
 
 The code of functions and classes defined outside installed packages is part of it, with
-the globals that they use, so an edit that was corrected is another job.
+the globals that they use, so an edit that was corrected is another job. Code counts as
+bytecode, which is what runs: the file may have been edited since it was imported, and
+two lambdas on one line have the same source.
 """
 
 import contextlib

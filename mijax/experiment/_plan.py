@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 import mijax
 from mijax._errors import ConfigError, nearest
+from mijax.core.internal import digest
 from mijax.experiment._config import (
     Config,
     ConfigFile,
@@ -137,11 +138,10 @@ def load(source: str | Path) -> Plan:
 
 def _code(folder: Path) -> str:
     """The digest of the files that a script can import from beside it."""
-    found = hashlib.sha256(mijax.__version__.encode())
-    for file in _files(folder):
-        name, content = str(file.relative_to(folder)).encode(), file.read_bytes()
-        found.update(b"%d %s %d %s" % (len(name), name, len(content), content))
-    return found.hexdigest()
+    files = {
+        str(file.relative_to(folder)): file.read_bytes() for file in _files(folder)
+    }
+    return digest((mijax.__version__, files))
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Fingerprints of files."""
+"""SHA-256 of files."""
 
 import hashlib
 from collections.abc import Iterable
@@ -22,6 +22,14 @@ def digest(files: Iterable[Path]) -> str:
     total = hashlib.sha256()
     for file in sorted(files):
         with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                total.update(block)
+            hashlib.file_digest(stream, lambda: total)
     return f"sha256:{total.hexdigest()}"
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits.
+
+    Args:
+        path: the file.
+    """
+    return digest([path]).removeprefix("sha256:")

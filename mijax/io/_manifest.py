@@ -4,7 +4,6 @@ The list serves two purposes: a folder is replaced only if it holds exactly the 
 files, and loading refuses a file that differs from the list.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mijax._errors import LoadError, OutputError
+from mijax.io._digest import file_digest
 from mijax.io._json import parse_json
 
 MANIFEST = "mijax_files.json"
 FOLDER = "folder"
-BLOCK = 1 << 22
 
 
 def write_manifest(folder: Path) -> None:
@@ -138,16 +137,3 @@ def print_of(path: Path) -> str:
     if path.is_symlink():
         return f"link to {os.readlink(path)}"
     return FOLDER if path.is_dir() else file_digest(path)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits.
-
-    Args:
-        path: the file.
-    """
-    found = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            found.update(block)
-    return found.hexdigest()

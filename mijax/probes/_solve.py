@@ -1,7 +1,7 @@
 """L-BFGS whose line search is cheap where outputs are linear in the parameters.
 
-`optax.lbfgs` takes the same number of steps to the same solution, but 3.6 times as long:
-each length that its line search tries multiplies inputs and weights again (8 probes,
+`optax.lbfgs` takes as many steps to the same solution, but 3.6 times the seconds: each
+length that its line search tries multiplies inputs and weights again (8 probes,
 4,000 examples, 576 features, 2 and 12 classes, on a CPU).
 """
 
