@@ -20,8 +20,8 @@ from mijax.circuits._graph import Graph
 from mijax.circuits._method import MEMORY
 from mijax.circuits._select import prune
 from mijax.circuits._task import Task, check_task, rows
-from mijax.core import AbstractModel
-from mijax.core.internal import KL, site_shapes
+from mijax.core import AbstractModel, kl
+from mijax.core.internal import site_shapes
 
 
 def several(circuits: Circuit | Sequence[Circuit]) -> list[Circuit]:
@@ -150,8 +150,9 @@ def _chunk(
         if divergence:
             read = run().final[metric.reads(prompt, task.clean.shape[1])]
             logits = model.unembed(model.normalise(read), None)
-            position: Any = metric.position
-            metric = KL(jax.nn.log_softmax(logits, axis=-1), position)
+            every = kl(logits, position=np.arange(len(logits))[None])
+            # These logits are those of the metric's positions already.
+            metric = eqx.tree_at(lambda m: m.position, every, metric.position)
 
         def of_circuit(gate: Gate) -> Array:
             final = run(gate=gate, reference=reference).final

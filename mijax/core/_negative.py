@@ -3,15 +3,41 @@
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mijax.core._arguments import checked
+from mijax._errors import ConfigError, quoted
 from mijax.core._metric import AbstractMetric
 
 
-class Negative(AbstractMetric):
-    """See `negative`."""
+class negative(AbstractMetric):
+    """Minus a metric, so that more of it is better.
+
+    Circuits are found on metrics of which more is better. A divergence from the model
+    (`kl`, `l2`) or a loss (`cross_entropy`) is one of which less is.
+
+    Args:
+        metric: a metric of which less is better.
+
+    Raises:
+        ConfigError: something else than a metric.
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> from mijax.core import l2
+        >>> logits = jnp.zeros((1, 4))
+        >>> float(negative(l2(logits))(logits + 3))
+        -9.0
+    """
 
     metric: AbstractMetric
     position: Int[Array, "..."] | None
+
+    def __init__(self, metric: AbstractMetric):
+        if not isinstance(metric, AbstractMetric):
+            raise ConfigError(
+                "negative: `metric` must be a metric, got the "
+                f"{type(metric).__name__} {quoted(metric)}."
+            )
+        self.metric = metric
+        self.position = metric.position
 
     def ids(self, prompt: Int[Array, ""] | None) -> Int[Array, " k"] | None:
         """Reads what the metric reads."""
@@ -34,26 +60,3 @@ class Negative(AbstractMetric):
     ) -> Float[Array, ""]:
         """Changes the sign."""
         return -self.metric.score(logits, prompt)
-
-
-@checked
-def negative(metric: AbstractMetric) -> Negative:
-    """Minus a metric, so that more of it is better.
-
-    Circuits are found on metrics of which more is better. A divergence from the model
-    (`kl`, `l2`) or a loss (`cross_entropy`) is one of which less is.
-
-    Args:
-        metric: a metric of which less is better.
-
-    Returns:
-        A metric.
-
-    Examples:
-        >>> import jax.numpy as jnp
-        >>> from mijax.core import l2
-        >>> logits = jnp.zeros((1, 4))
-        >>> float(negative(l2(logits))(logits + 3))
-        -9.0
-    """
-    return Negative(metric=metric, position=metric.position)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +14,15 @@ from mijax.core._metric import AbstractMetric, as_position, own, wide
 from mijax.core._sites import known
 
 
-class KL(AbstractMetric):
-    """See `kl`."""
+class AbstractReference(AbstractMetric):
+    """A comparison with the logits of a reference run.
 
-    reference: Float[Array, "..."]
-    position: Int[Array, "..."] | None
+    Attributes:
+        reference: what was kept of them, `[reads, vocab]` for all prompts or `[prompt,
+            reads, vocab]`.
+    """
+
+    reference: eqx.AbstractVar[Float[Array, "..."]]
 
     def operands(self) -> dict[str, Array]:
         """Returns what is per prompt; a reference of rank 2 is for all of them."""
@@ -25,6 +30,32 @@ class KL(AbstractMetric):
         if self.reference.ndim == 3:
             found["reference"] = self.reference
         return found
+
+
+class kl(AbstractReference):
+    r"""Divergence from a reference run, $KL(p_\mathrm{ref} \| p)$, in nats.
+
+    Args:
+        reference_logits: logits of the reference run, `[seq, vocab]` or
+            `[prompt, seq, vocab]`; those at the positions read are kept.
+        position: where to read; see `logit_difference`.
+
+    Raises:
+        ShapeError: reference logits of another rank.
+
+    Examples:
+        >>> logits = jnp.array([[1.0, 2.0, 3.0]])
+        >>> float(kl(logits)(logits))
+        0.0
+    """
+
+    reference: Float[Array, "..."]
+    position: Int[Array, "..."] | None
+
+    def __init__(self, reference_logits: Any, *, position: Any = None):
+        self.position = as_position(position)
+        rows = rows_read(reference_logits, self.position)
+        self.reference = jax.nn.log_softmax(rows, axis=-1)
 
     def score(
         self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
@@ -35,51 +66,7 @@ class KL(AbstractMetric):
         return (jnp.exp(log_p) * (log_p - log_q)).sum(-1).mean()
 
 
-def kl(reference_logits: Any, *, position: Any = None) -> KL:
-    r"""Divergence from a reference run, $KL(p_\mathrm{ref} \| p)$, in nats.
-
-    Args:
-        reference_logits: logits of the reference run, `[seq, vocab]` or
-            `[prompt, seq, vocab]`; those at the positions read are kept.
-        position: where to read; see `logit_difference`.
-
-    Returns:
-        A metric.
-
-    Raises:
-        ShapeError: reference logits of another rank.
-
-    Examples:
-        >>> logits = jnp.array([[1.0, 2.0, 3.0]])
-        >>> float(kl(logits)(logits))
-        0.0
-    """
-    where = as_position(position)
-    log_p = jax.nn.log_softmax(rows_read(reference_logits, where), axis=-1)
-    return KL(reference=log_p, position=where)
-
-
-class L2(AbstractMetric):
-    """See `l2`."""
-
-    reference: Float[Array, "..."]
-    position: Int[Array, "..."] | None
-
-    def operands(self) -> dict[str, Array]:
-        """Returns what is per prompt; a reference of rank 2 is for all of them."""
-        found = super().operands()
-        if self.reference.ndim == 3:
-            found["reference"] = self.reference
-        return found
-
-    def score(
-        self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
-    ) -> Float[Array, ""]:
-        """Averages over the vocabulary and the positions read."""
-        return ((logits - own_rows(self.reference, prompt)) ** 2).mean()
-
-
-def l2(reference_logits: Any, *, position: Any = None) -> L2:
+class l2(AbstractReference):
     r"""Mean squared difference from the logits of a reference run.
 
     $\frac{1}{|P||V|} \sum_{p \in P, v \in V} (\ell_{pv} - \ell^\mathrm{ref}_{pv})^2$
@@ -92,9 +79,6 @@ def l2(reference_logits: Any, *, position: Any = None) -> L2:
         position: where to read; see `logit_difference`. `[prompt, reads]` reads many
             positions of each prompt.
 
-    Returns:
-        A metric.
-
     Raises:
         ShapeError: reference logits of another rank.
 
@@ -106,8 +90,19 @@ def l2(reference_logits: Any, *, position: Any = None) -> L2:
         >>> float(l2(logits, position=both)(logits.at[0].add(2)))
         2.0
     """
-    where = as_position(position)
-    return L2(reference=rows_read(reference_logits, where), position=where)
+
+    reference: Float[Array, "..."]
+    position: Int[Array, "..."] | None
+
+    def __init__(self, reference_logits: Any, *, position: Any = None):
+        self.position = as_position(position)
+        self.reference = rows_read(reference_logits, self.position)
+
+    def score(
+        self, logits: Float[Array, "reads k"], prompt: Int[Array, ""] | None
+    ) -> Float[Array, ""]:
+        """Averages over the vocabulary and the positions read."""
+        return ((logits - own_rows(self.reference, prompt)) ** 2).mean()
 
 
 def rows_read(

@@ -35,7 +35,6 @@ from mijax.core._operands import check_per_prompt as check_per_prompt
 from mijax.core._operands import per_row as per_row
 from mijax.core._plan import LEAST_ROWS as LEAST_ROWS
 from mijax.core._plan import layer_overhead as layer_overhead
-from mijax.core._references import KL as KL
 from mijax.core._rows import HEADS as HEADS
 from mijax.core._rows import Packed as Packed
 from mijax.core._rows import Reads as Reads

@@ -33,8 +33,8 @@ SWEEP = Sweep(GRID, jnp.array([0.5, 0.25]), AXES, Work(12))
             mijax.Patch(acts_of("gpt2", "z")).at("z"),
             "Sites(z=Patch(source=f32[3,3,7,4,8]",
         ),
-        (mijax.logit_difference(3, [4, 5]), "LogitDifference(answer=3, wrong=[4, 5])"),
-        (mijax.cross_entropy(3), "CrossEntropy(labels=3)"),
+        (mijax.logit_difference(3, [4, 5]), "logit_difference(answer=3, wrong=[4, 5])"),
+        (mijax.cross_entropy(3), "cross_entropy(labels=3)"),
         (
             mijax.data.Prompts.from_ids([[1, 2, 3], [4, 5]], texts=["abc", "de"]),
             "Prompts(2 prompts, lengths [3, 2], spans last, 'abc')",
