@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mijax.circuits import Gate, Graph, Scores, SubnetworkProbing
-from mijax.circuits._hard_concrete import SHIFT, log_alpha_of, sample
-from mijax.circuits._probing import START
+from mijax.circuits.methods._hard_concrete import SHIFT, log_alpha_of, sample
+from mijax.circuits.methods._probing import START
 
 
 class PartProbing(SubnetworkProbing):

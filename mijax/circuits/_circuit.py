@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from mijax._errors import ShapeError, SiteError, nearest
-from mijax.circuits._connected import Gate
-from mijax.circuits._graph import Graph
+from mijax.circuits.forward._connected import Gate
+from mijax.circuits.forward._graph import Graph
 
 
 class Circuit(eqx.Module):

@@ -11,8 +11,8 @@ import numpy as np
 
 from mijax._errors import ConfigError, LoadError, nearest
 from mijax.circuits._circuit import Circuit, owners, same_graph
-from mijax.circuits._graph import Graph
 from mijax.circuits._scores import Level, Scores
+from mijax.circuits.forward._graph import Graph
 from mijax.core.internal import checked
 from mijax.io import replace_file
 from mijax.io.internal import unique

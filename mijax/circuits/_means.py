@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mijax._errors import ShapeError
-from mijax.circuits._connected import connected, enter
-from mijax.circuits._graph import Graph
 from mijax.circuits._task import Fixed, batch
+from mijax.circuits.forward._connected import connected, enter
+from mijax.circuits.forward._graph import Graph
 from mijax.core import AbstractModel
 from mijax.core.internal import checked
 

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import OutputError
 from mijax._progress import Progress, reports
-from mijax.circuits._graph import Graph
 from mijax.circuits._scores import Level, Scores, merged, standard_error
 from mijax.circuits._task import Task, check_task, rows
+from mijax.circuits.forward._graph import Graph
 from mijax.core import AbstractModel
 from mijax.core.internal import Journal, checked, site_shapes
 

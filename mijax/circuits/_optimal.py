@@ -9,12 +9,12 @@ import optax
 from jaxtyping import Array, Bool, Int, PRNGKeyArray
 
 from mijax._progress import Progress, reports
-from mijax.circuits._connected import Gate
-from mijax.circuits._fit import AbstractFit, learn
-from mijax.circuits._graph import Graph
 from mijax.circuits._means import mean_ablation
 from mijax.circuits._method import MEMORY, Options
 from mijax.circuits._task import AbstractAblation, Fixed, Task
+from mijax.circuits.forward._connected import Gate
+from mijax.circuits.forward._graph import Graph
+from mijax.circuits.methods._fit import AbstractFit, learn
 from mijax.core import AbstractModel
 from mijax.core.internal import checked
 from mijax.data import Prompts

@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import ConfigError, ShapeError, SiteError
 from mijax._progress import Progress, reports
-from mijax.circuits._graph import Graph, find
-from mijax.circuits._ports import LETTERS
 from mijax.circuits._task import Task, check_task
+from mijax.circuits.forward._graph import Graph, find
+from mijax.circuits.forward._ports import LETTERS
 from mijax.core import AbstractEdit, AbstractModel, Interval, Patch, Place, compose
 from mijax.core import interval as mean_interval
 from mijax.core.internal import checked, metric_of

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mijax.circuits._graph import Graph
+from mijax.circuits.forward._graph import Graph
 from mijax.core.internal import cut, shown
 
 Level = Literal["edge", "node", "neuron"]

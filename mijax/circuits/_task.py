@@ -10,8 +10,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import PositionError, ShapeError
-from mijax.circuits._connected import connected, enter
-from mijax.circuits._graph import Graph
+from mijax.circuits.forward._connected import connected, enter
+from mijax.circuits.forward._graph import Graph
 from mijax.core import AbstractMetric, AbstractModel
 from mijax.core.internal import (
     as_tokens,

@@ -3,4 +3,4 @@
 They can change in any version.
 """
 
-from mijax.circuits._graph import EDGE as EDGE
+from mijax.circuits.forward._graph import EDGE as EDGE

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 import mijax
 from mijax import circuits
 from mijax._errors import ConfigError, OutputError
-from mijax.circuits import _suffix
-from mijax.circuits._connected import Gate, connected, enter, score
-from mijax.circuits._graph import node
+from mijax.circuits.forward._connected import Gate, connected, enter, score
+from mijax.circuits.forward._graph import node
+from mijax.circuits.methods import _suffix
 
 TINY = ("tiny_gpt2", "tiny_llama", "tiny_parallel", "tiny_attention_only")
 COUNTER = circuits.Counterfactual()

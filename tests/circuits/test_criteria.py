@@ -13,7 +13,7 @@ import mijax
 from mijax import circuits
 from mijax._errors import ConfigError, ShapeError
 from mijax.circuits import Circuit, Graph, Scores
-from mijax.circuits._null import joined, scattered
+from mijax.circuits.evaluation._null import joined, scattered
 from mijax.testing import planted
 
 ROC = Path(__file__).parent.parent / "golden" / "acdc" / "roc.json"

@@ -13,7 +13,7 @@ import mijax
 from mijax import circuits
 from mijax._errors import ConfigError, SiteError
 from mijax.circuits import Circuit, Faithfulness, Graph, Scores
-from mijax.circuits import _measure as module
+from mijax.circuits.evaluation import _measure as module
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 GOLDENS = ("gpt2", "llama")

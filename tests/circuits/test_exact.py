@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mijax.circuits import Graph
-from mijax.circuits._exact import Known, _jobs
+from mijax.circuits.methods._exact import Known, _jobs
 from mijax.core._chunk import Base
 
 GPT2_SMALL = Graph.decoder(12, heads=12)

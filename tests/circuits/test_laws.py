@@ -11,8 +11,8 @@ import pytest
 
 import mijax
 from mijax import circuits, nn
-from mijax.circuits._connected import Gate, connected, enter, score
 from mijax.circuits._scores import merged, standard_error
+from mijax.circuits.forward._connected import Gate, connected, enter, score
 from mijax.nn import Identity
 
 MODELS = {

@@ -12,9 +12,9 @@ import pytest
 import mijax
 from mijax import circuits
 from mijax._errors import ConfigError, OutputError, SiteError
-from mijax.circuits import _edge_pruning, _fit, _hard_concrete, _ugs
-from mijax.circuits._connected import Gate
-from mijax.circuits._masks import gate_of, n_gates
+from mijax.circuits.forward._connected import Gate
+from mijax.circuits.methods import _edge_pruning, _fit, _hard_concrete, _ugs
+from mijax.circuits.methods._masks import gate_of, n_gates
 from mijax.core import _journal
 
 ALIVE = {"input", "a0.h1", "a1.h2", "logits"}

@@ -9,11 +9,11 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mijax._errors import ConfigError
-from mijax.circuits._connected import Gate
-from mijax.circuits._graph import Graph
-from mijax.circuits._hard_concrete import SHIFT, sample
-from mijax.circuits._masks import AbstractMask, over_edges
 from mijax.circuits._scores import Level
+from mijax.circuits.forward._connected import Gate
+from mijax.circuits.forward._graph import Graph
+from mijax.circuits.methods._hard_concrete import SHIFT, sample
+from mijax.circuits.methods._masks import AbstractMask, over_edges
 
 START = 10.0
 DECAY = 0.01

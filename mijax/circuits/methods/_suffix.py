@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mijax.circuits._connected import Stream, connected, enter, missing, score
-from mijax.circuits._graph import Graph
-from mijax.circuits._rerun import block_at
 from mijax.circuits._task import Task
+from mijax.circuits.forward._connected import Stream, connected, enter, missing, score
+from mijax.circuits.forward._graph import Graph
+from mijax.circuits.forward._rerun import block_at
 from mijax.core import AbstractModel
 from mijax.core.internal import Sequence
 

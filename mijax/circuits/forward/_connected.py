@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import ShapeError
-from mijax.circuits._graph import Graph
+from mijax.circuits.forward._graph import Graph
 from mijax.core import AbstractMetric, AbstractModel, AbstractStream
 from mijax.core.internal import Sequence, measure
 

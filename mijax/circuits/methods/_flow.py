@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mijax.circuits._connected import connected, enter
-from mijax.circuits._graph import Graph
 from mijax.circuits._method import AbstractAttribution
 from mijax.circuits._scores import Level
 from mijax.circuits._task import Task
+from mijax.circuits.forward._connected import connected, enter
+from mijax.circuits.forward._graph import Graph
 from mijax.core import AbstractModel
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from mijax._errors import ConfigError
-from mijax.circuits._areas import MIB_FRACTIONS, area
 from mijax.circuits._circuit import Circuit, owners, same_graph, touched
 from mijax.circuits._scores import Scores
 from mijax.circuits._select import greedy, ranking
+from mijax.circuits.evaluation._areas import MIB_FRACTIONS, area
 from mijax.core.internal import checked
 
 Part = Literal["edge", "node", "head"]

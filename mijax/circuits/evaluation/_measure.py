@@ -15,11 +15,11 @@ from jaxtyping import Array, Bool, Float, Int
 from mijax._errors import ConfigError, SiteError, quoted
 from mijax._progress import Progress
 from mijax.circuits._circuit import Circuit
-from mijax.circuits._connected import Gate, connected, enter, score
-from mijax.circuits._graph import Graph
 from mijax.circuits._method import MEMORY
 from mijax.circuits._select import prune
 from mijax.circuits._task import Task, check_task, rows
+from mijax.circuits.forward._connected import Gate, connected, enter, score
+from mijax.circuits.forward._graph import Graph
 from mijax.core import AbstractModel, kl
 from mijax.core.internal import site_shapes
 

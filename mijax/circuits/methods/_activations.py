@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ConfigError
-from mijax.circuits._connected import Gate, connected, enter
-from mijax.circuits._eap import average
-from mijax.circuits._gradients import attributed, gradients
-from mijax.circuits._graph import Graph
 from mijax.circuits._method import AbstractAttribution
 from mijax.circuits._scores import Level
 from mijax.circuits._task import Task
+from mijax.circuits.forward._connected import Gate, connected, enter
+from mijax.circuits.forward._graph import Graph
+from mijax.circuits.methods._eap import average
+from mijax.circuits.methods._gradients import attributed, gradients
 from mijax.core import AbstractModel
 
 

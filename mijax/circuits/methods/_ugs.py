@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from mijax.circuits._connected import Gate
-from mijax.circuits._graph import Graph
-from mijax.circuits._masks import AbstractMask, gate_of, n_gates
 from mijax.circuits._scores import Level
+from mijax.circuits.forward._connected import Gate
+from mijax.circuits.forward._graph import Graph
+from mijax.circuits.methods._masks import AbstractMask, gate_of, n_gates
 
 START = 1.0
 CLIP = 5.0

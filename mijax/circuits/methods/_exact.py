@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mijax.circuits._connected import connected, enter
-from mijax.circuits._graph import Graph
 from mijax.circuits._method import AbstractMethod, Options
-from mijax.circuits._rerun import finish, without_sender
 from mijax.circuits._scores import Scores, standard_error
 from mijax.circuits._task import Task
+from mijax.circuits.forward._connected import connected, enter
+from mijax.circuits.forward._graph import Graph
+from mijax.circuits.forward._rerun import finish, without_sender
 from mijax.core import AbstractMetric, AbstractModel
 from mijax.core.internal import (
     LEAST_ROWS,

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from mijax._errors import SiteError
-from mijax.circuits._ports import LETTERS, Port, Ports, record
+from mijax.circuits.forward._ports import LETTERS, Port, Ports, record
 from mijax.core import AbstractModel
 from mijax.core.internal import check_model
 

@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mijax._errors import ConfigError
-from mijax.circuits._connected import Gate
-from mijax.circuits._fit import AbstractFit, learn
-from mijax.circuits._graph import Graph
 from mijax.circuits._method import AbstractMethod, Options
 from mijax.circuits._scores import Level, Scores
 from mijax.circuits._task import Task
+from mijax.circuits.forward._connected import Gate
+from mijax.circuits.forward._graph import Graph
+from mijax.circuits.methods._fit import AbstractFit, learn
 from mijax.core import AbstractModel
 from mijax.core.internal import checked
 

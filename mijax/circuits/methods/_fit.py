@@ -11,10 +11,10 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mijax._errors import ConfigError
-from mijax.circuits._connected import Gate, connected, enter, score
-from mijax.circuits._graph import Graph
 from mijax.circuits._method import Options
 from mijax.circuits._task import AbstractAblation, Task
+from mijax.circuits.forward._connected import Gate, connected, enter, score
+from mijax.circuits.forward._graph import Graph
 from mijax.core import AbstractModel
 from mijax.core.internal import Journal, site_shapes
 

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 
 from mijax._errors import ConfigError, nearest
-from mijax.circuits._graph import Graph
 from mijax.circuits._method import AbstractMethod, Options
 from mijax.circuits._scores import Level, Scores
 from mijax.circuits._task import Task
+from mijax.circuits.forward._graph import Graph
 from mijax.core import AbstractModel
 
 LEVELS = ("edge", "node")

@@ -16,12 +16,12 @@ from jaxtyping import Bool, Float, Int
 
 from mijax._errors import ConfigError, nearest
 from mijax._progress import Progress, reports
-from mijax.circuits._graph import Graph
 from mijax.circuits._method import MEMORY, AbstractMethod, Options
 from mijax.circuits._scores import Scores
-from mijax.circuits._search import COUNTS, Evaluate, Kept, Search, steps_of
-from mijax.circuits._suffix import fit_prompts, run_clean, run_masks
 from mijax.circuits._task import Task
+from mijax.circuits.forward._graph import Graph
+from mijax.circuits.methods._search import COUNTS, Evaluate, Kept, Search, steps_of
+from mijax.circuits.methods._suffix import fit_prompts, run_clean, run_masks
 from mijax.core import AbstractModel
 from mijax.core.internal import Journal, checked
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from mijax.circuits._graph import Graph
+from mijax.circuits.forward._graph import Graph
 
 ALL = -1
 """The sender of a step that cuts its receiver off from all of them."""

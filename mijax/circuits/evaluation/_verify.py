@@ -11,10 +11,10 @@ from jaxtyping import Float, PRNGKeyArray
 from mijax._errors import ShapeError
 from mijax._progress import Progress, reports
 from mijax.circuits._circuit import Circuit
-from mijax.circuits._measure import measured
 from mijax.circuits._method import MEMORY
 from mijax.circuits._scores import Scores
 from mijax.circuits._task import Task
+from mijax.circuits.evaluation._measure import measured
 from mijax.core import AbstractModel, Interval, interval
 from mijax.core.internal import checked
 

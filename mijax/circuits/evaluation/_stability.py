@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
 from mijax._errors import ConfigError
-from mijax.circuits._areas import LEVEL
 from mijax.circuits._scores import Scores
 from mijax.circuits._select import check_size, ranking
+from mijax.circuits.evaluation._areas import LEVEL
 from mijax.core import Interval
 from mijax.core.internal import checked
 

@@ -6,18 +6,18 @@ import numpy as np
 from jaxtyping import Float
 
 from mijax._progress import Progress, reports
-from mijax.circuits._areas import (
+from mijax.circuits._circuit import Circuit
+from mijax.circuits._method import MEMORY
+from mijax.circuits._scores import Scores
+from mijax.circuits._select import Select, top
+from mijax.circuits._task import Task
+from mijax.circuits.evaluation._areas import (
     MIB_FRACTIONS,
     Evaluation,
     Faithfulness,
     check_fractions,
 )
-from mijax.circuits._circuit import Circuit
-from mijax.circuits._measure import measured, several, warn_of_dead_ends
-from mijax.circuits._method import MEMORY
-from mijax.circuits._scores import Scores
-from mijax.circuits._select import Select, top
-from mijax.circuits._task import Task
+from mijax.circuits.evaluation._measure import measured, several, warn_of_dead_ends
 from mijax.core import AbstractModel
 from mijax.core.internal import checked
 

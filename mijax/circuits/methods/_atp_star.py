@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ConfigError
-from mijax.circuits._connected import Gate, enter
-from mijax.circuits._gradients import attributed, gradients
-from mijax.circuits._graph import Graph
 from mijax.circuits._method import AbstractAttribution, Options
 from mijax.circuits._scores import Level, Scores
 from mijax.circuits._task import Task
+from mijax.circuits.forward._connected import Gate, enter
+from mijax.circuits.forward._graph import Graph
+from mijax.circuits.methods._gradients import attributed, gradients
 from mijax.core import AbstractModel
 
 

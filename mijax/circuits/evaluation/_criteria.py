@@ -9,12 +9,12 @@ from jaxtyping import Float, PRNGKeyArray
 
 from mijax._errors import ConfigError, nearest
 from mijax._progress import Progress, reports
-from mijax.circuits._areas import bootstrap
 from mijax.circuits._circuit import Circuit
-from mijax.circuits._measure import measured
 from mijax.circuits._method import MEMORY
 from mijax.circuits._select import prune
 from mijax.circuits._task import Task
+from mijax.circuits.evaluation._areas import bootstrap
+from mijax.circuits.evaluation._measure import measured
 from mijax.core import AbstractModel, Interval
 from mijax.core.internal import checked
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ConfigError, nearest
-from mijax.circuits._graph import Graph
 from mijax.circuits._method import AbstractAttribution, Options
 from mijax.circuits._scores import Level, Scores
 from mijax.circuits._task import Task
+from mijax.circuits.forward._graph import Graph
 from mijax.core import AbstractEdit, AbstractModel, Place, compose
 from mijax.core.internal import Layered, metric_of, site_shapes
 

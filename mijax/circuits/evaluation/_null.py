@@ -8,10 +8,10 @@ from jaxtyping import Bool, Float, Int, PRNGKeyArray
 from mijax._errors import ConfigError
 from mijax._progress import Progress, reports
 from mijax.circuits._circuit import Circuit, owners
-from mijax.circuits._graph import Graph
-from mijax.circuits._measure import measured
 from mijax.circuits._method import MEMORY
 from mijax.circuits._task import Task
+from mijax.circuits.evaluation._measure import measured
+from mijax.circuits.forward._graph import Graph
 from mijax.core import AbstractModel
 from mijax.core.internal import checked
 

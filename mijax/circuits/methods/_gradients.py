@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mijax.circuits._connected import Gate, Inputs, Ran, Taps, connected, score
-from mijax.circuits._graph import Graph
 from mijax.circuits._scores import Level
 from mijax.circuits._task import Task
+from mijax.circuits.forward._connected import Gate, Inputs, Ran, Taps, connected, score
+from mijax.circuits.forward._graph import Graph
 from mijax.core import AbstractModel
 
 

@@ -7,11 +7,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from mijax.circuits._connected import Gate
-from mijax.circuits._graph import Graph
-from mijax.circuits._hard_concrete import SHIFT, expected_l0, log_alpha_of, sample
-from mijax.circuits._masks import AbstractMask, gate_of, n_gates
 from mijax.circuits._scores import Level
+from mijax.circuits.forward._connected import Gate
+from mijax.circuits.forward._graph import Graph
+from mijax.circuits.methods._hard_concrete import (
+    SHIFT,
+    expected_l0,
+    log_alpha_of,
+    sample,
+)
+from mijax.circuits.methods._masks import AbstractMask, gate_of, n_gates
 
 START = 0.9
 

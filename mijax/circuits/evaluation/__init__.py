@@ -1,0 +1,1 @@
+"""Faithfulness, completeness, stability and recovery of circuits."""

@@ -1,0 +1,1 @@
+"""Graph, ports and the forward passes with a stream for each receiver."""
