@@ -1,26 +1,17 @@
 """Text and JSON files of runs, written durably."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from mijax._errors import OutputError
 from mijax.io import replace_file
+from mijax.io.internal import named
 
 
-@contextmanager
-def writable(path: Path) -> Iterator[None]:
+def writable(path: Path) -> AbstractContextManager[None]:
     """Turns an `OSError` of the file system into an `OutputError` that names `path`."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(
-            f"cannot write {path}: {reason}. Choose another place with --out."
-        ) from error
+    return named(path, "Choose another place with --out.")
 
 
 def write(path: Path, content: str | bytes) -> Path:

@@ -41,7 +41,7 @@ def test_help_and_version(capsys):
         (["run", "nothing"], "no experiment 'nothing'"),
         (["run", "toy/toy.yaml", "--promts", "3"], "Did you mean '--prompts'"),
         (["run", "toy/toy.yaml", "--prompts", "x"], "--prompts"),
-        (["run", "toy/toy.yaml", "--out", "toy/toy.yaml/x"], "cannot write"),
+        (["run", "toy/toy.yaml", "--out", "toy/toy.yaml/x"], "Cannot write"),
         (["show", "nothing"], "not a finished run"),
         (["show", "a", "--jsno"], "does not take '--jsno'"),
         (["patch", "model"], "--clean"),

@@ -230,7 +230,7 @@ def test_strange_folders_are_refused(tmp_path):
 
 def test_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"cannot write .*out.*--out"):
+    with pytest.raises(OutputError, match=r"Cannot write .*out.*--out"):
         execute(make_toy(tmp_path), out=tmp_path / "file" / "out")
 
 

@@ -26,21 +26,11 @@ from mijax.dictionaries.formats._plain import (
 from mijax.dictionaries.formats._processing import arguments_of, processing_in
 from mijax.dictionaries.formats._reading import Reading, read_settings
 from mijax.dictionaries.formats._stored import Found
-from mijax.io import (
-    Index,
-    Only,
-    SafeTensors,
-    Size,
-    read_json,
-    save_safetensors,
-)
+from mijax.io import Index, Only, SafeTensors, Size, read_json, save_safetensors
 from mijax.io.internal import keys_of
 
-CONFIG, WEIGHTS, SPARSITY = (
-    "cfg.json",
-    "sae_weights.safetensors",
-    "sparsity.safetensors",
-)
+CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+SPARSITY = "sparsity.safetensors"
 VERSION = "6.0.0"
 RENAMED = {"constant_norm": "constant_norm_rescale"}
 AUTOENCODERS = ("standard", "gated", "topk", "jumprelu")
