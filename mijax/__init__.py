@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mijax._errors import MijaxError as MijaxError
 from mijax.core import Add as Add
+from mijax.core import Apply as Apply
 from mijax.core import Chunks as Chunks
 from mijax.core import Interval as Interval
 from mijax.core import Mean as Mean
@@ -37,6 +38,7 @@ from mijax.core import interval as interval
 from mijax.core import kl as kl
 from mijax.core import l2 as l2
 from mijax.core import logit_difference as logit_difference
+from mijax.core import model as model
 from mijax.core import negative as negative
 from mijax.core import probability as probability
 from mijax.core import probability_difference as probability_difference

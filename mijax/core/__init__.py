@@ -6,14 +6,16 @@ from mijax.core._block import AbstractBlock as AbstractBlock
 from mijax.core._compilation_cache import compilation_cache as compilation_cache
 from mijax.core._edits import AbstractEdit as AbstractEdit
 from mijax.core._edits import Add as Add
-from mijax.core._edits import Noise as Noise
+from mijax.core._edits import Apply as Apply
 from mijax.core._edits import Scale as Scale
 from mijax.core._edits import Set as Set
 from mijax.core._edits import Zero as Zero
 from mijax.core._edits import compose as compose
 from mijax.core._edits import edit as edit
+from mijax.core._evaluate import At as At
+from mijax.core._function import FunctionModel as FunctionModel
+from mijax.core._function import model as model
 from mijax.core._generate import generate as generate
-from mijax.core._harvest import At as At
 from mijax.core._harvest import harvest as harvest
 from mijax.core._intervals import Interval as Interval
 from mijax.core._intervals import interval as interval
@@ -26,6 +28,7 @@ from mijax.core._metrics import probability as probability
 from mijax.core._metrics import probability_difference as probability_difference
 from mijax.core._model import AbstractModel as AbstractModel
 from mijax.core._negative import negative as negative
+from mijax.core._noise import Noise as Noise
 from mijax.core._plan import Chunks as Chunks
 from mijax.core._project import Project as Project
 from mijax.core._recovered import recovered as recovered
@@ -39,7 +42,6 @@ from mijax.core._run import gradients as gradients
 from mijax.core._run import run as run
 from mijax.core._site_table import SiteInfo as SiteInfo
 from mijax.core._site_table import SiteTable as SiteTable
-from mijax.core._site_table import sites as sites
 from mijax.core._sites import SITES as SITES
 from mijax.core._sites import BlockSites as BlockSites
 from mijax.core._sites import PerPrompt as PerPrompt
@@ -55,3 +57,4 @@ from mijax.core._sweep_result import Sweep as Sweep
 from mijax.core._text import LanguageModel as LanguageModel
 from mijax.core._top import TopTokens as TopTokens
 from mijax.core._top import top_tokens as top_tokens
+from mijax.core._trace import sites as sites

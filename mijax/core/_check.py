@@ -29,10 +29,13 @@ from mijax.core._sites import (
     PerPrompt,
     Site,
     Sites,
+    check_decoder_site,
+    filled,
     get,
     known,
     span_ends,
 )
+from mijax.core._sources import settled
 from mijax.core._traced import Bound, bounds_of_edit, guarded
 
 
@@ -46,7 +49,9 @@ def check_model(model: Any) -> None:
         return
     loaded = isinstance(getattr(model, "model", None), AbstractModel)
     hint = "give its `.model`" if loaded else "load one with mijax.models.load"
-    raise ShapeError(f"A model is wanted, got {type(model).__name__}: {hint}.")
+    if callable(model) and not loaded:
+        hint = "turn a function into one with mijax.model(fn, example)"
+    raise ShapeError(f"Expected a model, got {type(model).__name__}: {hint}.")
 
 
 def check_linear_writes(model: Any, verb: str) -> None:
@@ -228,18 +233,27 @@ def check_edits(
     record = automatic(compose(edits))
     check_prompts(model, tokens)
     check_unpadded(model, lengths, tokens.shape[-1])
-    if all(get(record, name) is None for name in SITES):
+    if not filled(record):
         return record
+    record = settled(record)
     most = tokens.shape[-1] + ahead
     longer = jnp.zeros((*tokens.shape[:-1], most), int) if ahead else tokens
     shapes = site_shapes(model, tokens.shape[-1])
-    for name in SITES:
+    for name in filled(record):
         for placed in placed_at(get(record, name)):
             position = placed.start
             if placed.stop is not None:
                 position = slice(placed.start, None)
-            site = Site(name, placed.layer, position, placed.head, placed.feature)
+            axes = dict.fromkeys(placed.axes or {}, 0)
+            site = Site(
+                name, placed.layer, position, placed.head, placed.feature, **axes
+            )
             check_place(shapes, longer, site)
+            if placed.mask is not None:
+                raise SiteError(
+                    f"`where` at site {name!r}: a mask is for a model made with "
+                    "mijax.model; here give positions, heads or features."
+                )
             check_place(shapes, longer, Site(name, feature=placed.features))
             for index in ("layer", "start", "stop", "head", "feature"):
                 what = "position" if index in ("start", "stop") else index
@@ -342,6 +356,7 @@ def placed_at(edits: Any) -> list[Placed]:
 
 def check_place(shapes: Sites[Any], tokens: Array, site: Site) -> None:
     """Checks one site's name and indices; traced indices are taken as they are."""
+    check_decoder_site(site)
     shape = get(shapes, site.name)
     if shape is None:
         has = [name for name in SITES if get(shapes, name) is not None]

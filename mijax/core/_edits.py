@@ -1,28 +1,27 @@
 """Edits: values that change an activation, and the places where they do it."""
 
 import abc
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
-from mijax._errors import ShapeError, SiteError, quoted
-from mijax.core._integers import reals
-from mijax.core._operands import check_per_prompt, fits, per_row
-from mijax.core._rows import Place
+from mijax._errors import ShapeError, SiteError
+from mijax.core._integers import integers, reals
+from mijax.core._operands import check_per_prompt
+from mijax.core._rows import AbstractPlace
 from mijax.core._shown import line, shown
 from mijax.core._sites import (
     END,
-    SITES,
     PerPrompt,
     Site,
     Sites,
     empty,
+    filled,
     get,
     known,
     put,
@@ -41,7 +40,7 @@ class AbstractEdit(eqx.Module):
     __repr__ = line
 
     @abc.abstractmethod
-    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+    def __call__(self, x: Float[Array, "rows ..."], place: Any) -> Array:
         """Returns the changed rows."""
 
     def at(
@@ -52,6 +51,8 @@ class AbstractEdit(eqx.Module):
         position: Any = None,
         head: Any = None,
         feature: Any = None,
+        where: Any = None,
+        **axes: Any,
     ) -> Sites[Any]:
         """Places this edit.
 
@@ -65,6 +66,10 @@ class AbstractEdit(eqx.Module):
             head: query head.
             feature: index on the last axis. At `scores` and `pattern` it is the
                 position of the key.
+            where: boolean mask of the part that is edited, broadcast against the value
+                of one example and layer: a region of an image.
+            **axes: index on any other axis of the site, by its name; an integer, a
+                list, a slice, or one per example (`PerPrompt`).
 
         Returns:
             Edits with this one in them, for `run`, `capture`, `sweep` and the model.
@@ -79,19 +84,20 @@ class AbstractEdit(eqx.Module):
             Zero()
         """
         if not isinstance(site, Site):
-            site = Site(site, layer, position, head, feature)
+            site = Site(site, layer, position, head, feature, **axes)
         for axis in ("layer", "head"):
             index = _listed(site, axis)
             if index is not None:
                 bound = self.bind(site)
-                each = [dataclasses.replace(site, **{axis: one}) for one in index]
-                return compose(*(bound.at(one) for one in each))
+                each = [site.replace(**{axis: one}) for one in index]
+                return compose(*(bound.at(one, where=where) for one in each))
         start, stop = site.position, None
         if isinstance(start, slice):
             start, stop = start.start, start.stop
             start = 0 if start is None else start
             stop = END if stop is None else stop
         features = _listed(site, "feature")
+        others = {axis: _as_place(axis, i) for axis, i in (site.axes or {}).items()}
         placed = Placed(
             self.bind(site),
             layer=_per_lane(site.layer),
@@ -101,11 +107,13 @@ class AbstractEdit(eqx.Module):
             feature=_per_lane(site.feature) if features is None else None,
             site=site.name,
             features=None if features is None else jnp.asarray(features, jnp.int32),
+            axes=others or None,
+            mask=None if where is None else _as_mask(where),
         )
         return put(empty(), site.name, placed)
 
     def bind(self, site: Site) -> "AbstractEdit":
-        """Returns this edit with its operand for one site; most need nothing."""
+        """Return this edit with its operand for one site; most need nothing."""
         return self
 
     def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
@@ -136,6 +144,38 @@ def _listed(site: Site, axis: str) -> Any:
     return index
 
 
+def _as_place(axis: str, index: Any) -> Any:
+    """Return an index on a named axis as data; a slice as its `Span`."""
+    if not isinstance(index, slice):
+        return index if isinstance(index, PerPrompt) else jnp.asarray(index, jnp.int32)
+    if index.step not in (None, 1):
+        raise SiteError(f"A slice on axis {axis!r} has no step, got {index}.")
+    stop = END if index.stop is None else index.stop
+    ends = (0 if index.start is None else index.start, stop)
+    return Span(
+        *(jnp.asarray(integers(end, f"Axis {axis!r}"), jnp.int32) for end in ends)
+    )
+
+
+def _as_mask(where: Any) -> Array:
+    """Return a mask as a boolean array.
+
+    Raises:
+        ShapeError: something else.
+    """
+    mask = where if isinstance(where, jax.Array) else np.asarray(where)
+    if mask.dtype != bool:
+        raise ShapeError(f"`where` is a boolean mask, got {mask.dtype}{mask.shape}.")
+    return jnp.asarray(mask)
+
+
+class Span(eqx.Module):
+    """A half-open range of indices on an axis."""
+
+    start: Array
+    stop: Array
+
+
 def _per_lane(index: Any) -> Array | None:
     """Return an index as data: one for all lanes, or one per lane."""
     if index is None:
@@ -149,6 +189,8 @@ class Placed(AbstractEdit):
 
     Attributes:
         features: indices on the last axis that are all edited.
+        axes: indices on other axes, by name: integers, a list, a `Span`, `PerPrompt`.
+        mask: part of the value that is edited.
     """
 
     edit: AbstractEdit
@@ -159,6 +201,8 @@ class Placed(AbstractEdit):
     feature: Array | None
     site: str = eqx.field(static=True)
     features: Array | None = None
+    axes: dict[str, Any] | None = None
+    mask: Array | None = None
 
     def __repr__(self) -> str:
         position = self.start
@@ -168,11 +212,11 @@ class Placed(AbstractEdit):
             position = slice(start if start.any() else None, end)
         feature = self.features if self.feature is None else self.feature
         at = {"layer": self.layer, "position": position, "head": self.head}
-        at |= {"feature": feature}
+        at |= {"feature": feature} | (self.axes or {}) | {"where": self.mask}
         given = [f"{name}={shown(i)}" for name, i in at.items() if i is not None]
         return " at ".join([repr(self.edit), *([", ".join(given)] if given else [])])
 
-    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+    def __call__(self, x: Float[Array, "rows ..."], place: Any) -> Array:
         """Return the edited rows at the place, and `x` elsewhere.
 
         Raises:
@@ -186,29 +230,8 @@ class Placed(AbstractEdit):
                 f"given {x.dtype}{x.shape} at {self.site!r} and returned {found}."
             )
         new = new.astype(x.dtype)
-        where = self.where(x, place)
+        where = place.where(self, x)
         return new if where is None else jnp.where(where, new, x)
-
-    def where(
-        self, x: Float[Array, "rows ..."], place: Place
-    ) -> Bool[Array, "..."] | None:
-        """Returns the mask of what is edited, broadcastable to `x`; `None` is all."""
-        masks = []
-        if self.layer is not None:
-            masks.append(per_row(self.layer, place, x) == place.layer)
-        if self.start is not None:
-            position = place.rows.position.reshape((-1,) + (1,) * (x.ndim - 1))
-            start = per_row(self.start, place, x)
-            stop = start + 1 if self.stop is None else per_row(self.stop, place, x)
-            masks.append((position >= start) & (position < stop))
-        if self.head is not None:
-            heads = jnp.arange(x.shape[1])[:, None]
-            masks.append(per_row(self.head, place, x) == heads)
-        if self.feature is not None:
-            masks.append(per_row(self.feature, place, x) == jnp.arange(x.shape[-1]))
-        if self.features is not None:
-            masks.append(jnp.isin(jnp.arange(x.shape[-1]), self.features))
-        return None if not masks else jax.tree.reduce(jnp.logical_and, masks)
 
 
 class Compose(AbstractEdit):
@@ -221,7 +244,7 @@ class Compose(AbstractEdit):
         for one in self.edits:
             one.check_operand(spec, rows, batch)
 
-    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+    def __call__(self, x: Float[Array, "rows ..."], place: Any) -> Array:
         """Applies the first edit first."""
         for one in self.edits:
             x = one(x, place)
@@ -231,7 +254,7 @@ class Compose(AbstractEdit):
 class Zero(AbstractEdit):
     """Zero ablation: `x -> 0`."""
 
-    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+    def __call__(self, x: Float[Array, "rows ..."], place: Any) -> Array:
         """Returns zeros."""
         return jnp.zeros_like(x)
 
@@ -246,9 +269,9 @@ class Set(AbstractEdit):
 
     value: Any = eqx.field(converter=reals)
 
-    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+    def __call__(self, x: Float[Array, "rows ..."], place: Any) -> Array:
         """Returns the value in every row."""
-        return jnp.broadcast_to(fits(self.value, x), x.shape).astype(x.dtype)
+        return jnp.broadcast_to(place.fit(self.value, x), x.shape).astype(x.dtype)
 
 
 class Add(AbstractEdit):
@@ -266,9 +289,9 @@ class Add(AbstractEdit):
         """Refuses coefficients of other prompts."""
         check_per_prompt(self.coefficient, "coefficient", batch)
 
-    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+    def __call__(self, x: Float[Array, "rows ..."], place: Any) -> Array:
         """Adds the scaled direction to every row."""
-        step = per_row(self.coefficient, place, x) * fits(self.value, x)
+        step = place.each(self.coefficient, x) * place.fit(self.value, x)
         return x + step.astype(x.dtype)
 
 
@@ -285,53 +308,31 @@ class Scale(AbstractEdit):
         """Refuses coefficients of other prompts."""
         check_per_prompt(self.coefficient, "coefficient", batch)
 
-    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
+    def __call__(self, x: Float[Array, "rows ..."], place: Any) -> Array:
         """Returns the scaled rows."""
-        return x * per_row(self.coefficient.astype(x.dtype), place, x)
+        return x * place.each(self.coefficient.astype(x.dtype), x)
 
 
-class Noise(AbstractEdit):
-    r"""Adds Gaussian noise: $x \mapsto x + c \cdot \epsilon$.
-
-    The noise of a row depends on the key and on the row's prompt, layer and position
-    only, so it is the same in a batch, alone, padded or in a sweep.
+class Apply(AbstractEdit):
+    r"""Applies a function: $x \mapsto f(x)$.
 
     Args:
-        key: a `jax.random.key`.
-        coefficient: standard deviation, in units of the activation.
+        function: from the value to a new one of the same shape. A decoder's value is
+            `[rows, ...]`, and each row depends on itself only.
+
+    Examples:
+        >>> import jax, mijax
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> edit = mijax.Apply(jax.numpy.abs).at("mlp_post", layer=1)
+        >>> mijax.run(model, jax.numpy.array([5, 6, 7]), edit).shape
+        (3, 64)
     """
 
-    key: PRNGKeyArray
-    coefficient: Any = eqx.field(default=1.0, converter=reals)
+    function: Callable[[Array], Array]
 
-    def __check_init__(self):
-        """Refuse what is not one key."""
-        key = self.key
-        typed = isinstance(key, jax.Array) and jnp.issubdtype(
-            key.dtype, jax.dtypes.prng_key
-        )
-        old = isinstance(key, jax.Array | np.ndarray) and key.dtype == np.uint32
-        if not (typed and key.ndim == 0) and not (old and key.ndim == 1):
-            raise ShapeError(f"Noise takes a jax.random.key, got {quoted(key)}.")
-
-    def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
-        """Refuses coefficients of other prompts."""
-        check_per_prompt(self.coefficient, "coefficient", batch)
-
-    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
-        """Adds each row's own noise."""
-        rows = place.rows
-        key = jax.random.fold_in(self.key, 0 if place.layer is None else place.layer)
-        prompt = jnp.zeros((), jnp.int32) if rows.prompt is None else rows.prompt
-        prompt = jnp.broadcast_to(prompt, rows.position.shape)
-
-        def draw(prompt: Array, position: Array) -> Array:
-            own = jax.random.fold_in(jax.random.fold_in(key, prompt), position)
-            return jax.random.normal(own, x.shape[1:])
-
-        noise = jax.vmap(draw)(prompt, rows.position)
-        step = per_row(self.coefficient, place, x) * noise
-        return x + step.astype(x.dtype)
+    def __call__(self, x: Float[Array, "rows ..."], place: Any) -> Array:
+        """Return the function's value."""
+        return jnp.asarray(self.function(x))
 
 
 def compose(*edits: Edits) -> Sites[Any]:
@@ -358,15 +359,14 @@ def compose(*edits: Edits) -> Sites[Any]:
                 "edit.at(site, ...)."
             )
         record = given if isinstance(given, Sites) else compose(*given)
-        for name in SITES:
+        for name in filled(record):
             new, old = get(record, name), get(joined, name)
-            if new is not None:
-                both = new if old is None else Compose((old, new))
-                joined = put(joined, name, both)
+            both = new if old is None else Compose((old, new))
+            joined = put(joined, name, both)
     return joined
 
 
-def edit(edits: AbstractEdit | None, x: Array, place: Place) -> Array:
+def edit(edits: AbstractEdit | None, x: Array, place: AbstractPlace) -> Array:
     """Applies what is placed at a site; blocks call it once per site.
 
     Args:

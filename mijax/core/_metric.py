@@ -60,7 +60,8 @@ class AbstractMetric(eqx.Module):
     def of(
         self, logits: Float[Array, "seq vocab"], prompt: Int[Array, ""] | None
     ) -> Float[Array, ""]:
-        """Returns the metric of one prompt from all its logits."""
+        """Return the metric of one prompt from all its logits, or from `[class]`."""
+        logits = logits[None] if logits.ndim == 1 else logits
         read = wide(logits[self.reads(prompt, logits.shape[0])])
         ids = self.ids(prompt)
         return self.score(read if ids is None else read[:, ids], prompt)

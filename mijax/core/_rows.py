@@ -10,10 +10,13 @@ import abc
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mijax.core._mark import edited, site
+
+from mijax._errors import PositionError, ShapeError
 
 Past = tuple[Array, Array]
 HEADS = "position head head_dim"
@@ -230,7 +233,45 @@ class Reads(AbstractRows):
         return self.queries(self.position)[..., None] >= jnp.arange(self.key_seq)
 
 
-class Place(eqx.Module):
+class AbstractPlace(eqx.Module):
+    """Which value an edit is given: how its operands and indices apply to it.
+
+    Attributes:
+        layer: the layer, `None` outside of layers.
+    """
+
+    layer: eqx.AbstractVar[Any]
+
+    @abc.abstractmethod
+    def each(self, index: Array, x: Array) -> Array:
+        """Return a scalar, or a prompt's entry of `[prompt]`, broadcastable to `x`."""
+
+    @abc.abstractmethod
+    def fit(self, value: Array, x: Array) -> Array:
+        """Return an operand that broadcasts to `x`.
+
+        Raises:
+            ShapeError: it does not.
+        """
+
+    @abc.abstractmethod
+    def take(self, source: Array, x: Array) -> Array:
+        """Return the part of a whole site's activations that belongs to `x`."""
+
+    @abc.abstractmethod
+    def mean(self, mean: Any, x: Array) -> Array:
+        """Return a `Mean`'s value for `x`."""
+
+    @abc.abstractmethod
+    def noise(self, key: Any, x: Array) -> Array:
+        """Return standard normal numbers in the shape of `x`, by place."""
+
+    @abc.abstractmethod
+    def where(self, placed: Any, x: Array) -> Array | None:
+        """Return the mask of a `Placed` edit, broadcastable to `x`; `None` is all."""
+
+
+class Place(AbstractPlace):
     """Where an edit is applied: a layer (`None` outside the blocks) and the rows."""
 
     rows: AbstractRows
@@ -240,3 +281,94 @@ class Place(eqx.Module):
     def after(self) -> "Place":
         """Returns the place of what follows attention's keys and values in a block."""
         return Place(self.rows.after, self.layer)
+
+    def each(self, index: Array, x: Array) -> Array:
+        """Look up a scalar, or an array of one value per lane, for every row of `x`."""
+        if index.ndim == 0:
+            return index
+        if index.ndim > 1:
+            raise PositionError(
+                f"An index holds one entry per prompt, got shape {index.shape}."
+            )
+        if self.rows.lane is None:
+            raise PositionError(
+                f"An index of shape {index.shape} needs a batch of as many prompts, "
+                "but a single one is run."
+            )
+        value = index[self.rows.lane]
+        return value.reshape(value.shape + (1,) * (x.ndim - 1)) if value.ndim else value
+
+    def fit(self, value: Array, x: Array) -> Array:
+        """Return an operand that broadcasts to the rows of `x`, or refuse it."""
+        row = x.shape[1:]
+        try:
+            fine = jnp.broadcast_shapes(value.shape, row) == row
+        except ValueError:
+            fine = False
+        if not fine:
+            raise ShapeError(
+                f"A value of shape {value.shape} does not fit rows of {row}."
+            )
+        return value
+
+    def take(self, source: Array, x: Array) -> Array:
+        """Return the source's rows: those of the same prompt, layer and position."""
+        rows, layered = self.rows, self.layer is not None
+        index: tuple[Any, ...] = (self.layer,) if layered else ()
+        if source.ndim > x.ndim + layered:
+            if rows.prompt is None:
+                raise ShapeError(
+                    f"The source holds {source.shape[0]} prompts, but a single one is "
+                    "run: index the source, or run the whole batch."
+                )
+            index = (rows.prompt, *index)
+        seq = source.shape[len(index)]
+        new = source[(*index, jnp.minimum(rows.position, seq - 1))]
+        if new.shape != x.shape:
+            raise ShapeError(
+                f"The source has rows of shape {new.shape[1:]}, but the site has "
+                f"{x.shape[1:]}: both runs need the same model and prompt length."
+            )
+        inside = (rows.position < seq).reshape((-1,) + (1,) * (x.ndim - 1))
+        return jnp.where(inside, new.astype(x.dtype), x)
+
+    def mean(self, mean: Any, x: Array) -> Array:
+        """Average over prompts, and over positions unless it keeps them."""
+        layered = self.layer is not None
+        rest = ("head",) if x.ndim == 3 else ()
+        value = mean.over(layered, ("position", *rest, "feature"))
+        value = value[self.layer] if layered else value
+        row = jnp.minimum(self.rows.position, value.shape[0] - 1)
+        return jnp.broadcast_to(value[row], x.shape).astype(x.dtype)
+
+    def noise(self, key: Any, x: Array) -> Array:
+        """Draw each row's noise from its prompt, layer and position."""
+        rows = self.rows
+        key = jax.random.fold_in(key, 0 if self.layer is None else self.layer)
+        prompt = jnp.zeros((), jnp.int32) if rows.prompt is None else rows.prompt
+        prompt = jnp.broadcast_to(prompt, rows.position.shape)
+
+        def draw(prompt: Array, position: Array) -> Array:
+            own = jax.random.fold_in(jax.random.fold_in(key, prompt), position)
+            return jax.random.normal(own, x.shape[1:])
+
+        return jax.vmap(draw)(prompt, rows.position)
+
+    def where(self, placed: Any, x: Array) -> Array | None:
+        """Return the mask of what is edited, broadcastable to `x`; `None` is all."""
+        masks = []
+        if placed.layer is not None:
+            masks.append(self.each(placed.layer, x) == self.layer)
+        if placed.start is not None:
+            position = self.rows.position.reshape((-1,) + (1,) * (x.ndim - 1))
+            start = self.each(placed.start, x)
+            stop = start + 1 if placed.stop is None else self.each(placed.stop, x)
+            masks.append((position >= start) & (position < stop))
+        if placed.head is not None:
+            heads = jnp.arange(x.shape[1])[:, None]
+            masks.append(self.each(placed.head, x) == heads)
+        if placed.feature is not None:
+            masks.append(self.each(placed.feature, x) == jnp.arange(x.shape[-1]))
+        if placed.features is not None:
+            masks.append(jnp.isin(jnp.arange(x.shape[-1]), placed.features))
+        return None if not masks else jax.tree.reduce(jnp.logical_and, masks)

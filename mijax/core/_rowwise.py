@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from mijax._errors import ShapeError
 from mijax.core._check import placed_at
-from mijax.core._edits import AbstractEdit
+from mijax.core._edits import AbstractEdit, Apply
 from mijax.core._rows import Place, Sequence
 from mijax.core._sites import BLOCK_SITES, SITES, Sites, get
 
@@ -72,7 +72,8 @@ def check_generated(edits: Sites[Any], shapes: Sites[Any]) -> None:
 
 
 def _custom(edit: AbstractEdit) -> bool:
-    return type(edit).__module__.split(".")[0] != "mijax"
+    foreign = type(edit).__module__.split(".")[0] != "mijax"
+    return foreign or isinstance(edit, Apply)
 
 
 def _edits(node: Any) -> list[AbstractEdit]:

@@ -18,19 +18,24 @@ from mijax.core._check import (
 )
 from mijax.core._edits import AbstractEdit, compose, edit
 from mijax.core._ends import finish, metric_of
+from mijax.core._function import FunctionModel
+from mijax.core._function_run import (
+    capture_function,
+    gradients_function,
+    run_function,
+)
 from mijax.core._metric import AbstractMetric
 from mijax.core._model import AbstractModel, Layered, scan_blocks
 from mijax.core._rows import Place, Sequence
+from mijax.core._score import Metric
 from mijax.core._sites import BlockSites, Site, Sites, get, known, span_ends
-from mijax.core._text import ModelLike, TextLike, opened
+from mijax.core._text import ModelLike, opened
 from mijax.core._tokens import as_tokens, lengths_of, padded_lengths
 from mijax.core._traced import bounds_of_metric, bounds_of_site, guarded
 
 
 @checked
-def run(
-    model: ModelLike, tokens: TextLike, edits: Any = None
-) -> Float[Array, "*batch seq vocab"]:
+def run(model: ModelLike, tokens: Any, edits: Any = None) -> Any:
     """Runs a model, with or without edits.
 
     Compiled once per shape: other layers, positions or heads of the same edits reuse
@@ -38,15 +43,17 @@ def run(
     causal, so padding changes nothing before it.
 
     Args:
-        model: any `AbstractModel`, or a language model (`mijax.models.load(...)`).
+        model: any `AbstractModel`, a language model (`mijax.models.load(...)`), or any
+            function as a model (`mijax.model`).
         tokens: token ids of one prompt, or of a batch, or `mijax.data.Prompts`; with a
-            language model also a text or a list of texts.
+            language model also a text or a list of texts. A `FunctionModel` takes one
+            example, or a batch.
         edits: placed edits (`Zero().at("z", layer=9, head=6)`), a list of them, or
             `None`.
 
     Returns:
-        Logits. After the end of a prompt of `Prompts` they are NaN, so no result can
-        be read from padding unnoticed.
+        Logits, or what the function returns. After the end of a prompt of `Prompts`
+        logits are NaN, so no result can be read from padding unnoticed.
 
     Raises:
         SiteError: a place that the model does not have.
@@ -62,6 +69,8 @@ def run(
         >>> mijax.run(model, tokens, ablate).shape
         (2, 3, 64)
     """
+    if isinstance(model, FunctionModel):
+        return run_function(model, tokens, edits)
     model, tokens = opened(model, tokens)
     given, lengths, tokens = tokens, lengths_of(tokens), as_tokens(tokens)
     record = check_edits(model, tokens, edits, lengths=lengths)
@@ -93,7 +102,7 @@ def over_prompts(one: Any, tokens: Array) -> Any:
 @checked
 def capture(
     model: ModelLike,
-    tokens: TextLike,
+    tokens: Any,
     sites: Any,
     edits: Any = None,
 ) -> Any:
@@ -105,10 +114,12 @@ def capture(
     asked for.
 
     Args:
-        model: any `AbstractModel`, or a language model (`mijax.models.load(...)`).
+        model: any `AbstractModel`, a language model (`mijax.models.load(...)`), or any
+            function as a model (`mijax.model`).
         tokens: token ids of one prompt, or of a batch, or `mijax.data.Prompts`; with a
-            language model also a text or a list of texts.
-        sites: a `Site`, or any tree of them (a dict, a list).
+            language model also a text or a list of texts. A `FunctionModel` takes one
+            example, or a batch.
+        sites: a `Site` or the name of one, or any tree of them (a dict, a list).
         edits: placed edits, a list of them, or `None`.
 
     Returns:
@@ -129,7 +140,10 @@ def capture(
         >>> mijax.capture(model, tokens, sites)["last"].shape
         (32,)
     """
+    if isinstance(model, FunctionModel):
+        return capture_function(model, tokens, sites, edits)
     model, tokens = opened(model, tokens)
+    sites = named_sites(sites)
     lengths, tokens = lengths_of(tokens), as_tokens(tokens)
     shapes = check_sites(model, tokens, sites, lengths=lengths)
     edits = check_edits(model, tokens, edits, lengths=lengths)
@@ -139,6 +153,15 @@ def capture(
         lambda site: _traced(site, tokens.shape[-1]), sites, is_leaf=_is_site
     )
     return _capture(model, tokens, traced, edits, shapes)
+
+
+def named_sites(sites: Any) -> Any:
+    """Return a tree of sites in which names stand for whole sites."""
+    return jax.tree.map(
+        lambda site: Site(site) if isinstance(site, str) else site,
+        sites,
+        is_leaf=_is_site,
+    )
 
 
 def check_spans(sites: Any) -> None:
@@ -153,7 +176,7 @@ def check_spans(sites: Any) -> None:
 
 
 def _is_site(node: Any) -> bool:
-    return isinstance(node, Site)
+    return isinstance(node, Site | str)
 
 
 def _guarded(model: Any, tokens: Array, sites: Any, shapes: Sites[Any]) -> Array:
@@ -277,8 +300,8 @@ class Shift(AbstractEdit):
 @checked
 def gradients(
     model: ModelLike,
-    tokens: TextLike,
-    metric: AbstractMetric,
+    tokens: Any,
+    metric: Metric,
     sites: Any,
     edits: Any = None,
 ) -> Any:
@@ -309,7 +332,10 @@ def gradients(
         >>> mijax.gradients(model, tokens, metric, mijax.Site("z")).shape
         (3, 3, 4, 8)
     """
+    if isinstance(model, FunctionModel):
+        return gradients_function(model, tokens, metric, sites, edits)
     model, tokens = opened(model, tokens)
+    sites = named_sites(sites)
     lengths, tokens = lengths_of(tokens), as_tokens(tokens)
     shapes = check_sites(model, tokens, sites, lengths=lengths)
     edits = check_edits(model, tokens, edits, lengths=lengths)

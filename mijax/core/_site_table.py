@@ -1,13 +1,8 @@
-"""`sites`: the sites of a model, found by tracing it; nothing is run."""
+"""The sites of a traced function: every mark, and a table by name."""
 
-import functools
 import html
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
-
-import equinox as eqx
-import jax
-import numpy as np
 
 from mijax._errors import SiteError, nearest
 from mijax.core._mark import OPAQUE, SITE, ClosedJaxpr, bodies, manual
@@ -83,6 +78,8 @@ class SiteInfo(NamedTuple):
         axes: names of the axes of one layer, loops within a layer first.
         shapes: shape of each layer (one entry without layers).
         dtype: dtype of its values.
+        loops: number of the axes that are loops within a layer.
+        scanned: True if its layers are iterations of one loop.
     """
 
     name: str
@@ -90,6 +87,13 @@ class SiteInfo(NamedTuple):
     axes: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtype: Any
+    loops: int = 0
+    scanned: bool = False
+
+    @property
+    def ragged(self) -> bool:
+        """True if the shapes of layers differ, so that activations are a tuple."""
+        return len(set(self.shapes)) > 1
 
     @property
     def row(self) -> tuple[str, str, str, str, str]:
@@ -132,6 +136,9 @@ class SiteTable(Mapping[str, SiteInfo]):
     def __contains__(self, name: object) -> bool:
         return name in self._sites
 
+    def __hash__(self) -> int:
+        return hash(tuple(self._sites.values()))
+
     def _rows(self) -> list[tuple[str, ...]]:
         head = ("name", "layers", "axes", "shape", "dtype")
         return [head, *(site.row for site in self._sites.values())]
@@ -153,48 +160,6 @@ class SiteTable(Mapping[str, SiteInfo]):
         return f"<table>{''.join(lines)}</table>"
 
 
-class Traced(NamedTuple):
-    """A traced function.
-
-    Attributes:
-        closed: its jaxpr.
-        output: structure of what it returns, with shapes.
-        marks: every mark, in the order of computation.
-    """
-
-    closed: ClosedJaxpr
-    output: Any
-    marks: tuple[Mark, ...]
-
-
-def sites(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> SiteTable:
-    """List the sites of a model; nothing is run.
-
-    Args:
-        fn: any JAX function or callable Equinox module.
-        *args: one example of its inputs, arrays or `jax.ShapeDtypeStruct`s.
-        **kwargs: more inputs.
-
-    Returns:
-        The sites, in the order of computation.
-
-    Raises:
-        SiteError: one name is used with different axes, or a mark is where it cannot
-            be reached.
-
-    Examples:
-        >>> import jax, mijax
-        >>> def mlp(x, w_in, w_out):
-        ...     h = mijax.site("hidden", jax.nn.relu(x @ w_in), "neuron")
-        ...     return h @ w_out
-        >>> one = jax.numpy.ones
-        >>> mijax.sites(mlp, one(4), one((4, 8)), one((8, 2)))
-        name    layers  axes    shape  dtype
-        hidden          neuron  (8,)   float32
-    """
-    return table(trace(fn, args, kwargs)[0].marks)
-
-
 def table(marks: tuple[Mark, ...]) -> SiteTable:
     """Sum up the marks of a traced function by name."""
     found: dict[str, SiteInfo] = {}
@@ -213,57 +178,14 @@ def table(marks: tuple[Mark, ...]) -> SiteTable:
             len(shapes) if layered else None,
             (*loops, *first.axes),
             tuple(shapes.values()),
-            np.dtype(first.dtype),
+            first.dtype,
+            len(loops),
+            len(own) == 1 and first.scanned,
         )
     return SiteTable(found)
 
 
-def trace(
-    fn: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Traced, list[Any]]:
-    """Trace a function, once for each function and shapes.
-
-    Returns:
-        The traced function, and the arrays that its jaxpr takes.
-    """
-    leaves, structure = jax.tree.flatten((fn, args, dict(kwargs)))
-    is_array = lambda x: eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)  # noqa: E731
-    arrays = [leaf for leaf in leaves if is_array(leaf)]
-    fixed = tuple(None if is_array(leaf) else leaf for leaf in leaves)
-    traced = _call.trace((structure, fixed), arrays)
-    closed = traced.jaxpr
-    return Traced(closed, traced.out_info, _marks(closed)), arrays
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _call(function: tuple[Any, tuple[Any, ...]], arrays: list[Any]) -> Any:
-    """Call a flattened function; JAX caches its trace."""
-    structure, fixed = function
-    rest = iter(arrays)
-    # A leaf that is None is not a leaf, so None marks the arrays.
-    leaves = [next(rest) if leaf is None else leaf for leaf in fixed]
-    fn, args, kwargs = jax.tree.unflatten(structure, leaves)
-    leaves, structure = jax.tree.flatten(fn(*args, **kwargs))
-    fixed = tuple(None if eqx.is_array(leaf) else leaf for leaf in leaves)
-    return [leaf for leaf in leaves if eqx.is_array(leaf)], Output(structure, fixed)
-
-
-class Output(eqx.Module):
-    """The part of an output that is not an array: its structure and other leaves."""
-
-    structure: Any = eqx.field(static=True)
-    fixed: tuple[Any, ...] = eqx.field(static=True)
-
-
-def rebuild(traced: Traced, outputs: list[Any]) -> Any:
-    """Return the output of a traced function from the outputs of its jaxpr."""
-    output = traced.output[1]
-    rest = iter(outputs)
-    leaves = [next(rest) if leaf is None else leaf for leaf in output.fixed]
-    return jax.tree.unflatten(output.structure, leaves)
-
-
-def _marks(closed: ClosedJaxpr) -> tuple[Mark, ...]:
+def marks_of(closed: ClosedJaxpr) -> tuple[Mark, ...]:
     """Find every mark and the layer that it stands for."""
     found: list[Mark] = []
     _walk(closed, (), (), {}, found)

@@ -1,6 +1,7 @@
 """Sites: the places of a model where activations come out and edits go in."""
 
-from typing import Any, Generic, TypeVar
+import dataclasses
+from typing import Any, Generic, TypeVar, cast
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -62,13 +63,15 @@ class Sites(eqx.Module, Generic[T]):
 
     `resid_final` is the residual stream after the final norm: what the unembedding
     reads. A model returns `Sites` of activations and takes `Sites` of edits.
-    In activations every block site has a leading `layer` axis.
+    In activations every block site has a leading `layer` axis. Edits at sites that only
+    a `FunctionModel` has are in `others`, by name.
     """
 
     embed: T
     blocks: BlockSites[T]
     resid_final: T
     logits: T
+    others: dict[str, T] = eqx.field(default_factory=dict)
 
     def __repr__(self) -> str:
         return sites_line(self)
@@ -79,6 +82,9 @@ def sites_line(tree: Any) -> str:
     found = {}
     for name in tree.__dataclass_fields__:
         value = getattr(tree, name)
+        if name == "others":
+            found |= value
+            continue
         parts = value if isinstance(value, BlockSites) else None
         if parts is None:
             found |= {} if value is None else {name: value}
@@ -99,6 +105,7 @@ def _at_site(value: Any) -> str:
 
 BLOCK_SITES = tuple(BlockSites.__dataclass_fields__)
 SITES = ("embed", *BLOCK_SITES, "resid_final", "logits")
+INDICES = ("layer", "position", "head", "feature")
 HEAD_SITES = ("q", "k", "v", "scores", "pattern", "z")
 
 
@@ -164,55 +171,63 @@ class Site(eqx.Module):
     all of them; a list of positions is one per prompt, as `prompts.last` is.
 
     Args:
-        name: one of `SITES`.
-        layer: block index; only block sites have one.
+        name: name of the site; `mijax.sites(model, example)` lists those of a model.
+        layer: index of the block, of the iteration or of the occurrence.
         position: token index, one token index per prompt (`[batch]`), or a `slice`
             of those (half open). Counts from 0.
-        head: query head index; only `q k v scores pattern z` have one.
+        head: query head index.
         feature: index on the last axis.
+        **axes: indices on the other axes of the site, by the axes' names.
 
     Raises:
-        SiteError: for an unknown name, or an index that the site does not have.
+        SiteError: a name that is not a text, or a negative index.
         PositionError: for a negative position (with padded prompts it would not be
             the last token: use `prompts.last`).
 
     Examples:
         >>> Site("z", layer=9, head=6)
         Site(name='z', layer=9, head=6)
+        >>> Site("relu", layer=1, channel=7)
+        Site(name='relu', layer=1, axes={channel: 7})
     """
 
     name: str = eqx.field(static=True)
-    layer: Any = eqx.field(default=None, converter=as_index)
-    position: Any = eqx.field(default=None, converter=as_position)
-    head: Any = eqx.field(default=None, converter=as_index)
-    feature: Any = eqx.field(default=None, converter=as_index)
+    layer: Any
+    position: Any
+    head: Any
+    feature: Any
+    axes: dict[str, Any] | None
+
+    def __init__(
+        self,
+        name: str,
+        layer: Any = None,
+        position: Any = None,
+        head: Any = None,
+        feature: Any = None,
+        **axes: Any,
+    ):
+        self.name = name
+        self.layer, self.head = as_index(layer), as_index(head)
+        self.feature, self.position = as_index(feature), as_position(position)
+        given = {axis: as_index(i) for axis, i in axes.items() if i is not None}
+        self.axes = given or None
 
     def __check_init__(self):
-        """Refuses names and indices that no model has."""
+        """Refuse indices that no model has."""
         if not isinstance(self.name, str):
             raise SiteError(f"A site has a name, got {quoted(self.name)}.")
-        if self.name not in SITES:
-            close = nearest(self.name, SITES)
-            raise SiteError(f"There is no site {self.name!r}.{close}")
-        if self.layer is not None and self.name not in BLOCK_SITES:
-            raise SiteError(
-                f"Site {self.name!r} has no layer: it is outside the blocks."
-            )
-        if self.head is not None and self.name not in HEAD_SITES:
-            raise SiteError(
-                f"Site {self.name!r} has no heads; sites per head: "
-                f"{', '.join(HEAD_SITES)}."
-            )
-        for axis in ("layer", "head", "feature"):
-            given = getattr(self, axis)
-            given = given.values if isinstance(given, PerPrompt) else given
-            index = known(given)
+        for axis, given in self.indices.items():
+            if axis == "position" or isinstance(given, slice):
+                continue
+            each = given.values if isinstance(given, PerPrompt) else given
+            index = known(each)
             if index is not None and np.any(index < 0):
                 raise SiteError(f"{axis} counts from 0, got {index}.")
-            if given is not None and jnp.ndim(given) > 1:
+            if jnp.ndim(each) > 1:
                 raise SiteError(
                     f"{axis} takes an index or a flat list, got shape "
-                    f"{jnp.shape(given)}: for groups make one edit per group."
+                    f"{jnp.shape(each)}: for groups make one edit per group."
                 )
         for end in span_ends(self.position):
             index = known(end)
@@ -225,14 +240,45 @@ class Site(eqx.Module):
     __repr__ = line
 
     @property
+    def indices(self) -> dict[str, Any]:
+        """The indices that are given, by axis."""
+        named = {axis: getattr(self, axis) for axis in INDICES}
+        named |= self.axes or {}
+        return {axis: index for axis, index in named.items() if index is not None}
+
+    def replace(self, **indices: Any) -> "Site":
+        """Return the same site with other indices."""
+        return Site(self.name, **(self.indices | indices))
+
+    @property
     def layered(self) -> bool:
-        """True if activations of this site have a leading layer axis."""
+        """True if a decoder's activations of this site have a leading layer axis."""
         return self.name in BLOCK_SITES
 
     @property
     def rank(self) -> int:
-        """Rank of this site's activations of one example, layer axis included."""
+        """Rank of a decoder's activations of one example, layer axis included."""
         return self.layered + 2 + (self.name in HEAD_SITES)
+
+
+def check_decoder_site(site: Site) -> None:
+    """Refuse names and axes that no decoder (`AbstractModel`) has.
+
+    Raises:
+        SiteError: an unknown name, or an index that the site does not have.
+    """
+    if site.name not in SITES:
+        raise SiteError(f"There is no site {site.name!r}.{nearest(site.name, SITES)}")
+    if site.layer is not None and site.name not in BLOCK_SITES:
+        raise SiteError(f"Site {site.name!r} has no layer: it is outside the blocks.")
+    if site.head is not None and site.name not in HEAD_SITES:
+        raise SiteError(
+            f"Site {site.name!r} has no heads; sites per head: {', '.join(HEAD_SITES)}."
+        )
+    for axis in site.axes or {}:
+        raise SiteError(
+            f"Site {site.name!r} has no axis {axis!r}.{nearest(axis, INDICES)}"
+        )
 
 
 def known(index: Any) -> np.ndarray | None:
@@ -257,11 +303,13 @@ def get(tree: Sites[T], name: str) -> T:
 
     Args:
         tree: activations or edits.
-        name: one of `SITES`.
+        name: name of a site.
 
     Returns:
-        The value there.
+        The value there, `None` without one.
     """
+    if name not in SITES:
+        return cast(T, tree.others.get(name))
     return getattr(tree.blocks if name in BLOCK_SITES else tree, name)
 
 
@@ -270,12 +318,19 @@ def put(tree: Sites[Any], name: str, value: Any) -> Sites[Any]:
 
     Args:
         tree: activations or edits.
-        name: one of `SITES`.
+        name: name of a site.
         value: the new value.
 
     Returns:
         A new record; `tree` is unchanged.
     """
+    if name not in SITES:
+        return dataclasses.replace(tree, others=tree.others | {name: value})
     return eqx.tree_at(
         lambda t: get(t, name), tree, value, is_leaf=lambda leaf: leaf is None
     )
+
+
+def filled(tree: Sites[T]) -> tuple[str, ...]:
+    """Return the names of the sites at which `tree` holds a value."""
+    return tuple(name for name in (*SITES, *tree.others) if get(tree, name) is not None)

@@ -3,16 +3,15 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core._edits import AbstractEdit
 from mijax.core._operands import pick
-from mijax.core._rows import Place
-from mijax.core._sites import (
-    Site,
-)
+from mijax.core._rows import AbstractPlace, Place
+from mijax.core._sites import BLOCK_SITES, HEAD_SITES, Site
 
 
 class Patch(AbstractEdit):
@@ -33,61 +32,47 @@ class Patch(AbstractEdit):
     """
 
     source: Any
-    layered: bool = eqx.field(static=True, default=True)
-    prompts: bool = eqx.field(static=True, default=False)
+    site: str | None = eqx.field(static=True, default=None)
 
     def bind(self, site: Site) -> "Patch":
-        """Picks the site's source and checks its rank."""
-        source = pick(self.source, site)
-        if source.ndim not in (site.rank, site.rank + 1):
-            raise ShapeError(
-                f"A source for site {site.name!r} has rank {site.rank}, or "
-                f"{site.rank + 1} with prompts; got shape {source.shape}. Capture the "
-                f"whole site: capture(model, tokens, Site({site.name!r}))."
-            )
-        return Patch(source, site.layered, source.ndim > site.rank)
+        """Pick the site's source."""
+        return Patch(pick(self.source, site), site.name)
 
     def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
-        """Refuses activations of other prompts, or of a part of the site."""
-        found, own = self.source.shape, batch if self.prompts else ()
-        if self.prompts and not batch:
-            raise _of_many(self.source)
-        at = len(found) - len(spec.shape) + self.layered
-        fits = found[:at] == (*own, *spec.shape[: self.layered])
+        """Refuse activations of other prompts, or of a part of the site."""
+        rank, layered = len(spec.shape), self.site in BLOCK_SITES
+        found = jnp.shape(self.source)
+        if len(found) not in (rank, rank + 1):
+            raise ShapeError(
+                f"A source for site {self.site!r} has rank {rank}, or {rank + 1} with "
+                f"prompts; got shape {found}. Capture the whole site: "
+                f"capture(model, tokens, Site({self.site!r}))."
+            )
+        prompts = len(found) > rank
+        own = batch if prompts else ()
+        if prompts and not batch:
+            raise ShapeError(
+                f"The source holds {found[0]} prompts, but a single one is run: index "
+                "the source, or run the whole batch."
+            )
+        at = prompts + layered
+        fits = found[:at] == (*own, *spec.shape[:layered])
         if not fits or found[at] not in rows:
-            axis = self.layered
-            needs = (*own, *spec.shape[:axis], rows.start, *spec.shape[axis + 1 :])
+            needs = (
+                *own,
+                *spec.shape[:layered],
+                rows.start,
+                *spec.shape[layered + 1 :],
+            )
             raise ShapeError(
                 f"The source has shape {found}, but the run needs {needs}: capture the "
                 "whole site in the same number of prompts of that length, or give the "
                 "positions that both have."
             )
 
-    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
-        """Returns the source's rows."""
-        rows = place.rows
-        index: tuple[Any, ...] = (place.layer,) if self.layered else ()
-        if self.prompts:
-            if rows.prompt is None:
-                raise _of_many(self.source)
-            index = (rows.prompt, *index)
-        seq = self.source.shape[len(index)]
-        new = self.source[(*index, jnp.minimum(rows.position, seq - 1))]
-        if new.shape != x.shape:
-            raise ShapeError(
-                f"The source has rows of shape {new.shape[1:]}, but the site has "
-                f"{x.shape[1:]}: both runs need the same model and prompt length."
-            )
-        inside = (rows.position < seq).reshape((-1,) + (1,) * (x.ndim - 1))
-        return jnp.where(inside, new.astype(x.dtype), x)
-
-
-def _of_many(source: Array) -> ShapeError:
-    """Returns the error of a source of several prompts in a run of one."""
-    return ShapeError(
-        f"The source holds {source.shape[0]} prompts, but a single one is run: index "
-        "the source, or run the whole batch."
-    )
+    def __call__(self, x: Float[Array, "rows ..."], place: AbstractPlace) -> Array:
+        """Return the part of the source that belongs to `x`."""
+        return place.take(self.source, x)
 
 
 class Mean(AbstractEdit):
@@ -103,38 +88,71 @@ class Mean(AbstractEdit):
     acts: Any
     mask: Bool[Array, "prompt seq"] | None = None
     per_position: bool = eqx.field(static=True, default=False, kw_only=True)
+    site: str | None = eqx.field(static=True, default=None, kw_only=True)
 
     def bind(self, site: Site) -> AbstractEdit:
-        """Averages the site's activations."""
+        """Pick the site's activations."""
         acts = pick(self.acts, site)
-        if acts.ndim != site.rank + 1:
+        return Mean(acts, self.mask, per_position=self.per_position, site=site.name)
+
+    def over(self, layered: bool, axes: tuple[str, ...]) -> Float[Array, "..."]:
+        """Average over prompts, and over the axis `position` where there is one.
+
+        Args:
+            layered: True if `acts` has an axis of layers, after that of prompts.
+            axes: names of the axes after that.
+
+        Returns:
+            The mean, of the rank of `acts` without prompts.
+
+        Raises:
+            ShapeError: activations of another rank, or a mask for other prompts.
+        """
+        acts = self.acts
+        rank = 1 + layered + len(axes)
+        if acts.ndim != rank:
             raise ShapeError(
-                f"Mean at site {site.name!r} needs acts of rank {site.rank + 1} "
-                f"(prompts first), got shape {acts.shape}."
+                f"Mean at site {self.site!r} needs acts of rank {rank} (prompts "
+                f"first), got shape {acts.shape}."
             )
-        seq = 1 + site.layered
+        seq = 1 + layered + axes.index("position") if "position" in axes else None
         weight = jnp.ones((1,) * acts.ndim, acts.dtype)
         if self.mask is not None:
-            tokens = (acts.shape[0], acts.shape[seq])
+            tokens = (acts.shape[0], acts.shape[seq] if seq else None)
             if jnp.shape(self.mask) != tokens:
                 raise ShapeError(
                     f"Mean's mask of shape {jnp.shape(self.mask)} is not of its acts, "
                     f"which have {tokens[0]} prompts of {tokens[1]} tokens."
                 )
             shape = [1] * acts.ndim
-            shape[0], shape[seq] = self.mask.shape
+            shape[0], shape[seq or 0] = self.mask.shape
             weight = jnp.asarray(self.mask, acts.dtype).reshape(shape)
         weight = jnp.broadcast_to(weight, acts.shape)
-        axes = (0,) if self.per_position else (0, seq)
+        over = (0,) if self.per_position or seq is None else (0, seq)
         # In float16 a sum over prompts would overflow.
         sums = {"keepdims": True, "dtype": jnp.promote_types(acts.dtype, jnp.float32)}
-        total, count = (acts * weight).sum(axes, **sums), weight.sum(axes, **sums)
-        mean = (total / jnp.maximum(count, 1))[0]
-        return MeanAt(mean, site.layered)
+        total, count = (acts * weight).sum(over, **sums), weight.sum(over, **sums)
+        return (total / jnp.maximum(count, 1))[0]
 
-    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
-        """Refuses: the mean is known once the edit is placed."""
-        raise SiteError("Place the edit first: Mean(acts).at(site).")
+    def __call__(self, x: Float[Array, "rows ..."], place: AbstractPlace) -> Array:
+        """Return the mean in every row; verbs compute it once, at their door."""
+        if self.site is None:
+            raise SiteError("Place the edit first: Mean(acts).at(site).")
+        return place.mean(self, x)
+
+
+def settled(edits: Any) -> Any:
+    """Return edits of a decoder with the mean of each `Mean` computed."""
+    is_mean = lambda node: isinstance(node, Mean)  # noqa: E731
+    return jax.tree.map(
+        lambda node: _settled(node) if is_mean(node) else node, edits, is_leaf=is_mean
+    )
+
+
+def _settled(mean: Mean) -> AbstractEdit:
+    layered = mean.site in BLOCK_SITES
+    rest = ("head",) if mean.site in HEAD_SITES else ()
+    return MeanAt(mean.over(layered, ("position", *rest, "feature")), layered)
 
 
 class MeanAt(AbstractEdit):

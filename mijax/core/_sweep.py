@@ -38,14 +38,17 @@ from mijax.core._chunk import (
     run_chunks_on,
 )
 from mijax.core._edits import Compose, Edits, Placed
+from mijax.core._function import FunctionModel
+from mijax.core._function_sweep import sweep_function
 from mijax.core._journal import Journal
 from mijax.core._metric import AbstractMetric
 from mijax.core._model import AbstractModel
 from mijax.core._plan import Chunks, Cost, Lanes, Plan, layer_overhead, pack
 from mijax.core._rowwise import check_rowwise
-from mijax.core._sites import BLOCK_SITES, END, SITES, Sites, get
+from mijax.core._score import Metrics
+from mijax.core._sites import BLOCK_SITES, END, Sites, filled, get
 from mijax.core._sweep_result import Sweep, Work
-from mijax.core._text import ModelLike, TextLike, opened
+from mijax.core._text import ModelLike, opened
 from mijax.core._tokens import PromptsLike, as_tokens, lengths_of
 
 # The first layer of an empty tile.
@@ -56,32 +59,39 @@ NEVER = 2**30
 @checked
 def sweep(
     model: ModelLike,
-    tokens: TextLike,
+    tokens: Any,
     edit: Edits,
     *,
     over: Any,
-    metric: AbstractMetric,
+    metric: Metrics,
+    edits: Any = None,
     mesh: Mesh | None = None,
     progress: Progress = None,
     chunks: Chunks | None = None,
-) -> Sweep:
+) -> Any:
     """Runs a model once for every place of an edit and returns the metric of each run.
 
     Denoising patches clean activations into the corrupt run, noising the reverse: it
     is `tokens` that are run, and the edit that holds the other run's activations.
 
     Args:
-        model: any `AbstractModel`, or a language model (`mijax.models.load(...)`).
+        model: any `AbstractModel`, a language model (`mijax.models.load(...)`), or any
+            function as a model (`mijax.model`).
         tokens: token ids of one prompt, or of a batch (padded on the right), or
             `mijax.data.Prompts`; with a language model also a text or a list of texts.
+            A `FunctionModel` takes one example, or a batch.
         edit: one placed edit, for instance `Patch(acts).at("resid_pre")`. Indices that
             it has stay fixed; those it lacks, and that are not swept, mean everywhere.
         over: names of the swept axes, in the order of the result: `"layer"`,
             `"position"`, `"head"`, `"feature"`; or a mapping from names to values.
             Values of `"position"` are integers, spans, or one of either per prompt,
             names of spans of `Prompts` (`prompts.spans` for all of them), and may be a
-            mapping from labels to those; values of `"coefficient"` are numbers.
-        metric: what to measure.
+            mapping from labels to those; values of `"coefficient"` are numbers. With a
+            `FunctionModel` any axis of the site; a value that is a list is a group in
+            one cell, `("layer", "head")` an axis of pairs, `"where"` one of masks.
+        metric: a metric, or several by name. With a `FunctionModel` also a function
+            `(output)` or `(output, example)`.
+        edits: edits that stay in every run, also the unedited one.
         mesh: devices over which chunks of lanes are spread.
         progress: called with the number of lanes done and their total; `None` draws a
             bar after three seconds in a terminal or notebook, `False` none.
@@ -89,7 +99,8 @@ def sweep(
             `Chunks()` by default.
 
     Returns:
-        The metric of every run, and of the unedited one.
+        The metric of every run, and of the unedited one; one `Sweep` for each of
+        several metrics, by name.
 
     Raises:
         SiteError: a place that the model does not have, or an axis that the edit lacks.
@@ -111,11 +122,18 @@ def sweep(
         >>> found.values.shape, found.work.run  # before position 1 nothing changes
         ((3, 4), 7)
     """
+    chunks = Chunks() if chunks is None else chunks
+    if isinstance(model, FunctionModel):
+        options = {"mesh": mesh, "progress": progress, "chunks": chunks}
+        return sweep_function(
+            model, tokens, edit, over=over, metric=metric, edits=edits, **options
+        )
+    if edits is not None:
+        raise SiteError("Edits that stay under a sweep need a model of mijax.model.")
     model, tokens = opened(model, tokens)
     spans = tokens.spans if isinstance(tokens, PromptsLike) else {}
     lengths, tokens = lengths_of(tokens), as_tokens(tokens)
     batch = tokens if tokens.ndim == 2 else jax.device_put(np.asarray(tokens)[None])
-    chunks = Chunks() if chunks is None else chunks
     placed = _only(check_edits(model, tokens, edit, lengths=lengths, operands=False))
     shapes = site_shapes(model, batch.shape[1])
     check_attention(shapes, "A sweep")
@@ -154,7 +172,7 @@ def sweep(
 
 def _only(edits: Sites[Any]) -> Placed:
     """Returns the one placed edit."""
-    found = [get(edits, name) for name in SITES if get(edits, name) is not None]
+    found = [get(edits, name) for name in filled(edits)]
     if len(found) != 1 or isinstance(found[0], Compose):
         raise SiteError("A sweep moves one edit: give one edit.at(site).")
     placed: Placed = found[0]

@@ -8,6 +8,7 @@ import numpy as np
 
 from mijax._errors import TokenError
 from mijax.core._check import check_model
+from mijax.core._function import FunctionModel
 from mijax.core._model import AbstractModel
 from mijax.core._sharding import automatic
 from mijax.core._tokens import TokensLike
@@ -21,7 +22,7 @@ class LanguageModel(Protocol):
     tokenizer: Any
 
 
-ModelLike = AbstractModel | LanguageModel
+ModelLike = AbstractModel | FunctionModel | LanguageModel
 TextLike = TokensLike | str | Sequence[str]
 
 

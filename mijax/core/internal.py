@@ -32,7 +32,6 @@ from mijax.core._mark import mark_checkpoint_names as mark_checkpoint_names
 from mijax.core._model import Layered as Layered
 from mijax.core._model import scan_blocks as scan_blocks
 from mijax.core._operands import check_per_prompt as check_per_prompt
-from mijax.core._operands import per_row as per_row
 from mijax.core._plan import LEAST_ROWS as LEAST_ROWS
 from mijax.core._plan import layer_overhead as layer_overhead
 from mijax.core._rows import HEADS as HEADS
@@ -60,3 +59,5 @@ from mijax.core._tokens import as_tokens as as_tokens
 from mijax.core._tokens import check_pairs as check_pairs
 from mijax.core._tokens import lengths_of as lengths_of
 from mijax.core._tokens import padded_lengths as padded_lengths
+from mijax.core._trace import rebuild as rebuild
+from mijax.core._trace import trace as trace

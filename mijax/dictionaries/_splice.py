@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core import AbstractEdit, Place, Scale, Set, Site
-from mijax.core.internal import TokensLike, as_tokens, check_per_prompt, per_row
+from mijax.core.internal import TokensLike, as_tokens, check_per_prompt
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._latents import check_latents, fitting, written
 from mijax.dictionaries._wiring import SAE
@@ -218,7 +218,7 @@ class OnLatents(AbstractEdit):
         if self.which.dtype == bool:
             where = self.which
         else:
-            where = per_row(self.which, place, x) == jnp.arange(x.shape[-1])
+            where = place.each(self.which, x) == jnp.arange(x.shape[-1])
         return jnp.where(where, self.edit(x, place), x)
 
 

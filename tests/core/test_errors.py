@@ -9,11 +9,26 @@ from mijax._errors import MijaxError, PositionError, ShapeError, SiteError
 from mijax.core import Site
 
 ONE = model("gpt2")
+
+
+def read(site):
+    return mijax.capture(ONE, CLEAN, site)
+
+
+def edited(name, **place):
+    return mijax.run(ONE, CLEAN, mijax.Zero().at(name, **place))
+
+
 CASES = [
-    (lambda: Site("resid_per"), SiteError, "Did you mean 'resid_pre'"),
-    (lambda: Site("hook_z"), SiteError, "no site 'hook_z'"),
-    (lambda: Site("embed", layer=1), SiteError, "has no layer"),
-    (lambda: Site("mlp_out", head=1), SiteError, "has no heads"),
+    (lambda: read(Site("resid_per")), SiteError, "Did you mean 'resid_pre'"),
+    (lambda: read("hook_z"), SiteError, "no site 'hook_z'"),
+    (lambda: read(Site("embed", layer=1)), SiteError, "has no layer"),
+    (lambda: read(Site("mlp_out", head=1)), SiteError, "has no heads"),
+    (lambda: edited("resid_per"), SiteError, "Did you mean 'resid_pre'"),
+    (lambda: edited("embed", layer=1), SiteError, "has no layer"),
+    (lambda: edited("mlp_out", head=1), SiteError, "has no heads"),
+    (lambda: edited("z", heads=1), SiteError, "no axis 'heads'. Did you mean 'head'"),
+    (lambda: edited("z", where=[True]), SiteError, "mijax.model"),
     (lambda: Site("z", layer=-1), SiteError, "counts from 0"),
     (lambda: Site("z", position=-1), PositionError, "prompts.last"),
     (lambda: Site("z", position=slice(0, 4, 2)), PositionError, "no step"),
@@ -54,7 +69,11 @@ CASES = [
         ShapeError,
         "does not fit",
     ),
-    (lambda: mijax.Patch(jnp.ones((3, 4))).at("z"), ShapeError, "rank 4"),
+    (
+        lambda: mijax.run(ONE, CLEAN, mijax.Patch(jnp.ones((3, 4))).at("z")),
+        ShapeError,
+        "rank 4",
+    ),
     (
         lambda: mijax.Patch({"z": jnp.ones((3, 7, 4, 8))}).at("q"),
         SiteError,
@@ -79,7 +98,7 @@ CASES = [
         ShapeError,
         "size 5",
     ),
-    (lambda: mijax.capture(ONE, CLEAN, "z"), SiteError, "Give a Site"),
+    (lambda: mijax.capture(ONE, CLEAN, 3), SiteError, "Give a Site"),
     (
         lambda: mijax.capture(
             ONE, CLEAN, Site("z", position=slice(jnp.arange(3), None))
@@ -102,5 +121,3 @@ def test_one_line(bad, error, says):
 def test_unknown_keywords_raise():
     with pytest.raises(TypeError):
         mijax.run(ONE, CLEAN, hooks=[])  # pyright: ignore
-    with pytest.raises(TypeError):
-        mijax.Zero().at("z", layers=1)  # pyright: ignore

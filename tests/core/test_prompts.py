@@ -251,7 +251,11 @@ NO = {
         "vocabulary of 64",
     ),
     "mask": (
-        lambda: mijax.Mean(ACTS, mask=PROMPTS.mask[:2]).at("resid_pre"),
+        lambda: mijax.run(
+            MODEL,
+            PROMPTS,
+            mijax.Mean(ACTS, mask=PROMPTS.mask[:2]).at("resid_pre"),
+        ),
         "mask of shape",
     ),
     "key": (

@@ -237,7 +237,7 @@ def test_scores_may_all_be_cut_off():
 
 def test_means_of_half_precision_are_means():
     acts = jnp.full((64, 3, 1024, 4), 1.5, jnp.float16)
-    mean = mijax.Mean(acts).at("resid_pre", layer=0).blocks.resid_pre.edit.value
+    mean = mijax.Mean(acts).over(True, ("position", "feature"))
     chex.assert_trees_all_equal(mean, jnp.full((3, 1, 4), 1.5, jnp.float32))
 
 

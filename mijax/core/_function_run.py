@@ -1,0 +1,258 @@
+"""`run`, `capture` and `gradients` of a `FunctionModel`, on `harvest`."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from mijax._errors import SiteError, quoted
+from mijax.core._edits import compose
+from mijax.core._evaluate import At
+from mijax.core._function import FunctionModel, examples, traced_of
+from mijax.core._harvest import harvest_parts
+from mijax.core._score import check_scores, score
+from mijax.core._site_table import SiteInfo, SiteTable, check_names, table
+from mijax.core._sites import PerPrompt, Site, known
+from mijax.core._spot import applied, axes_of, check_index, resolved, size_of, spot_of
+
+
+class Door(eqx.Module):
+    """Checked arguments of a verb.
+
+    Attributes:
+        fn: the function.
+        inputs: one example, or a batch.
+        edits: edits by site.
+        batch: number of examples, `None` for one without a batch.
+        sites: the sites of the model for such inputs.
+    """
+
+    fn: Any
+    inputs: Any
+    edits: dict[str, Any]
+    batch: int | None = eqx.field(static=True)
+    sites: Any = eqx.field(static=True)
+
+    def over(self, one: Any) -> Any:
+        """Map `one(example, index)` over the batch, or call it for one example."""
+        if self.batch is None:
+            return one(self.inputs, None)
+        return jax.vmap(one)(self.inputs, jnp.arange(self.batch, dtype=jnp.int32))
+
+
+def opened_function(model: FunctionModel, inputs: Any, edits: Any) -> Door:
+    """Check inputs and edits of a verb."""
+    tree, batch, example = examples(model, inputs)
+    sites = table(traced_of(model, example).marks)
+    return Door(model.fn, tree, resolved(compose(edits), sites, batch), batch, sites)
+
+
+def run_function(model: FunctionModel, inputs: Any, edits: Any) -> Any:
+    """See `mijax.run`."""
+    return _run(opened_function(model, inputs, edits))
+
+
+@eqx.filter_jit
+def _run(door: Door) -> Any:
+    def one(example: Any, prompt: Any) -> Any:
+        edits = applied(door.edits, door.sites, prompt)
+        return harvest_parts(door.fn, (), edits, {})(example)[0]
+
+    return door.over(one)
+
+
+def capture_function(model: FunctionModel, inputs: Any, sites: Any, edits: Any) -> Any:
+    """See `mijax.capture`."""
+    door = opened_function(model, inputs, edits)
+    return _capture(door, checked_sites(sites, door))
+
+
+def checked_sites(sites: Any, door: Door) -> Any:
+    """Return a tree of sites with indices as arrays; a name is its whole site.
+
+    Raises:
+        SiteError: a site, axis or index that the model does not have.
+    """
+
+    def one(site: Any) -> Site:
+        site = Site(site) if isinstance(site, str) else site
+        if not isinstance(site, Site):
+            raise SiteError(f"Give sites, for instance Site('z'), got {quoted(site)}.")
+        check_names([site.name], door.sites)
+        info = door.sites[site.name]
+        axes = axes_of(site, info)
+        if site.layer is not None:
+            if isinstance(site.layer, PerPrompt):
+                raise SiteError("A captured layer is the same for every example.")
+            check_index("layer", site.layer, info.layers or 0, info, door.batch)
+        for axis, index in axes.items():
+            check_index(axis, index, size_of(info, axis), info, door.batch)
+        layer = site.layer
+        found = {axis: _data(i, axis, info) for axis, i in axes.items()}
+        if layer is not None and info.scanned:
+            layer = jnp.asarray(layer)
+        # Under other names than a Site's own, so that all axes are treated alike.
+        return Site(
+            site.name, layer, **{f"axis_{axis}": i for axis, i in found.items()}
+        )
+
+    return jax.tree.map(one, sites, is_leaf=is_site)
+
+
+def is_site(node: Any) -> bool:
+    """Return True at a site in a tree."""
+    return isinstance(node, Site | str)
+
+
+def _data(index: Any, axis: str, info: SiteInfo) -> Any:
+    """Return an index as data, a slice as the indices in it."""
+    if isinstance(index, slice):
+        if info.ragged and index.stop is None:
+            raise SiteError(
+                f"Layers of site {info.name!r} have different sizes of axis {axis!r}: "
+                "give the slice an end."
+            )
+        return jnp.arange(size_of(info, axis))[index]
+    return (
+        PerPrompt(index.values) if isinstance(index, PerPrompt) else jnp.asarray(index)
+    )
+
+
+@eqx.filter_jit
+def _capture(door: Door, sites: Any) -> Any:
+    flat, structure = jax.tree.flatten(sites, is_leaf=is_site)
+
+    def one(example: Any, prompt: Any) -> Any:
+        edits = applied(door.edits, door.sites, prompt)
+        names = {site.name for site in flat}
+        parts = {name: _parts(name, flat, door.sites[name], prompt) for name in names}
+        _, acts = harvest_parts(door.fn, names, edits, parts)(example)
+        count = dict.fromkeys(names, 0)
+        found = []
+        for site in flat:
+            value = acts[site.name][count[site.name]]
+            count[site.name] += 1
+            found.append(after_loops(value, site, door.sites[site.name], prompt))
+        return found
+
+    return jax.tree.unflatten(structure, door.over(one))
+
+
+def _parts(name: str, sites: list[Site], info: SiteInfo, prompt: Any) -> Any:
+    """Return the function that selects each site's part of a value."""
+    own = [site for site in sites if site.name == name]
+
+    def parts(value: Array, at: At) -> list[Array]:
+        spot = spot_of(at, info, prompt)
+        return [select(value, site, spot.axes, prompt) for site in own]
+
+    return parts
+
+
+def select(value: Array, site: Site, axes: tuple[str, ...], prompt: Any) -> Array:
+    """Select indices on the axes of a value; an integer drops its axis."""
+    given = site.axes or {}
+    # From the last axis on, so that a dropped axis does not move the others.
+    for i in reversed(range(len(axes))):
+        index = given.get(f"axis_{axes[i]}")
+        if index is None:
+            continue
+        if isinstance(index, PerPrompt):
+            index = index.values[0 if prompt is None else prompt]
+        at = value.ndim - len(axes) + i
+        value = jnp.take(value, jnp.asarray(index), axis=at)
+        axes = axes if jnp.ndim(index) else (*axes[:i], *axes[i + 1 :])
+    return value
+
+
+def after_loops(value: Any, site: Site, info: SiteInfo, prompt: Any) -> Any:
+    """Select the layer and indices on loops from stacked parts."""
+    if site.layer is not None:
+        if isinstance(value, tuple):
+            at = np.asarray(known(site.layer))
+            found = [value[i] for i in at.reshape(-1)]
+            same = len({one.shape for one in found}) == 1
+            value = jnp.stack(found) if same and at.ndim else tuple(found)
+            value = value if at.ndim else found[0]
+        else:
+            value = jnp.take(value, jnp.asarray(site.layer), axis=0)
+    loops = info.axes[: info.loops]
+    if not loops:
+        return value
+    layered = info.layers is not None and (site.layer is None or jnp.ndim(site.layer))
+
+    def pick(array: Array) -> Array:
+        # The axes of a value count as one here.
+        flat = array.reshape(*array.shape[: len(loops)], -1)
+        return select(flat, site, (*loops, ""), prompt)
+
+    def one(array: Array, lead: int) -> Array:
+        first, rest = array.shape[:lead], array.shape[lead + len(loops) :]
+        picked = jax.vmap(pick)(array.reshape(-1, *array.shape[lead:]))
+        return picked.reshape(*first, *picked.shape[1:-1], *rest)
+
+    if isinstance(value, tuple):
+        return tuple(one(part, 0) for part in value)
+    return one(value, int(bool(layered)))
+
+
+def gradients_function(
+    model: FunctionModel, inputs: Any, metric: Any, sites: Any, edits: Any
+) -> Any:
+    """See `mijax.gradients`."""
+    door = opened_function(model, inputs, edits)
+    check_scores(metric)
+    return _gradients(door, metric, checked_sites(sites, door))
+
+
+@eqx.filter_jit
+def _gradients(door: Door, metric: Any, sites: Any) -> Any:
+    flat, structure = jax.tree.flatten(sites, is_leaf=is_site)
+    names = list(dict.fromkeys(site.name for site in flat))
+
+    def one(example: Any, prompt: Any) -> Any:
+        before = applied(door.edits, door.sites, prompt)
+
+        def value(shifts: dict[str, Any]) -> Array:
+            def shifted(name: str) -> Any:
+                def edit(x: Array, at: At) -> Array:
+                    x = before[name](x, at) if name in before else x
+                    return x + spot_of(at, door.sites[name], prompt).part(
+                        shifts[name], x.ndim
+                    )
+
+                return edit
+
+            edits = before | {name: shifted(name) for name in names}
+            output, _ = harvest_parts(door.fn, (), edits, {})(example)
+            return score(metric, output, example, prompt)
+
+        grads = jax.grad(value)({name: _zeros(door.sites[name]) for name in names})
+        return [_of(grads[s.name], s, door.sites[s.name], prompt) for s in flat]
+
+    return jax.tree.unflatten(structure, door.over(one))
+
+
+def _zeros(info: SiteInfo) -> Any:
+    """Return zeros in the shape of a whole site's activations."""
+    if info.ragged:
+        return tuple(jnp.zeros(shape, info.dtype) for shape in info.shapes)
+    layers = () if info.layers is None else (info.layers,)
+    return jnp.zeros((*layers, *info.shapes[0]), info.dtype)
+
+
+def _of(grad: Any, site: Site, info: SiteInfo, prompt: Any) -> Any:
+    """Select what a site asks for from the gradient at the whole site."""
+
+    def part(value: Array) -> Array:
+        return select(value, site, info.axes[info.loops :], prompt)
+
+    return after_loops(jax.tree.map(part, grad), site, info, prompt)
+
+
+def site_table_of(model: FunctionModel, inputs: Any) -> SiteTable:
+    """Return the sites for one example of some inputs."""
+    return table(traced_of(model, examples(model, inputs)[2]).marks)
