@@ -101,7 +101,7 @@ def check_attention(shapes: Sites[Any], verb: str) -> None:
 
 def check_metric(
     metric: Any, tokens: Array, *, lengths: np.ndarray | None, vocab: int | None
-) -> None:
+) -> AbstractMetric:
     """Refuses a metric that reads what is not there, or padding.
 
     Args:
@@ -109,6 +109,9 @@ def check_metric(
         tokens: `[seq]` or `[batch, seq]`.
         lengths: number of tokens of each prompt, if it is known.
         vocab: number of logits, if it is known.
+
+    Returns:
+        The metric.
 
     Raises:
         ShapeError: no metric, or operands of other prompts or another vocabulary.
@@ -124,10 +127,10 @@ def check_metric(
     if vocab is not None:
         metric.check_tokens(vocab)
     if lengths is None or type(metric).reads is not AbstractMetric.reads:
-        return
+        return metric
     read = tokens.shape[-1] - 1 if metric.position is None else known(metric.position)
     if read is None:
-        return
+        return metric
     read = np.reshape(read, (-1, 1)) if np.ndim(read) < 2 else np.asarray(read)
     beyond, counted = read >= lengths[:, None], metric.counted()
     padding = np.flatnonzero((beyond if counted is None else beyond & counted).any(1))
@@ -137,6 +140,7 @@ def check_metric(
             f"The metric reads padding: prompt {i} has {lengths[i]} of "
             f"{tokens.shape[-1]} tokens. Give it position=prompts.last."
         )
+    return metric
 
 
 def site_shapes(model: AbstractModel, seq: int) -> Sites[Any]:

@@ -219,5 +219,6 @@ def _layers(places: dict[str, np.ndarray]) -> list[frozenset[int]] | None:
         if array.ndim == 1:
             return [frozenset((int(layer),)) for layer in array]
         other = tuple(i + 1 for i in range(len(names)) if names[i] != "layer")
-        return [frozenset(np.flatnonzero(row).tolist()) for row in array.any(other)]
+        rows = np.asarray(array.any(axis=other))
+        return [frozenset(np.flatnonzero(row).tolist()) for row in rows]
     return None

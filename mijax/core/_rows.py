@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from mijax.core._mark import edited, site
-
 from mijax._errors import PositionError, ShapeError
+from mijax.core._mark import edited, site
 
 Past = tuple[Array, Array]
 HEADS = "position head head_dim"
@@ -234,13 +233,7 @@ class Reads(AbstractRows):
 
 
 class AbstractPlace(eqx.Module):
-    """Which value an edit is given: how its operands and indices apply to it.
-
-    Attributes:
-        layer: the layer, `None` outside of layers.
-    """
-
-    layer: eqx.AbstractVar[Any]
+    """Which value an edit is given: how its operands and indices apply to it."""
 
     @abc.abstractmethod
     def each(self, index: Array, x: Array) -> Array:

@@ -339,7 +339,9 @@ def gradients(
     lengths, tokens = lengths_of(tokens), as_tokens(tokens)
     shapes = check_sites(model, tokens, sites, lengths=lengths)
     edits = check_edits(model, tokens, edits, lengths=lengths)
-    check_metric(metric, tokens, lengths=lengths, vocab=shapes.logits.shape[-1])
+    metric = check_metric(
+        metric, tokens, lengths=lengths, vocab=shapes.logits.shape[-1]
+    )
     check_spans(sites)
     tokens = _guarded(model, tokens, sites, shapes)
     vocab = shapes.logits.shape[-1]

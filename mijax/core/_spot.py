@@ -238,7 +238,7 @@ def axes_of(placed: Placed | Site, info: SiteInfo) -> dict[str, Any]:
     """
     if isinstance(placed, Placed):
         position = placed.start
-        if placed.stop is not None:
+        if placed.start is not None and placed.stop is not None:
             position = Span(placed.start, placed.stop)
         elif position is not None and position.ndim:
             position = PerPrompt(position)
@@ -331,10 +331,10 @@ def _operand(edit: AbstractEdit, info: SiteInfo, batch: int | None) -> AbstractE
     if isinstance(edit, Mean):
         return Whole(_mean(edit, info))
     coefficient = getattr(edit, "coefficient", None)
-    many = isinstance(coefficient, jax.Array) and coefficient.ndim > 0
-    if many and coefficient.shape != (batch,):
+    shape = jnp.shape(coefficient) if isinstance(coefficient, jax.Array) else ()
+    if shape not in ((), (batch,)):
         raise ShapeError(
-            f"An edit's coefficient of shape {coefficient.shape} does not fit "
+            f"An edit's coefficient of shape {shape} does not fit "
             f"{batch or 'a single example'}: give one, or one per example."
         )
     return edit

@@ -142,7 +142,9 @@ def sweep(
     if isinstance(over, Mapping) and over.get("position") is not None:
         rows = range(int(grid.places["stop"].max()), END)
     placed.edit.check_operand(get(shapes, placed.site), rows, tokens.shape[:-1])
-    check_metric(metric, tokens, lengths=lengths, vocab=shapes.logits.shape[-1])
+    metric = check_metric(
+        metric, tokens, lengths=lengths, vocab=shapes.logits.shape[-1]
+    )
     base = run_base(model, batch, placed.site, metric)
     lanes = _lanes(placed, grid, base, model.causal)
     values = np.repeat(np.asarray(base.metric), np.prod(grid.shape[1:], dtype=int))
