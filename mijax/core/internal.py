@@ -42,8 +42,6 @@ from mijax.core._run import over_prompts as over_prompts
 from mijax.core._run import part as part
 from mijax.core._shown import cut as cut
 from mijax.core._shown import shown as shown
-from mijax.core._site_table import rebuild as rebuild
-from mijax.core._site_table import trace as trace
 from mijax.core._sites import HEAD_SITES as HEAD_SITES
 from mijax.core._sites import empty as empty
 from mijax.core._sites import get as get
