@@ -351,7 +351,7 @@ def test_memory_and_resume(tmp_path):
 
 REFUSED = {
     "site": (lambda m, x: Zero().at("rely"), "no site 'rely'. Did you mean 'relu'"),
-    "axis": (lambda m, x: Zero().at("relu", chanel=1), "Did you mean 'channel'"),
+    "axis": (lambda m, x: Zero().at("relu", channels=1), "Did you mean 'channel'"),
     "layer": (lambda m, x: Zero().at("relu", layer=3), "layers 0 to 2"),
     "no layers": (lambda m, x: Zero().at("logits", layer=0), "no layers"),
     "index": (lambda m, x: Zero().at("relu", channel=99), "channels 0 to 15"),
