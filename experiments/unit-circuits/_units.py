@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 import mijax
+from mijax.experiment import Progress
 
 Pixels = Float[Array | np.ndarray, "image channel row column"]
 
@@ -176,66 +177,35 @@ def ablate_each(
     units: Units,
     targets: Answers,
     *,
-    progress: Callable[[int, int], object],
-    at_once: int,
+    progress: Progress,
+    chunks: mijax.Chunks,
 ) -> Ablated:
-    """Set each unit to zero, all units of a layer in one program.
-
-    The channel is data and the image is not mapped over, so that what comes before the
-    layer is computed once for all of its channels.
+    """Set each unit to zero, in one sweep.
 
     Args:
         model: the model.
         images: preprocessed images.
         units: the units.
         targets: classes to compare.
-        progress: called with the number of units that are done and their number.
-        at_once: channels in one step of the program.
+        progress: called with the amount of work that is done and all of it.
+        chunks: working memory, and where an interrupted sweep resumes.
 
     Returns:
         Margins and answers of every image without each unit.
     """
-    count, every = len(images), len(units.cells)
-    base = margins_of(logits_of(model, images), targets)
-    fall = np.zeros((count, every), np.float32)
-    answer = np.zeros((count, every), int)
-    for layer in units.layers:
-        start, size = units.of_layer(layer).start, units.sizes[layer]
-        for first in range(0, size, at_once):
-            # The last step has as many channels as the others: one program per layer.
-            step = np.arange(first, first + min(at_once, size))
-            channels = np.minimum(step, size - 1)
-            for i, image in enumerate(images):
-                label, rival = targets.label[i], targets.rival[i]
-                margins, classes = _without(
-                    model, image, units.site, layer, channels, label, rival
-                )
-                fall[i, start + channels] = base[i] - np.asarray(margins)
-                answer[i, start + channels] = np.asarray(classes)
-            progress(start + int(channels[-1]) + 1, every)
-    return Ablated(fall, answer)
-
-
-@eqx.filter_jit
-def _without(
-    model: Any,
-    image: Any,
-    site: str,
-    layer: int,
-    channels: Any,
-    label: Any,
-    rival: Any,
-) -> tuple[Array, Array]:
-    """Return margin and answer without each channel of a layer."""
-
-    def one(channel: Array) -> Any:
-        def edit(x: Array, at: Any) -> Array:
-            return x.at[channel].set(0) if at.layer == layer else x
-
-        logits, _ = mijax.harvest(model, want=(), edits={site: edit})(image)
-        return margin(logits, label, rival), logits.argmax()
-
-    return jax.vmap(one)(jnp.asarray(channels))
+    cells = [tuple(cell) for cell in units.cells.tolist()]
+    found = mijax.sweep(
+        mijax.model(model, images[0]),
+        images,
+        mijax.Zero().at(units.site),
+        over={("layer", "channel"): cells},
+        metric={"margin": mijax.logit_difference(*targets), "answer": jnp.argmax},
+        progress=progress,
+        chunks=chunks,
+    )
+    margins, classes = found["margin"], found["answer"]
+    fall = margins.base[:, None] - margins.values
+    return Ablated(np.asarray(fall), np.asarray(classes.values).astype(int))
 
 
 def ablate_sets(
@@ -245,7 +215,7 @@ def ablate_sets(
     targets: Answers,
     off: Bool[np.ndarray, "lane image unit"],
     *,
-    progress: Callable[[int, int], object],
+    progress: Progress,
     at_once: int,
 ) -> Ablated:
     """Set several units to zero at a time, and run all images.

@@ -35,6 +35,7 @@ Runtime: see experiments/README.md.
 """
 
 import mijax.experiment
+from mijax import Chunks
 from mijax._errors import ConfigError
 from mijax.models import ImageModel, load_image_model
 
@@ -84,7 +85,7 @@ class Config(mijax.experiment.Config):
     shown: int = 6
     "Units of each class in tables and pictures."
     at_once: int = 64
-    "Runs in one step of the compiled program."
+    "Runs in one step of the program that removes sets."
     seed: int = 0
     "Seed of random sets."
 
@@ -121,10 +122,14 @@ def measured(config: Config, run: mijax.experiment.Run) -> Found:
     targets = answers(logits[used], labels)
     with run.progress("attribution"):
         estimate = attribution(model, x, units, targets)
-    at_once = config.at_once
     with run.progress("ablate every unit") as progress:
         exact = ablate_each(
-            model, x, units, targets, progress=progress, at_once=at_once
+            model,
+            x,
+            units,
+            targets,
+            progress=progress,
+            chunks=Chunks(resume=str(run.scratch / "units.npz")),
         )
     lanes = set_lanes(
         estimate,
@@ -137,7 +142,13 @@ def measured(config: Config, run: mijax.experiment.Run) -> Found:
     )
     with run.progress("ablate sets") as progress:
         sets = ablate_sets(
-            model, x, units, targets, lanes.off, progress=progress, at_once=at_once
+            model,
+            x,
+            units,
+            targets,
+            lanes.off,
+            progress=progress,
+            at_once=config.at_once,
         )
     return Found(
         loaded=loaded,
