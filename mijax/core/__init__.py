@@ -1,7 +1,7 @@
 """Sites, activations, edits and the verbs on them."""
 
 from mijax.core._activations import Activations as Activations
-from mijax.core._axes import Axis as Axis
+from mijax.core._axis import Axis as Axis
 from mijax.core._block import AbstractBlock as AbstractBlock
 from mijax.core._compilation_cache import compilation_cache as compilation_cache
 from mijax.core._edits import AbstractEdit as AbstractEdit

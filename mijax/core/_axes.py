@@ -7,10 +7,20 @@ import jax
 import numpy as np
 
 from mijax._errors import PositionError, ShapeError, SiteError, nearest, quoted
+from mijax.core._axis import Axis
 from mijax.core._check import check_place
 from mijax.core._edits import Placed
+from mijax.core._function_axes import (
+    every,
+    joint,
+    labeled,
+    single,
+    spread_masks,
+)
 from mijax.core._integers import integers
+from mijax.core._site_table import SiteInfo
 from mijax.core._sites import (
+    BLOCK_SITES,
     PerPrompt,
     Site,
     Sites,
@@ -18,15 +28,10 @@ from mijax.core._sites import (
     get,
     span_ends,
 )
+from mijax.core._spot import size_of
 
 AXES = ("layer", "position", "head", "feature", "coefficient")
-
-
-class Axis(NamedTuple):
-    """A swept axis: its name and the label of each value."""
-
-    name: str
-    labels: tuple[str, ...]
+PAIRS = ("layer", "head")
 
 
 class Cells(NamedTuple):
@@ -36,7 +41,8 @@ class Cells(NamedTuple):
         axes: the swept axes.
         shape: `(prompts, *sizes)`.
         places: per lane, `prompt` always; `layer`, `start`, `stop`, `head`, `feature`,
-            `coefficient` where swept or fixed.
+            `coefficient` where swept or fixed. A boolean mask per lane stands for a
+            set: `[lane, size]`, or `[lane, layer, head]` for pairs, as `head`.
         coefficient: index into the swept coefficients per lane, 0 without them.
         coefficients: the swept coefficients, or `None`.
     """
@@ -77,12 +83,14 @@ def cells(
     columns: dict[str, tuple[np.ndarray, int]] = {"prompt": (prompts, 0)}
     axes = []
     for at, (name, values) in enumerate(over.items(), start=1):
-        _check_axis(name, placed)
+        for one in name if isinstance(name, tuple) else (name,):
+            _check_axis(one, placed)
         if name == "position":
             labels, found = _positions(values, batch, spans)
         else:
             labels, found = _values(name, values, placed, shapes, batch)
-        axes.append(Axis(name, labels))
+        joint_name = ", ".join(name) if isinstance(name, tuple) else name
+        axes.append(Axis(joint_name, labels))
         columns |= {key: (array, at) for key, array in found.items()}
     shape = (batch[0], *(len(axis.labels) for axis in axes))
     for key in ("layer", "start", "stop", "head", "feature"):
@@ -114,7 +122,7 @@ def _names(over: Any) -> Mapping[str, Any]:
         )
     names = list(over)
     for name in names:
-        if not isinstance(name, str) or name not in AXES:
+        if name not in AXES and name != PAIRS:
             raise SiteError(f"There is no axis {name!r}.{nearest(str(name), AXES)}")
     named = over if isinstance(over, Mapping) else dict.fromkeys(names)
     if not named:
@@ -149,45 +157,52 @@ def _values(
             raise ShapeError(f"Coefficients are finite numbers, got {values!r:.60}.")
         found = found.astype(np.float32)
         return tuple(f"{value:g}" for value in found), {name: found}
-    site = Site(placed.site, **{name: 0})
-    shape = get(shapes, placed.site).shape
-    axis = {"layer": 0, "head": len(shape) - 2, "feature": len(shape) - 1}[name]
-    given = range(shape[axis]) if values is None else values
-    found = _flat(name, np.asarray(integers(_listed(name, given), f"Axis {name!r}")))
-    site = Site(placed.site, **{name: found})
-    check_place(shapes, jax.device_put(np.zeros(batch, np.int32)), site)
-    return tuple(str(value) for value in found), {name: found}
+    info = _info(placed.site, get(shapes, placed.site))
+    if name == PAIRS:
+        labels, each = labeled(every(name, info) if values is None else values)
+        found = joint(PAIRS, each, info, batch[0])
+        return labels, {"head": found["layer,head"]} if len(found) == 1 else found
+    check_place(
+        shapes,
+        jax.device_put(np.zeros(batch, np.int32)),
+        Site(placed.site, **{name: 0}),
+    )
+    axis = info.axes[-1] if name == "feature" else name
+    size = size_of(info, axis)
+    labels, each = labeled(range(size) if values is None else _listed(name, values))
+    return labels, {name: single(axis, each, info, batch[0])}
+
+
+def _info(name: str, spec: Any) -> SiteInfo:
+    """Describe a site of a decoder."""
+    layered = name in BLOCK_SITES
+    shape = spec.shape[layered:]
+    heads = ("head",) if len(shape) == 3 else ()
+    layers = spec.shape[0] if layered else None
+    axes = ("position", *heads, "feature")
+    return SiteInfo(name, layers, axes, (shape,) * (layers or 1), spec.dtype)
 
 
 def _listed(name: str, values: Any) -> Any:
-    """Return the values of an axis, and refuse groups of several."""
-    if isinstance(values, PerPrompt) or hasattr(values, "items"):
+    """Return the values of an axis, and refuse what is not a list of them."""
+    if isinstance(values, PerPrompt) or not hasattr(values, "__len__"):
         raise ShapeError(
-            f"Axis {name!r} takes a list of integers, got {type(values).__name__}."
+            f"Axis {name!r} takes a list of integers or groups, got "
+            f"{type(values).__name__}."
         )
-    if not isinstance(values, Sequence) or isinstance(values, str):
-        return values
-    sizes = [np.ndim(value) for value in values if not isinstance(value, slice)]
-    if any(sizes) or len(sizes) < len(values):
-        raise _no_groups(name, values)
-    return list(values)
+    if isinstance(values, np.ndarray | jax.Array) and values.ndim != 1:
+        raise ShapeError(
+            f"Axis {name!r} takes a flat array, or a list of groups, got shape "
+            f"{values.shape}."
+        )
+    return values
 
 
 def _flat(name: str, found: np.ndarray) -> np.ndarray:
     """Return the values of an axis as a flat list of at least one."""
-    if found.ndim > 1:
-        raise _no_groups(name, found.tolist())
-    if not found.size:
-        raise ShapeError(f"Axis {name!r} has no values to sweep over.")
+    if found.ndim > 1 or not found.size:
+        raise ShapeError(f"Axis {name!r} takes a flat list of values, got {found}.")
     return found.reshape(-1)
-
-
-def _no_groups(name: str, values: Any) -> ShapeError:
-    """Return the error of an axis whose values are groups."""
-    return ShapeError(
-        f"Each value of axis {name!r} is one {name}, got groups {values!r:.60}: run "
-        f"each group with mijax.run and .at({name}=[...])."
-    )
 
 
 def _positions(
@@ -257,6 +272,8 @@ def _span(value: Any, spans: Mapping[str, Any]) -> Any:
 
 def _spread(array: np.ndarray, axis: int, shape: tuple[int, ...]) -> np.ndarray:
     """Broadcasts `[]`, `[value]` or `[value, prompt]` of an axis to all lanes."""
+    if array.dtype == bool:
+        return spread_masks(array, axis, shape)
     if array.ndim == 2:
         sizes = [1] * len(shape)
         sizes[0], sizes[axis] = shape[0], shape[axis]

@@ -10,11 +10,12 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from mijax.core._block import apply_block
-from mijax.core._edits import AbstractEdit, Placed, edit
+from mijax.core._edits import AbstractEdit, Compose, Placed, edit
+from mijax.core._held import held
 from mijax.core._metric import AbstractMetric, wide
 from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._rows import Packed, Place, Reads, Sequence
-from mijax.core._sites import BLOCK_SITES, Sites, empty, put
+from mijax.core._sites import BLOCK_SITES, Sites, empty, get, put
 
 
 class Base(eqx.Module):
@@ -26,48 +27,61 @@ class Base(eqx.Module):
     last: Float[Array, "prompt seq embed"]
     site: Float[Array, "..."]
     reads: Int[Array, "prompt reads"]
-    metric: Float[Array, " prompt"]
+    metric: Float[Array, "prompt ..."]
+    edits: Sites[Any]
 
 
 @eqx.filter_jit
 def run_base(
-    model: AbstractModel, tokens: Array, site: str, metric: AbstractMetric
+    model: AbstractModel,
+    tokens: Array,
+    site: str,
+    metric: AbstractMetric,
+    edits: Sites[Any] | None = None,
 ) -> Base:
-    """Runs all prompts unedited.
+    """Run all prompts without the swept edit.
 
     Args:
         model: the model.
         tokens: `[prompt, seq]`.
         site: the site that will be edited.
         metric: what is measured.
+        edits: edits that stay in every run, at `embed` or in blocks.
 
     Returns:
         The residual stream, keys and values at every layer, the last residual stream,
         and the site's activations (with a layer axis of 1 outside the blocks).
     """
     seq = tokens.shape[1]
+    edits = empty() if edits is None else edits
+    # A block that is run again applies its edit at `resid_pre` again, so then what is
+    # kept is what the block before it returned.
+    stream = "resid_pre" if edits.blocks.resid_pre is None else "resid_post"
 
     def one(tokens: Array, prompt: Array) -> Any:
         rows = Sequence(jnp.arange(seq, dtype=jnp.int32), prompt, prompt)
-        embed = model.embed(tokens, rows.position)
+        embed = edit(edits.embed, model.embed(tokens, rows.position), Place(rows))
 
         def select(kept: Any, acts: Any, layer: Array) -> Any:
             of_site = getattr(acts, site) if site in BLOCK_SITES else None
-            return kept, (acts.resid_pre, acts.k, acts.v, of_site)
+            return kept, (getattr(acts, stream), acts.k, acts.v, of_site)
 
-        want = {"resid_pre", "k", "v", *({site} & set(BLOCK_SITES))}
+        want = {stream, "k", "v", *({site} & set(BLOCK_SITES))}
         last, (_, kept) = scan_blocks(
-            *(model, embed, empty().blocks, rows), want=want, select=select
+            *(model, embed, edits.blocks, rows), want=want, select=select
         )
         x, k, v, of_site = kept
         of_site = embed[None] if of_site is None else of_site
+        if stream == "resid_post":
+            x = jnp.concatenate([embed[None], x[:-1]])
         return x, k, v, of_site, last
 
     prompts = jnp.arange(tokens.shape[0], dtype=jnp.int32)
     x, k, v, of_site, last = jax.vmap(one, out_axes=(1, 1, 1, 1, 0))(tokens, prompts)
     reads = jax.vmap(lambda prompt: metric.reads(prompt, seq))(prompts)
     read = jnp.take_along_axis(last, reads[..., None], axis=1)
-    return Base(x, k, v, last, of_site, reads, measure(model, metric, read, prompts))
+    found = measure(model, metric, read, prompts)
+    return Base(x, k, v, last, of_site, reads, found, held(edits))
 
 
 def measure(
@@ -75,7 +89,7 @@ def measure(
     metric: AbstractMetric,
     x: Float[Array, "lane reads embed"],
     prompt: Int[Array, " lane"],
-) -> Float[Array, " lane"]:
+) -> Float[Array, "lane ..."]:
     """Evaluates a metric on the residual stream at the positions that it reads."""
     ids = jax.vmap(metric.ids)(prompt)
     if ids is not None:
@@ -181,7 +195,7 @@ def run_chunk(
     placed: Placed,
     base: Base,
     tiles: Tile,
-) -> Float[Array, "tile lane"]:
+) -> Float[Array, "tile lane ..."]:
     """Runs a chunk's lanes and returns the metric of each.
 
     Layer by layer, over the tiles that have started: a layer's weights are read once
@@ -207,13 +221,13 @@ def run_chunk(
         rows = tile.rows(seq)
         first = jnp.minimum(tile.first, layers - 1)
         x = base.x[first, rows.prompt, rows.position]
-        return edit(_at_lanes(placed, tile).embed, x, Place(rows))
+        return edit(_at_lanes(placed, tile, empty()).embed, x, Place(rows))
 
     def block(layer: Array, x: Array, tile: Tile, read: Array | None) -> Array:
         here = jax.tree.map(lambda a: _at(a, layer), (arrays, base.k, base.v))
         place = Place(tile.rows(seq, read), layer)
         one = eqx.combine(here[0], static)
-        edits = _at_lanes(placed, tile).blocks
+        edits = _at_lanes(placed, tile, base.edits).blocks
         return apply_block(one, x, edits, place, here[1:], want=())[0]
 
     def each(one: Callable[..., Array], out: Array, layer: Any) -> Array:
@@ -253,8 +267,8 @@ def _at(array: Array, index: Array) -> Array:
     return jax.lax.dynamic_index_in_dim(array, index, keepdims=False)
 
 
-def _at_lanes(placed: Placed, tile: Tile) -> Sites[Any]:
-    """Returns the edit with one place per lane."""
+def _at_lanes(placed: Placed, tile: Tile, base: Sites[Any]) -> Sites[Any]:
+    """Return the edit with one place per lane, after the edits of the base run."""
     one: Any = placed.edit
     if "coefficient" in tile.place:
         one = eqx.tree_at(lambda e: e.coefficient, one, tile.place["coefficient"])
@@ -262,7 +276,8 @@ def _at_lanes(placed: Placed, tile: Tile) -> Sites[Any]:
     layer, start, stop = at("layer"), at("start"), at("stop")
     head, feature, site = at("head"), at("feature"), placed.site
     here = Placed(one, layer, start, stop, head, feature, site, placed.features)
-    return put(empty(), site, here)
+    before = get(base, site)
+    return put(base, site, here if before is None else Compose((before, here)))
 
 
 @eqx.filter_jit
@@ -272,7 +287,7 @@ def run_chunk_jit(
     placed: Placed,
     base: Base,
     tiles: Tile,
-) -> Float[Array, "1 tile lane"]:
+) -> Float[Array, "1 tile lane ..."]:
     """Compile `run_chunk`, with the device axis of `run_chunks_on`."""
     return run_chunk(model, metric, placed, base, tiles)[None]
 
@@ -282,7 +297,7 @@ def run_chunks_on(
     mesh: Mesh,
     shared: tuple[AbstractModel, AbstractMetric, Placed, Base],
     chunks: Tile,
-) -> Float[Array, "device tile lane"]:
+) -> Float[Array, "device tile lane ..."]:
     """Runs one chunk per device.
 
     Args:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mijax._errors import ShapeError, SiteError, quoted
-from mijax.core._axes import Axis
+from mijax.core._axis import Axis
 from mijax.core._integers import integers
 from mijax.core._site_table import SiteInfo
 from mijax.core._sites import PerPrompt
@@ -70,7 +70,7 @@ def grid(over: Any, info: SiteInfo, fixed: Sequence[str], batch: int | None) -> 
         axes.append(Axis(", ".join(joint), labels))
         columns |= {key: (array, i) for key, array in found.items()}
     shape = tuple(len(axis.labels) for axis in axes)
-    places = {key: _spread(array, i, shape) for key, (array, i) in columns.items()}
+    places = {key: spread_masks(array, i, shape) for key, (array, i) in columns.items()}
     return Grid(tuple(axes), places, _layers(places))
 
 
@@ -91,30 +91,40 @@ def _column(
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """Return the labels of one axis, and its indices or masks, values first."""
     if values is None:
-        values = _every(name, info)
-    labeled = isinstance(values, Mapping)
-    each = list(values.values()) if labeled else list(values)
-    if not each:
-        raise ShapeError(f"Axis {name!r} has no values to sweep over.")
-    labels = tuple(map(str, values if labeled else map(_label, each)))
+        values = every(name, info)
+    labels, each = labeled(values)
+    named = isinstance(values, Mapping)
     if name == COEFFICIENT:
         found = np.asarray(each, np.float32)
-        if not labeled:
+        if not named:
             labels = tuple(f"{value:g}" for value in found)
         return labels, {name: found}
     if name == WHERE:
         masks = [np.asarray(mask) for mask in each]
         if any(mask.dtype != bool or mask.shape != masks[0].shape for mask in masks):
             raise ShapeError("Values of `where` are boolean masks of one shape.")
-        if not labeled:
+        if not named:
             labels = tuple(map(str, range(len(masks))))
         return labels, {name: np.stack(masks)}
     if isinstance(name, tuple):
-        return labels, _joint(name, each, info, batch)
-    return labels, {name: _single(name, each, info, batch)}
+        return labels, joint(name, each, info, batch)
+    return labels, {name: single(name, each, info, batch)}
 
 
-def _every(name: Any, info: SiteInfo) -> Any:
+def labeled(values: Any) -> tuple[tuple[str, ...], list[Any]]:
+    """Return the labels and the values of an axis, given a list or a mapping.
+
+    Raises:
+        ShapeError: no values.
+    """
+    each = list(values.values() if isinstance(values, Mapping) else values)
+    if not each:
+        raise ShapeError("An axis has no values to sweep over.")
+    labels = values if isinstance(values, Mapping) else map(_label, each)
+    return tuple(map(str, labels)), each
+
+
+def every(name: Any, info: SiteInfo) -> Any:
     """Return all indices of an axis, or all tuples of several."""
     if name in (COEFFICIENT, WHERE):
         raise SiteError(f"Give the values of {name!r}: over={{{name!r}: ...}}.")
@@ -142,9 +152,7 @@ def _label(value: Any) -> str:
     return str(list(value)) if isinstance(value, range) else str(value)
 
 
-def _single(
-    name: str, each: list[Any], info: SiteInfo, batch: int | None
-) -> np.ndarray:
+def single(name: str, each: list[Any], info: SiteInfo, batch: int | None) -> np.ndarray:
     """Return an integer for each value, or a mask where any is a group."""
     size = size_of(info, name)
     members = []
@@ -174,7 +182,7 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, range | tuple | set | frozenset) else value
 
 
-def _joint(
+def joint(
     names: tuple[str, ...], each: list[Any], info: SiteInfo, batch: int | None
 ) -> dict[str, np.ndarray]:
     """Return integers for each axis, or a mask over all where any value is a group."""
@@ -201,8 +209,8 @@ def _joint(
     return {",".join(names): masks}
 
 
-def _spread(array: np.ndarray, at: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Repeat the values of one axis for every cell."""
+def spread_masks(array: np.ndarray, at: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Repeat the values of one axis, with any axes after the first, for every cell."""
     rest = array.shape[1:]
     sizes = [1] * len(shape)
     sizes[at] = len(array)

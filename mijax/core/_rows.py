@@ -291,6 +291,19 @@ class Place(AbstractPlace):
         value = index[self.rows.lane]
         return value.reshape(value.shape + (1,) * (x.ndim - 1)) if value.ndim else value
 
+    def among(self, sets: Array, x: Array, at: Any) -> Array:
+        """Return whether indices are in each lane's set.
+
+        Args:
+            sets: `[lane, size]`, or `[lane, layer, size]` for pairs with a layer.
+            x: the value.
+            at: the indices, broadcastable to `x` without rows.
+        """
+        own = sets[self.rows.lane]
+        own = own[:, self.layer] if own.ndim > 2 else own
+        shape = (-1, *(1,) * (x.ndim - 1 - jnp.ndim(at)), *jnp.shape(at))
+        return own[:, at].reshape(shape)
+
     def fit(self, value: Array, x: Array) -> Array:
         """Return an operand that broadcasts to the rows of `x`, or refuse it."""
         row = x.shape[1:]
@@ -350,17 +363,23 @@ class Place(AbstractPlace):
     def where(self, placed: Any, x: Array) -> Array | None:
         """Return the mask of what is edited, broadcastable to `x`; `None` is all."""
         masks = []
-        if placed.layer is not None:
+        if placed.layer is not None and placed.layer.dtype == bool:
+            masks.append(self.among(placed.layer, x, self.layer))
+        elif placed.layer is not None:
             masks.append(self.each(placed.layer, x) == self.layer)
         if placed.start is not None:
             position = self.rows.position.reshape((-1,) + (1,) * (x.ndim - 1))
             start = self.each(placed.start, x)
             stop = start + 1 if placed.stop is None else self.each(placed.stop, x)
             masks.append((position >= start) & (position < stop))
-        if placed.head is not None:
-            heads = jnp.arange(x.shape[1])[:, None]
+        heads = jnp.arange(x.shape[1])[:, None] if x.ndim > 2 else None
+        if placed.head is not None and placed.head.dtype == bool:
+            masks.append(self.among(placed.head, x, heads))
+        elif placed.head is not None:
             masks.append(self.each(placed.head, x) == heads)
-        if placed.feature is not None:
+        if placed.feature is not None and placed.feature.dtype == bool:
+            masks.append(self.among(placed.feature, x, jnp.arange(x.shape[-1])))
+        elif placed.feature is not None:
             masks.append(self.each(placed.feature, x) == jnp.arange(x.shape[-1]))
         if placed.features is not None:
             masks.append(jnp.isin(jnp.arange(x.shape[-1]), placed.features))

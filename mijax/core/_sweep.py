@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from mijax._errors import NotFiniteError, SiteError
+from mijax._errors import SiteError
 from mijax._progress import Progress, reports
 from mijax.core._arguments import checked
 from mijax.core._axes import Cells, cells
@@ -32,7 +31,6 @@ from mijax.core._check import (
 from mijax.core._chunk import (
     Base,
     Tile,
-    changed,
     run_base,
     run_chunk_jit,
     run_chunks_on,
@@ -41,12 +39,13 @@ from mijax.core._edits import Compose, Edits, Placed
 from mijax.core._function import FunctionModel
 from mijax.core._function_sweep import sweep_function
 from mijax.core._journal import Journal
+from mijax.core._lanes import lanes_of
 from mijax.core._metric import AbstractMetric
 from mijax.core._model import AbstractModel
 from mijax.core._plan import Chunks, Cost, Lanes, Plan, layer_overhead, pack
-from mijax.core._rowwise import check_rowwise
 from mijax.core._score import Metrics
-from mijax.core._sites import BLOCK_SITES, END, Sites, filled, get
+from mijax.core._several import joined
+from mijax.core._sites import END, Sites, filled, get
 from mijax.core._sweep_result import Sweep, Work
 from mijax.core._text import ModelLike, opened
 from mijax.core._tokens import PromptsLike, as_tokens, lengths_of
@@ -85,13 +84,15 @@ def sweep(
         over: names of the swept axes, in the order of the result: `"layer"`,
             `"position"`, `"head"`, `"feature"`; or a mapping from names to values.
             Values of `"position"` are integers, spans, or one of either per prompt,
-            names of spans of `Prompts` (`prompts.spans` for all of them), and may be a
-            mapping from labels to those; values of `"coefficient"` are numbers. With a
-            `FunctionModel` any axis of the site; a value that is a list is a group in
-            one cell, `("layer", "head")` an axis of pairs, `"where"` one of masks.
+            names of spans of `Prompts` (`prompts.spans` for all of them); values of
+            `"coefficient"` are numbers. Of other axes a value is an index, or a list,
+            range or slice: a group in one cell. `("layer", "head")` is an axis of
+            pairs, or of lists of pairs. Values may be a mapping from labels to them.
+            With a `FunctionModel` any axis of the site, and `"where"` for masks.
         metric: a metric, or several by name. With a `FunctionModel` also a function
             `(output)` or `(output, example)`.
-        edits: edits that stay in every run, also the unedited one.
+        edits: edits that stay in every run, and in the one that cells are compared
+            with: noise under causal tracing, for instance.
         mesh: devices over which chunks of lanes are spread.
         progress: called with the number of lanes done and their total; `None` draws a
             bar after three seconds in a terminal or notebook, `False` none.
@@ -128,8 +129,6 @@ def sweep(
         return sweep_function(
             model, tokens, edit, over=over, metric=metric, edits=edits, **options
         )
-    if edits is not None:
-        raise SiteError("Edits that stay under a sweep need a model of mijax.model.")
     model, tokens = opened(model, tokens)
     spans = tokens.spans if isinstance(tokens, PromptsLike) else {}
     lengths, tokens = lengths_of(tokens), as_tokens(tokens)
@@ -142,22 +141,25 @@ def sweep(
     if isinstance(over, Mapping) and over.get("position") is not None:
         rows = range(int(grid.places["stop"].max()), END)
     placed.edit.check_operand(get(shapes, placed.site), rows, tokens.shape[:-1])
-    metric = check_metric(
-        metric, tokens, lengths=lengths, vocab=shapes.logits.shape[-1]
-    )
-    base = run_base(model, batch, placed.site, metric)
-    lanes = _lanes(placed, grid, base, model.causal)
-    values = np.repeat(np.asarray(base.metric), np.prod(grid.shape[1:], dtype=int))
-    work = Work(values.size)
+    for one in metric.values() if isinstance(metric, Mapping) else (metric,):
+        check_metric(one, tokens, lengths=lengths, vocab=shapes.logits.shape[-1])
+    measured, names = joined(metric)
+    before = _staying(check_edits(model, tokens, edits, lengths=lengths))
+    base = run_base(model, batch, placed.site, measured, before)
+    lanes = lanes_of(placed, grid, base, model.causal)
+    cell_count = np.prod(grid.shape[1:], dtype=int)
+    values = np.repeat(np.asarray(base.metric), cell_count, axis=0)
+    work = Work(len(values))
     if lanes.cell.size:
         plan = pack(lanes, _cost(shapes, batch.shape[1], lanes), chunks.memory)
-        job = (model, batch, placed, metric, lanes, (plan.rows, plan.per_chunk), grid)
-        call = _program(model, metric, placed, base, mesh)
+        sizes = (plan.rows, plan.per_chunk)
+        job = (model, batch, placed, before, measured, lanes, sizes, grid)
+        call = _program(model, measured, placed, base, mesh)
         devices = 1 if mesh is None else mesh.devices.size
         ready = _Job(call, devices, _feed(plan, grid))
         with Journal(chunks.resume, job) as journal:
             _run(ready, plan, values, progress, journal)
-        work = _work(values.size, plan, model.n_layers)
+        work = _work(len(values), plan, model.n_layers)
     if np.isnan(values).any():
         warnings.warn(
             f"{np.isnan(values).sum()} of {values.size} runs of the sweep have a NaN "
@@ -165,11 +167,28 @@ def sweep(
             RuntimeWarning,
             stacklevel=2,
         )
-    values = values.reshape(grid.shape)
+    values = values.reshape(*grid.shape, *values.shape[1:])
+    ends = np.asarray(base.metric)
     if tokens.ndim == 1:
-        alone = jax.device_put(np.asarray(base.metric)[0])
-        return Sweep(jax.device_put(values[0]), alone, grid.axes, work)
-    return Sweep(jax.device_put(values), base.metric, grid.axes, work)
+        values, ends = values[0], ends[0]
+
+    def result(values: np.ndarray, ends: np.ndarray) -> Sweep:
+        return Sweep(jax.device_put(values), jax.device_put(ends), grid.axes, work)
+
+    if names is None:
+        return result(values, ends)
+    return {k: result(values[..., i], ends[..., i]) for i, k in enumerate(names)}
+
+
+def _staying(edits: Sites[Any]) -> Sites[Any]:
+    """Refuse edits that no lane could keep, where only some logits are computed."""
+    for name in ("resid_final", "logits"):
+        if get(edits, name) is not None:
+            raise SiteError(
+                f"An edit at {name!r} cannot stay under a sweep of a decoder: put it "
+                "at resid_post of the last layer, or into the metric."
+            )
+    return edits
 
 
 def _only(edits: Sites[Any]) -> Placed:
@@ -184,63 +203,6 @@ def _only(edits: Sites[Any]) -> Placed:
             "use run."
         )
     return placed
-
-
-def _lanes(placed: Placed, grid: Cells, base: Base, causal: bool) -> Lanes:
-    """Finds the lanes that change something, and from where they run."""
-    layered = placed.site in BLOCK_SITES
-    index = grid.places
-    edits = [placed.edit]
-    if grid.coefficients is not None:
-        edits = [_with_coefficient(placed.edit, c) for c in grid.coefficients]
-    check_rowwise(edits[0], base.site, layered)
-    maps = [changed(one, base, layered) for one in edits]
-    # coefficient layer prompt seq head
-    differs, nans = (np.stack([np.asarray(m[i]) for m in maps]) for i in (0, 1))
-    zero = np.zeros_like(index["prompt"])
-    layer, start = index.get("layer", zero), index.get("start", zero)
-    prompt, seq = index["prompt"], base.x.shape[2]
-    first = _first(differs, grid)
-    broken = _first(nans, grid) < np.minimum(index.get("stop", zero + END), seq)
-    if broken.any():
-        i = int(broken.argmax())
-        raise NotFiniteError(
-            f"{type(placed.edit).__name__} gives NaN at {placed.site!r} in prompt "
-            f"{prompt[i]}, layer {layer[i]}, from position {start[i]} on: check its "
-            "operand for NaN."
-        )
-    last = np.asarray(base.reads).max(1)[prompt]
-    if not causal:
-        last = np.full_like(last, seq - 1)
-    stop = np.minimum(index.get("stop", np.full_like(zero, END)), last + 1)
-    cell = np.flatnonzero(first < stop)
-    if not causal:
-        first = np.zeros_like(first)
-    length = last - first + 1
-    return Lanes(cell, prompt[cell], layer[cell], first[cell], length[cell])
-
-
-def _first(rows: np.ndarray, grid: Cells) -> np.ndarray:
-    """Return the first of some rows at or after each lane's start, `seq` for none.
-
-    Args:
-        rows: `[coefficient, layer, prompt, seq, heads]`.
-        grid: the lanes.
-    """
-    index, seq = grid.places, rows.shape[3]
-    if "layer" not in index:
-        rows = np.asarray(rows.any(1, keepdims=True))
-    if "head" not in index:
-        rows = np.asarray(rows.any(-1, keepdims=True))
-    at = np.where(rows, np.arange(seq)[:, None], seq)
-    following = np.minimum.accumulate(at[:, :, :, ::-1], axis=3)[:, :, :, ::-1]
-    zero = np.zeros_like(index["prompt"])
-    layer, start, head = (index.get(key, zero) for key in ("layer", "start", "head"))
-    return following[grid.coefficient, layer, index["prompt"], start, head]
-
-
-def _with_coefficient(one: Any, coefficient: Any) -> Any:
-    return eqx.tree_at(lambda e: e.coefficient, one, jnp.asarray(coefficient))
 
 
 def _cost(shapes: Sites[Any], seq: int, lanes: Lanes) -> Cost:
@@ -280,8 +242,11 @@ def _tile(lanes: Lanes, plan: Plan, grid: Cells) -> Tile:
     """Lays out one tile."""
 
     def fill(values: np.ndarray, length: int, rest: int = 0) -> np.ndarray:
-        kind = np.float32 if values.dtype.kind == "f" else np.int32
-        out = np.full(length, rest, kind)
+        kinds = {"f": np.float32, "b": np.bool_}
+        kind = kinds.get(values.dtype.kind, np.int32)
+        # A lane that is not used has layer -1, or an empty set.
+        shape = (length, *values.shape[1:])
+        out = np.full(shape, rest if values.dtype.kind != "b" else False, kind)
         out[: len(values)] = values
         return out
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mijax._errors import ShapeError
-from mijax.core._axes import Axis
+from mijax.core._axis import Axis
 from mijax.core._intervals import Interval, interval, interval_of_ratio
 from mijax.core._recovered import refuse_equal_ends
 from mijax.core._shown import cut, shown

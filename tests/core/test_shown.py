@@ -5,7 +5,7 @@ import pytest
 from cases import CLEAN, acts_of, model
 
 import mijax
-from mijax.core._axes import Axis
+from mijax.core._axis import Axis
 from mijax.core._sweep_result import Sweep, Work
 
 AXES = (Axis("layer", ("0", "1", "2")), Axis("head", ("0", "1")))
