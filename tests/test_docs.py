@@ -3,14 +3,15 @@
 Python blocks of a page share a namespace and run in order. A line `expression  # value`
 must give that value, and a block followed by a `text` block must print that text. A
 block with a `title` is a file: it is written into the page's folder and not run. A
-comment `<!-- needs: NAME -->` before a block says that it runs only where the model
-NAME is there. Lines of `bash` blocks that begin with `mijax` must parse.
+comment `<!-- needs: NAME -->` before a block says that it runs only where the model or
+package NAME is there. Lines of `bash` blocks that begin with `mijax` must parse.
 """
 
 import ast
 import contextlib
 import doctest
 import functools
+import importlib.util
 import io
 import linecache
 import re
@@ -67,6 +68,8 @@ def fences(page):
 
 @functools.cache
 def there(name):
+    if name.isidentifier() and importlib.util.find_spec(name):
+        return True
     try:
         mijax.models.load(name)
     except (mijax.MijaxError, AttributeError):

@@ -261,7 +261,7 @@ def draw_class(
         rows,
         site=units.site,
         count=8,
-        title=f"Images that excite the units that matter more for {name} than others",
+        title=f"Images that excite units that matter more for {name} than elsewhere",
     )
     caption = "Frames: what the most active place of the map sees, if not everything."
     run.figure(f"units-{name.replace(' ', '-')}", figure, caption=caption)
