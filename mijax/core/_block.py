@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 import equinox as eqx
 from jaxtyping import Array, Float
 
+from mijax._errors import SiteError
 from mijax.core._edits import edit
 from mijax.core._harvest import At, harvest
-from mijax.core._rows import PACKED_GRID, AbstractRows, Past, Place
+from mijax.core._mark import site
+from mijax.core._rows import PACKED_GRID, AbstractRows, Past, Place, Sequence
 from mijax.core._sites import (
     BLOCK_SITES,
     SITES,
@@ -21,13 +23,16 @@ from mijax.core._sites import (
     get,
     put,
 )
-from mijax.core._stream import AbstractStream, PlainStream
+from mijax.core._stream import EMBED, AbstractStream, PlainStream
+
+GRIDS = ("scores", "pattern")
 
 
 class AbstractBlock(eqx.Module):
     """A residual block: reads a stream and writes to it, by name.
 
-    Circuits find their nodes in the names. Values in between are named with `site`.
+    Circuits find their nodes in the names. Values in between are named with `site`; the
+    stream before and after the block is named for it, `resid_pre` and `resid_post`.
 
     Attributes:
         linear_writes: the block adds `attn_out` (`z` times the output weights, plus
@@ -88,8 +93,9 @@ def run_block(
     rows: AbstractRows,
     past: Past | None = None,
 ) -> Float[Array, "kept embed"]:
-    """Run a block without edits."""
-    return block(PlainStream(x), rows, past).x
+    """Run a block without edits; name the stream before and after it."""
+    x = site("resid_pre", x, EMBED)
+    return site("resid_post", block(PlainStream(x), rows, past).x, EMBED)
 
 
 def apply_block(
@@ -127,7 +133,7 @@ def apply_block(
     found = dict.fromkeys(BLOCK_SITES)
     for name in BLOCK_SITES:
         if name in acts:
-            found[name] = _rows_first(acts[name], place)
+            found[name] = _rows_first(name, acts[name], place)
     return x, BlockSites(**found)
 
 
@@ -181,6 +187,17 @@ def _change(
     return change
 
 
-def _rows_first(value: Array, place: Place) -> Array:
-    """Return an activation as its site has it."""
-    return value if value.ndim < 4 else place.after.rows.from_grid(value)
+def _rows_first(name: str, value: Any, place: Place) -> Array:
+    """Return an activation as its site has it.
+
+    Raises:
+        SiteError: the block marks it more than once.
+    """
+    rank = Site(name).rank - 1
+    packed = name in GRIDS and not isinstance(place.after.rows, Sequence)
+    if isinstance(value, tuple) or value.ndim != rank + packed:
+        raise SiteError(
+            f"A block marks the site {name!r} once; this one has several, which verbs "
+            "on layers cannot tell apart. Give the others their own names."
+        )
+    return place.after.rows.from_grid(value) if packed else value

@@ -32,11 +32,10 @@ class Block(AbstractBlock):
         self, stream: AbstractStream, rows: AbstractRows, past: Past | None = None
     ) -> Any:
         """Computes the block; see `AbstractBlock`."""
-        stream = stream.mark("resid_pre")
         z = attend(self, stream, rows, past)
         stream = write_heads(self, stream.keep(rows), z).mark("resid_mid")
         mlp = self.mlp(stream.read("mlp_in", norm=self.norm_2))
-        return stream.add("mlp_out", mlp).mark("resid_post")
+        return stream.add("mlp_out", mlp)
 
 
 class ParallelBlock(AbstractBlock):
@@ -60,12 +59,10 @@ class ParallelBlock(AbstractBlock):
         self, stream: AbstractStream, rows: AbstractRows, past: Past | None = None
     ) -> Any:
         """Computes the block; see `AbstractBlock`."""
-        stream = stream.mark("resid_pre")
         z = attend(self, stream, rows, past)
         stream = stream.keep(rows)
         mlp = self.mlp(stream.read("mlp_in", norm=self.norm_2))
-        stream = write_heads(self, stream, z).add("mlp_out", mlp)
-        return stream.mark("resid_post")
+        return write_heads(self, stream, z).add("mlp_out", mlp)
 
 
 class AttentionBlock(AbstractBlock):
@@ -83,9 +80,8 @@ class AttentionBlock(AbstractBlock):
         self, stream: AbstractStream, rows: AbstractRows, past: Past | None = None
     ) -> Any:
         """Computes the block; see `AbstractBlock`."""
-        stream = stream.mark("resid_pre")
         z = attend(self, stream, rows, past)
-        return write_heads(self, stream.keep(rows), z).mark("resid_post")
+        return write_heads(self, stream.keep(rows), z)
 
 
 def attend(block: Any, stream: Any, rows: AbstractRows, past: Past | None) -> Array:

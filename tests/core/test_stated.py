@@ -29,12 +29,11 @@ class Sandwich(nn.Block):
     """Normalizes what it writes too, and inherits what `Block` states."""
 
     def __call__(self, stream, rows, past=None):
-        stream = stream.mark("resid_pre")
         read = stream.read("attn_in", norm=self.norm_1)
         out = self.attention.out(self.attention(read, rows, past))
         stream = stream.keep(rows).add("attn_out", self.norm_1(out))
         mlp = self.mlp(stream.read("mlp_in", norm=self.norm_2))
-        return stream.add("mlp_out", mlp).mark("resid_post")
+        return stream.add("mlp_out", mlp)
 
 
 class Recurrent(AbstractBlock):
@@ -43,9 +42,8 @@ class Recurrent(AbstractBlock):
     weight: jax.Array
 
     def __call__(self, stream, rows, past=None):
-        stream = stream.mark("resid_pre")
         out = jnp.cumsum(stream.read("sum_in"), 0) @ self.weight
-        return stream.add("sum_out", out).mark("resid_post")
+        return stream.add("sum_out", out)
 
 
 def with_blocks(blocks):
