@@ -31,7 +31,7 @@ def exciting(
     count: int,
     title: str,
 ) -> "Figure":
-    """Draw the images in which some units have their largest activations.
+    """Draw the images in which some units are most active, on average over the map.
 
     The frame is the receptive field of the most active place: the pixels that its value
     depends on. There is none where that is the whole image.
@@ -40,7 +40,7 @@ def exciting(
         loaded: the model.
         images: the images.
         inputs: the same, preprocessed.
-        found: largest activation of each unit in each image.
+        found: mean activation of each unit in each image.
         units: for each label the index of a unit, its layer and its channel.
         site: the site of these layers.
         count: number of images of each unit.

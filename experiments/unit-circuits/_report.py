@@ -32,7 +32,7 @@ class Found(NamedTuple):
         exact: ablations of single units.
         lanes: sets of units.
         sets: ablations of these sets.
-        active: largest activation of each unit in all images.
+        active: mean activation of each unit in all images.
         apart: largest difference between two measurements of an effect.
         truth: by layer the channel of each class, where it is known.
     """
@@ -162,6 +162,7 @@ def unit_rows(found: Found, shown: int) -> tuple[list[str], list[list[object]]]:
     """Return columns and rows of the table of units."""
     rows: list[list[object]] = []
     estimate, fall, changed = found.means()
+    names = found.images.names
     for i, (label, own) in enumerate(found.classes.items()):
         order = np.argsort(-fall[i])[:shown]
         ranks = np.argsort(np.argsort(-estimate[i]))
@@ -169,13 +170,13 @@ def unit_rows(found: Found, shown: int) -> tuple[list[str], list[list[object]]]:
             into = becomes(found.exact.answer[own, unit], label)
             rows.append(
                 [
-                    found.images.names[label],
+                    names[label],
                     found.units.names[unit],
                     fall[i, unit],
                     estimate[i, unit],
                     int(ranks[unit]) + 1,
                     changed[i, unit],
-                    found.images.names.get(into, "") if into is not None else "",
+                    "" if into is None else names.get(into, f"class {into}"),
                 ]
             )
     columns = ["class", "unit", "effect", "attribution", "rank", "changed", "into"]
@@ -263,5 +264,5 @@ def draw_class(
         count=8,
         title=f"Images that excite units that matter more for {name} than elsewhere",
     )
-    caption = "Frames: what the most active place of the map sees, if not everything."
+    caption = "By mean activation. Frames: what the most active place of the map sees."
     run.figure(f"units-{name.replace(' ', '-')}", figure, caption=caption)

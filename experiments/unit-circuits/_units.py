@@ -115,7 +115,11 @@ def _logits(model: Any, images: Pixels) -> Float[Array, "image class"]:
 def excitement(
     model: Any, images: Pixels, units: Units
 ) -> Float[np.ndarray, "image unit"]:
-    """Return the largest activation of every unit in each image."""
+    """Return the mean activation of every unit in each image.
+
+    The mean, because the largest is often the same for all images: a unit that its
+    inputs only inhibit is at its bias wherever they are zero.
+    """
     return in_steps(_excitement, model, (images,), units)
 
 
@@ -123,7 +127,7 @@ def excitement(
 def _excitement(model: Any, images: Pixels, units: Units) -> Float[Array, "image unit"]:
     def one(image: Array) -> Array:
         _, acts = mijax.harvest(model, want=[units.site])(image)
-        return jnp.concatenate([acts[units.site][i].max((1, 2)) for i in units.layers])
+        return jnp.concatenate([acts[units.site][i].mean((1, 2)) for i in units.layers])
 
     return jax.vmap(one)(jnp.asarray(images))
 
