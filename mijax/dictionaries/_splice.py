@@ -136,7 +136,9 @@ class Splice(AbstractEdit):
         if self.change is None and self.error:
             return x
         latents = self.dictionary.encode(wide)
-        new = latents if self.change is None else self.change(latents, place)
+        # Latents are like `embed`: their sources have no layers.
+        outside = Place(place.rows)
+        new = latents if self.change is None else self.change(latents, outside)
         if self.error:
             out = wide + written(self.dictionary, new - latents)
         else:
