@@ -67,3 +67,15 @@ from mijax.circuits.methods._masks import sparsity as sparsity
 from mijax.circuits.methods._probing import SubnetworkProbing as SubnetworkProbing
 from mijax.circuits.methods._random import Random as Random
 from mijax.circuits.methods._ugs import UGS as UGS
+from mijax.circuits.nodes._circuit import NodeCircuit as NodeCircuit
+from mijax.circuits.nodes._evaluate import NodeEvaluation as NodeEvaluation
+from mijax.circuits.nodes._evaluate import evaluate_nodes as evaluate_nodes
+from mijax.circuits.nodes._evaluate import run_nodes as run_nodes
+from mijax.circuits.nodes._exact import NodeExact as NodeExact
+from mijax.circuits.nodes._method import AbstractNodeMethod as AbstractNodeMethod
+from mijax.circuits.nodes._method import NodeAttribution as NodeAttribution
+from mijax.circuits.nodes._method import NodeIG as NodeIG
+from mijax.circuits.nodes._method import discover_nodes as discover_nodes
+from mijax.circuits.nodes._nodes import Nodes as Nodes
+from mijax.circuits.nodes._scores import NodeScores as NodeScores
+from mijax.circuits.nodes._task import NodeTask as NodeTask

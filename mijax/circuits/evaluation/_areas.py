@@ -46,12 +46,7 @@ class Faithfulness(eqx.Module):
     def __check_init__(self):
         """Refuses fractions out of order, and a metric that nothing moves."""
         check_fractions(self.fractions)
-        if abs(self.full.mean() - self.empty.mean()) <= 1e-6 * np.abs(self.full).max():
-            raise ConfigError(
-                "Faithfulness is undefined: the metric's mean is "
-                f"{self.full.mean():.4g} with all edges and {self.empty.mean():.4g} "
-                "with none. Use another metric or ablation."
-            )
+        check_ends(self.full, self.empty, "edges")
 
     @property
     def curve(self) -> Interval:
@@ -70,17 +65,47 @@ class Faithfulness(eqx.Module):
 
     def _interval(self, statistic: Statistic) -> Interval:
         """Bootstraps a function of the curve."""
-        values = np.concatenate([self.metric, self.full[None], self.empty[None]]).T
-        values = values.astype(np.float64)
+        return ratio(self.metric, self.full, self.empty, statistic)
 
-        def of(means: np.ndarray) -> np.ndarray:
-            *sizes, full, empty = np.moveaxis(means, -1, 0)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                return statistic(
-                    (np.stack(sizes, -1) - empty[..., None]) / (full - empty)[..., None]
-                )
 
-        return bootstrap(values, of)
+def check_ends(full: np.ndarray, empty: np.ndarray, parts: str) -> None:
+    """Refuse a metric that is the same with all parts and with none."""
+    if abs(full.mean() - empty.mean()) <= 1e-6 * np.abs(full).max():
+        raise ConfigError(
+            f"Faithfulness is undefined: the metric's mean is {full.mean():.4g} with "
+            f"all {parts} and {empty.mean():.4g} with none. Use another metric or "
+            "ablation."
+        )
+
+
+def ratio(
+    metric: Float[np.ndarray, "size prompt"],
+    full: Float[np.ndarray, " prompt"],
+    empty: Float[np.ndarray, " prompt"],
+    statistic: Statistic = lambda f: f,
+) -> Interval:
+    """Bootstrap a function of the ratios of means between two ends.
+
+    Args:
+        metric: of circuits in each prompt.
+        full: metric of the model.
+        empty: metric of the circuit without parts.
+        statistic: function of the ratios, vectorized over leading axes.
+
+    Returns:
+        Its value, and its interval over prompts.
+    """
+    values = np.concatenate([metric, full[None], empty[None]]).T
+    values = values.astype(np.float64)
+
+    def of(means: np.ndarray) -> np.ndarray:
+        *sizes, full, empty = np.moveaxis(means, -1, 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return statistic(
+                (np.stack(sizes, -1) - empty[..., None]) / (full - empty)[..., None]
+            )
+
+    return bootstrap(values, of)
 
 
 class Row(NamedTuple):

@@ -1,0 +1,1 @@
+"""Circuits of nodes: scores, selection and evaluation on any model that marks sites."""
