@@ -175,6 +175,11 @@ class Ablated(NamedTuple):
     answer: Int[np.ndarray, "image lane"]
 
 
+def top_class(logits: Float[Array, " class"]) -> Float[Array, ""]:
+    """Return the class with the largest logit, as a metric."""
+    return logits.argmax().astype(jnp.float32)
+
+
 def ablate_each(
     model: Any,
     images: Pixels,
@@ -203,7 +208,7 @@ def ablate_each(
         images,
         mijax.Zero().at(units.site),
         over={("layer", "channel"): cells},
-        metric={"margin": mijax.logit_difference(*targets), "answer": jnp.argmax},
+        metric={"margin": mijax.logit_difference(*targets), "answer": top_class},
         progress=progress,
         chunks=chunks,
     )

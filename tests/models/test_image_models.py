@@ -191,7 +191,7 @@ def test_unknown_names_and_specs_are_refused(tmp_path):
 
 def test_images_are_resized_as_pillow_does():
     pixels = DRAW.integers(0, 256, (61, 90, 3)).astype(np.uint8)
-    to_input = ImageInput(mean=(0,) * 3, std=(1,) * 3, resize=32, crop=24)
+    to_input = ImageInput(mean=(0.0,) * 3, std=(1.0,) * 3, resize=32, crop=24)
     size = (32 * 90 // 61, 32)
     image = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
     left = round((size[0] - 24) / 2)
