@@ -104,7 +104,8 @@ def apart(
         largest, in the first image.
     """
     answers = (targets.label[0], targets.rival[0])
-    base, differences = margin(model(images[0]), *answers), []
+    image = jnp.asarray(images[0])
+    base, differences = margin(model(image), *answers), []
     for unit in np.argsort(-np.abs(exact.fall[0]))[:TWICE]:
         layer, channel = units.cells[unit]
 
@@ -112,6 +113,6 @@ def apart(
             return x.at[here[1]].set(0) if at.layer == here[0] else x
 
         edited = mijax.harvest(model, want=(), edits={units.site: zero})
-        fall = base - margin(edited(jnp.asarray(images[0]))[0], *answers)
+        fall = base - margin(edited(image)[0], *answers)
         differences.append(abs(float(fall) - float(exact.fall[0, unit])))
     return max(differences)

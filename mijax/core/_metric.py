@@ -58,7 +58,7 @@ class AbstractMetric(eqx.Module):
         return None
 
     def of(
-        self, logits: Float[Array, "seq vocab"], prompt: Int[Array, ""] | None
+        self, logits: Float[Array, "*seq vocab"], prompt: Int[Array, ""] | None
     ) -> Float[Array, ""]:
         """Return the metric of one prompt from all its logits, or from `[class]`."""
         logits = logits[None] if logits.ndim == 1 else logits
