@@ -72,6 +72,8 @@ from mijax.circuits.nodes._evaluate import NodeEvaluation as NodeEvaluation
 from mijax.circuits.nodes._evaluate import evaluate_nodes as evaluate_nodes
 from mijax.circuits.nodes._evaluate import run_nodes as run_nodes
 from mijax.circuits.nodes._exact import NodeExact as NodeExact
+from mijax.circuits.nodes._greedy import NodeACDC as NodeACDC
+from mijax.circuits.nodes._learned import NodeProbing as NodeProbing
 from mijax.circuits.nodes._method import AbstractNodeMethod as AbstractNodeMethod
 from mijax.circuits.nodes._method import NodeAttribution as NodeAttribution
 from mijax.circuits.nodes._method import NodeIG as NodeIG

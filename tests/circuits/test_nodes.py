@@ -1,6 +1,7 @@
 """Circuits of nodes: laws over the toys and a decoder, and planted channels."""
 
 import functools
+import math
 
 import chex
 import jax
@@ -12,16 +13,23 @@ from toys import TOYS
 
 import mijax
 from mijax import circuits
+from mijax.circuits.nodes._greedy import late_first
 
 NODES = {
     "cnn": {"relu": ("layer", "channel"), "logits": ()},
     "encoder": {"z": ("layer", "head"), "mlp_out": "layer"},
     "experts": {"expert_out": ("expert",), "router": ("position", "expert")},
-    "recurrent": {"state": ("layer", "position", "embed"), "resid_post": "layer"},
-    "decoder": {"z": ("layer", "head"), "mlp_post": "mlp"},
+    "recurrent": {"state": ("layer", "position", "embed")},
+    "decoder": {"z": ("layer", "head"), "mlp_out": "layer"},
 }
 NAMES = tuple(NODES)
-METHODS = (circuits.NodeExact(), circuits.NodeAttribution(), circuits.NodeIG(4))
+METHODS = (
+    circuits.NodeExact(),
+    circuits.NodeAttribution(),
+    circuits.NodeIG(4),
+    circuits.NodeACDC(0.1),
+    circuits.NodeProbing(regularization=20.0, steps=100, learning_rate=0.2),
+)
 
 
 @functools.cache
@@ -52,6 +60,11 @@ def task(name):
     return circuits.NodeTask(model(name), clean, corrupt, **options)
 
 
+@functools.cache
+def exact(name):
+    return circuits.discover_nodes(task(name), circuits.NodeExact())
+
+
 def replaced(name, node):
     """The metric with one node patched, by `run`."""
     one = task(name)
@@ -66,7 +79,7 @@ def replaced(name, node):
 @pytest.mark.parametrize("name", NAMES)
 def test_exact_scores_are_the_loop(name):
     one = task(name)
-    scores = circuits.discover_nodes(one, circuits.NodeExact())
+    scores = exact(name)
     base = jax.vmap(number)(mijax.run(one.model, one.clean))
     names = one.nodes.names()
     picked = range(0, len(names), max(1, len(names) // 3))
@@ -78,29 +91,21 @@ def test_exact_scores_are_the_loop(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_one_node_is_the_patched_run(name):
-    """A mask without one node replaces that node: the other way to exact scores."""
+def test_circuits_are_patched_runs(name):
+    """Full, empty, and without one node: the other way to exact scores."""
     one = task(name)
-    scores = circuits.discover_nodes(one, circuits.NodeExact())
     names = one.nodes.names()
-    each = [names[i] for i in {0, len(names) // 2, len(names) - 1}]
-    full = circuits.NodeCircuit.full(one)
-    without = [full - circuits.NodeCircuit.of(one, [node]) for node in each]
-    values = circuits.run_nodes(one, [full, *without])
-    index = [one.nodes.index(node) for node in each]
-    falls = (values[0] - values[1:]).mean(1)
-    chex.assert_trees_all_close(falls, scores.values[index], atol=2e-6)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_full_and_empty_circuits_are_the_ends(name):
-    one = task(name)
+    each = [names[i] for i in (0, len(names) // 2, len(names) - 1)]
     full, empty = circuits.NodeCircuit.full(one), circuits.NodeCircuit.empty(one)
-    found = circuits.evaluate_nodes(one, [full, empty])
-    assert found.faithfulness.mean.tolist() == [1, 0]
-    assert found.completeness.mean.tolist() == [0, 1]
+    without = [full - circuits.NodeCircuit.of(one, [node]) for node in each]
+    found = circuits.evaluate_nodes(one, [full, empty, *without])
+    assert found.faithfulness.mean[:2].tolist() == [1, 0]
+    assert found.completeness.mean[:2].tolist() == [0, 1]
     plain = jax.vmap(number)(mijax.run(one.model, one.clean))
     chex.assert_trees_all_close(found.full, plain, atol=1e-6)
+    index = [one.nodes.index(node) for node in each]
+    falls = (found.full - found.metric[2:]).mean(1)
+    chex.assert_trees_all_close(falls, exact(name).values[index], atol=2e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -178,19 +183,59 @@ def planted_task(**options):
 def test_planted_channels_are_found(method):
     acts = mijax.capture(planted_task().model, planted_task().clean, "relu")
     other = jax.tree.map(jnp.zeros_like, acts)
-    for one in (
-        planted_task(),
-        planted_task(ablation=mijax.Zero()),
-        planted_task(ablation=mijax.Mean(other)),
-    ):
+    for one in (planted_task(), planted_task(ablation=mijax.Mean(other))):
         scores = circuits.discover_nodes(one, method)
         assert scores.top(3).names() == PLANTED
-        assert set(scores.above(1e-3).names()) == set(PLANTED)
+        least = math.log(2) if isinstance(method, circuits.NodeProbing) else 1e-3
+        assert set(scores.above(least).names()) == set(PLANTED)
         assert {entry.name for entry in scores.best(3)} == set(PLANTED)
         chosen = [scores.top(n) for n in (0, 3, 5)]
         found = circuits.evaluate_nodes(one, chosen)
         assert found.faithfulness.mean.tolist() == [0, 1, 1]
         assert found.completeness.mean.tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_acdc_is_the_loop(absolute):
+    """Nodes are removed from the last layer to the first, one run at a time."""
+    one = task("encoder")
+    order = [
+        name.format(layer)
+        for layer in (2, 1, 0)
+        for name in ("mlp_out[{}]", "z[{}, 1]", "z[{}, 0]")
+    ]
+    kept = circuits.NodeCircuit.full(one)
+    now = circuits.run_nodes(one, kept).mean()
+    for name in order:
+        less = kept - circuits.NodeCircuit.of(one, [name])
+        new = circuits.run_nodes(one, less).mean()
+        fall = abs(now - new) if absolute else now - new
+        if fall < 0.01:
+            kept, now = less, new
+    method = circuits.NodeACDC(0.01, absolute=absolute)
+    found = circuits.discover_nodes(one, method).above(1)
+    assert 0 < len(kept) < len(one.nodes)
+    assert found == kept
+
+
+def test_order_follows_the_model():
+    """Sites after the layers come last, those before first."""
+    sites = {"embed": (), "z": "layer", "mlp_out": "layer", "logits": ()}
+    fn, image = TOYS["vit"]
+    one = circuits.NodeTask(
+        mijax.model(fn, image), image, image, metric=number, nodes=sites
+    )
+    names = [one.nodes.name(i) for i in late_first(one)]
+    assert names[:3] == ["logits", "mlp_out[2]", "z[2]"]
+    assert names[-3:] == ["mlp_out[0]", "z[0]", "embed"]
+
+
+def test_probing_is_reproducible_whatever_the_memory():
+    one = task("encoder")
+    method = circuits.NodeProbing(steps=3, batch=2)
+    first = circuits.discover_nodes(one, method)
+    again = circuits.discover_nodes(one, method, memory=1)
+    chex.assert_trees_all_close(first.values, again.values, atol=1e-5)
 
 
 def test_another_mask_does_not_compile():
