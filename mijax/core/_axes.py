@@ -146,7 +146,7 @@ def _check_axis(name: str, placed: Placed) -> None:
 
 
 def _values(
-    name: str, values: Any, placed: Placed, shapes: Sites[Any], batch: tuple[int, int]
+    name: Any, values: Any, placed: Placed, shapes: Sites[Any], batch: tuple[int, int]
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """Returns an axis's labels and its index arrays, values first."""
     if name == "coefficient":
