@@ -11,6 +11,7 @@ import functools
 import hashlib
 import sys
 import types
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -91,6 +92,8 @@ def _parts(value: Any) -> Pieces:
     """Returns the text of a value, or the values that it holds."""
     if isinstance(value, PLAIN):
         return [repr(value).encode()], ()
+    if isinstance(value, weakref.ref):
+        return [], (value(),)
     if isinstance(value, type | types.ModuleType):
         where = f"{getattr(value, '__module__', '')}.{value.__name__}"
         if isinstance(value, type) and _custom(value.__module__):

@@ -89,7 +89,8 @@ def sweep_function(
     count = int(np.prod(cells.shape))
     values = np.stack([np.repeat(b[:, None], count, 1) for b in of_base])
     pieces = _pieces(swept, groups, differs, chunks.memory, mesh)
-    run_pieces(pieces, values, (swept, cells, chunks.memory), progress, chunks.resume)
+    job = (door.fn, door.inputs, door.edits, swept.edit, metric, cells, chunks.memory)
+    run_pieces(pieces, values, job, progress, chunks.resume)
     work = Work(values[0].size, int(differs.sum()), chunks=len(pieces))
     shape = (len(of_base[0]), *cells.shape)
     found = [

@@ -369,6 +369,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("case", REFUSED)
 def test_edits_that_do_not_fit_are_refused(case):
     make, says = REFUSED[case]
@@ -428,6 +429,7 @@ CALLS = {
 }
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("case", CALLS)
 def test_calls_that_do_not_fit_are_refused(case):
     call, says = CALLS[case]
