@@ -11,7 +11,7 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
-# XLA ends the process at a flag that it does not know; later ones have no such emitters.
+# XLA ends the process at a flag that it does not know, and later ones dropped this one.
 OLDER = version("jaxlib").startswith("0.10.")
 FLAGS = (
     "--xla_backend_optimization_level=0",

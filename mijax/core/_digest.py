@@ -92,8 +92,6 @@ def _parts(value: Any) -> Pieces:
     """Returns the text of a value, or the values that it holds."""
     if isinstance(value, PLAIN):
         return [repr(value).encode()], ()
-    if isinstance(value, weakref.ref):
-        return [], (value(),)
     if isinstance(value, type | types.ModuleType):
         where = f"{getattr(value, '__module__', '')}.{value.__name__}"
         if isinstance(value, type) and _custom(value.__module__):
@@ -145,7 +143,9 @@ def _of_function(value: Any) -> tuple[Any, ...] | None:
         return value.__qualname__, value.__module__, value.__self__
     if isinstance(value, functools.partial):
         return value.func, value.args, value.keywords
+    # A weak reference is called for its value.
     wrapped = getattr(value, "__wrapped__", None)
+    wrapped = value() if isinstance(value, weakref.ref) else wrapped
     return None if wrapped is None else (wrapped,)
 
 

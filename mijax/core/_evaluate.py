@@ -25,7 +25,16 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from mijax._errors import ShapeError, SiteError
-from mijax.core._mark import SITE, ClosedJaxpr, Literal, bind, bodies, call, manual
+from mijax.core._mark import (
+    SITE,
+    ClosedJaxpr,
+    Literal,
+    bind,
+    bodies,
+    call,
+    manual,
+    scan_sizes,
+)
 from mijax.core._site_table import (
     CALLS,
     LAYER,
@@ -214,7 +223,7 @@ def _refuse_gradients(names: list[str], x: Any) -> Any:
 def _scan(job: Job, equation: Any, inputs: Any, path: Path, index: Path) -> Result:
     """Run the scan with further outputs, one activation per iteration."""
     params, body = equation.params, _body(equation)
-    n_consts, n_carry = params["num_consts"], params["num_carry"]
+    n_consts, n_carry = scan_sizes(equation)
     consts, rest = inputs[:n_consts], inputs[n_consts:]
     if job.start is not None and not index and not params["reverse"]:
         marks = [m for m in job.within(path) if m.name == job.start.name]
@@ -243,7 +252,7 @@ def _scan_from(
 ) -> Result:
     """Run a scan from one layer on, after the run that lower layers are taken from."""
     params, body = equation.params, _body(equation)
-    n_consts, n_carry = params["num_consts"], params["num_carry"]
+    n_consts, n_carry = scan_sizes(equation)
     consts, rest = inputs[:n_consts], inputs[n_consts:]
     xs, length = rest[n_carry:], params["length"]
     plain = Job(start.before, frozenset(), job.marks.values(), {})

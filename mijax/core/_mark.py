@@ -39,6 +39,7 @@ __all__ = [
     "editing",
     "manual",
     "mark_checkpoint_names",
+    "scan_sizes",
     "site",
 ]
 
@@ -169,6 +170,16 @@ def bodies(equation: Any) -> Iterator[tuple[str, ClosedJaxpr]]:
                 yield name, one
             elif isinstance(one, Jaxpr) and not one.constvars:
                 yield name, ClosedJaxpr(one, ())
+
+
+def scan_sizes(equation: Any) -> tuple[int, int]:
+    """Return the number of constants and of carried values of a `scan`."""
+    params = equation.params
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    # JAX 0.12 keeps the structures of both instead.
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
 
 
 def manual(equation: Any) -> list[str]:
