@@ -349,6 +349,8 @@ def compose(*edits: Edits) -> Sites[Any]:
         >>> both.blocks.z is not None and both.blocks.mlp_out is not None
         True
     """
+    if len(edits) == 1 and isinstance(edits[0], Sites):
+        return edits[0]
     joined = empty()
     for given in edits:
         if given is None:

@@ -1,5 +1,6 @@
 """The sites of a traced function: every mark, and a table by name."""
 
+import functools
 import html
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -185,6 +186,8 @@ def table(marks: tuple[Mark, ...]) -> SiteTable:
     return SiteTable(found)
 
 
+# Jaxprs are told apart by identity; walking a deep one again would take milliseconds.
+@functools.lru_cache(maxsize=128)
 def marks_of(closed: ClosedJaxpr) -> tuple[Mark, ...]:
     """Find every mark and the layer that it stands for."""
     found: list[Mark] = []
