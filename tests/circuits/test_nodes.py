@@ -103,7 +103,7 @@ def test_circuits_are_patched_runs(name):
     assert found.completeness.mean[:2].tolist() == [0, 1]
     plain = jax.vmap(number)(mijax.run(one.model, one.clean))
     chex.assert_trees_all_close(found.full, plain, atol=1e-6)
-    index = [one.nodes.index(node) for node in each]
+    index = one.nodes.indices(each)
     falls = (found.full - found.metric[2:]).mean(1)
     chex.assert_trees_all_close(falls, exact(name).values[index], atol=2e-6)
 
@@ -195,6 +195,38 @@ def test_planted_channels_are_found(method):
         assert found.completeness.mean.tolist() == [1, 0, 0]
 
 
+def test_latents_of_a_dictionary_are_nodes():
+    """Latents 4 and 7 of layer 1 carry the metric, by the weights of the readout."""
+    decode = jnp.linalg.qr(jax.random.normal(jax.random.key(7), (12, 12)))[0]
+    readout = 2 * decode[4] - decode[7]
+
+    def net(x):
+        for _ in range(2):
+            x = mijax.site("hidden", x, "unit")
+        return x @ readout
+
+    def spliced(x, at):
+        if at.layer != 1:
+            return x
+        latents = mijax.site("latents", x @ decode.T, "latent")
+        return latents @ decode + (x - (x @ decode.T) @ decode)
+
+    clean, corrupt = jax.random.normal(jax.random.key(8), (2, 5, 12))
+    through = mijax.harvest(net, edits={"hidden": spliced})
+    one = circuits.NodeTask(
+        mijax.model(lambda x: through(x)[0], clean[0]),
+        clean,
+        corrupt,
+        metric=lambda output: output,
+        nodes={"latents": "latent"},
+    )
+    found = circuits.discover_nodes(one, circuits.NodeAttribution())
+    falls = ((clean - corrupt) @ decode.T).mean(0) * jnp.zeros(12).at[4].set(2).at[
+        7
+    ].set(-1)
+    chex.assert_trees_all_close(found.values, np.asarray(falls), atol=1e-5)
+
+
 @pytest.mark.parametrize("absolute", [False, True])
 def test_acdc_is_the_loop(absolute):
     """Nodes are removed from the last layer to the first, one run at a time."""
@@ -225,13 +257,13 @@ def test_order_follows_the_model():
     one = circuits.NodeTask(
         mijax.model(fn, image), image, image, metric=number, nodes=sites
     )
-    names = [one.nodes.name(i) for i in late_first(one)]
+    names = [one.nodes.names()[i] for i in late_first(one)]
     assert names[:3] == ["logits", "mlp_out[2]", "z[2]"]
     assert names[-3:] == ["mlp_out[0]", "z[0]", "embed"]
 
 
 def test_probing_is_reproducible_whatever_the_memory():
-    one = task("encoder")
+    one = planted_task()
     method = circuits.NodeProbing(steps=3, batch=2)
     first = circuits.discover_nodes(one, method)
     again = circuits.discover_nodes(one, method, memory=1)

@@ -69,8 +69,7 @@ class NodeCircuit(eqx.Module):
             SiteError: no such node.
         """
         mask = np.zeros(len(task.nodes), bool)
-        for name in names:
-            mask[task.nodes.index(name)] = True
+        mask[task.nodes.indices(names)] = True
         return cls(task.nodes, mask)
 
     @classmethod
@@ -97,7 +96,7 @@ class NodeCircuit(eqx.Module):
         return int(self.mask.sum())
 
     def __contains__(self, name: str) -> bool:
-        return bool(self.mask[self.nodes.index(name)])
+        return bool(self.mask[self.nodes.indices([name])[0]])
 
     def __and__(self, other: "NodeCircuit") -> "NodeCircuit":
         return NodeCircuit(self.nodes, self.mask & mask_of(self.nodes, other))

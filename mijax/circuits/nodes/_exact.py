@@ -30,11 +30,17 @@ def _falls(task: NodeTask, part: NodeSite, progress: Progress, memory: int) -> A
     if not part.axes:
         masks = np.ones((2, len(task.nodes)), bool)
         masks[1, part.start] = False
-        full, without = run_masks(task, masks, progress=progress, memory=memory)
+        full, without = run_masks(task, masks, progress=False, memory=memory)
         return (full - without)[:, None]
     edit = task.ablation
     if edit is None:
         edit = Patch(capture(task.model, task.corrupt, part.site))
+
+    def partly(done: int, total: int) -> None:
+        if progress:
+            ran = (part.stop - part.start) * done // total
+            progress(part.start + ran, len(task.nodes))
+
     indices = part.indices()
     single = len(part.axes) == 1
     over = {part.axes[0]: [i for (i,) in indices]} if single else {part.axes: indices}
@@ -44,7 +50,7 @@ def _falls(task: NodeTask, part: NodeSite, progress: Progress, memory: int) -> A
         edit.at(part.site),
         over=over,
         metric=task.metric,
-        progress=progress,
+        progress=partly if progress else False,
         chunks=Chunks(memory),
     )
     return np.asarray(found.base)[:, None] - np.asarray(found.values)

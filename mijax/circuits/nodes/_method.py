@@ -1,6 +1,7 @@
 """`discover_nodes`, and methods that score one example at a time."""
 
 import abc
+import warnings
 from typing import Any
 
 import equinox as eqx
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import ConfigError
 from mijax._progress import Progress, reports
-from mijax.circuits._method import MEMORY
+from mijax.circuits._method import MEMORY, ZERO
 from mijax.circuits._scores import merged, standard_error
 from mijax.circuits.methods._eap import average
 from mijax.circuits.nodes._gated import MOST, gated
@@ -48,6 +49,8 @@ class AbstractNodeAttribution(AbstractNodeMethod):
             if progress:
                 moments.block_until_ready()
                 progress(int(ids[count - 1]) + 1, len(task))
+        if not bool(jnp.any(moments[0])):
+            warnings.warn(ZERO, stacklevel=5)
         error = standard_error(moments[1], len(task))
         error = None if error is None else np.asarray(error)
         return NodeScores(np.asarray(moments[0]), error, task.nodes, repr(self))
@@ -129,6 +132,9 @@ def discover_nodes(
     Raises:
         SiteError: a gradient through a site that has none.
         ConfigError: a method that is a name or a class.
+
+    Warns:
+        UserWarning: all attributions are zero.
 
     Examples:
         >>> import jax, mijax

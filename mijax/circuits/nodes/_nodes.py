@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -115,26 +115,24 @@ class Nodes:
         """Return the name of every node, in order."""
         return tuple(_name(s.site, index) for s in self.sites for index in s.indices())
 
-    def name(self, index: int) -> str:
-        """Return the name of one node."""
-        site = next(s for s in self.sites if index < s.stop)
-        return _name(site.site, site.indices()[index - site.start])
-
-    def index(self, name: str) -> int:
-        """Return the index of a node.
+    def indices(self, names: Iterable[str]) -> list[int]:
+        """Return the indices of nodes given by name.
 
         Args:
-            name: for instance `"relu[1, 7]"`.
+            names: for instance `["relu[1, 7]"]`.
 
         Raises:
             SiteError: no such node.
         """
-        compact = name.replace(" ", "").replace(",", ", ")
-        try:
-            return self.names().index(compact)
-        except ValueError:
-            close = nearest(name, self.names())
-            raise SiteError(f"The task has no node {name!r}.{close}") from None
+        known = {name: i for i, name in enumerate(self.names())}
+        found = []
+        for name in names:
+            compact = name.replace(" ", "").replace(",", ", ")
+            if compact not in known:
+                close = nearest(name, known)
+                raise SiteError(f"The task has no node {name!r}.{close}")
+            found.append(known[compact])
+        return found
 
     def split(self, values: Any) -> dict[str, Any]:
         """Split `[..., node]` by site.
