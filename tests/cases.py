@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 import mijax
 from mijax.core import SITES, BlockSites
-from mijax.core._check import site_shapes
+from mijax.core._shapes import site_shapes
 
 MODELS = ("gpt2", "llama", "parallel", "attention_only")
 

@@ -1,9 +1,7 @@
 """Checks of places, metrics and tokens against a model, before anything runs."""
 
-from functools import partial
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +20,7 @@ from mijax.core._integers import integers
 from mijax.core._metric import AbstractMetric
 from mijax.core._model import AbstractModel
 from mijax.core._operands import check_per_prompt
+from mijax.core._shapes import site_shapes
 from mijax.core._sharding import automatic
 from mijax.core._sites import (
     END,
@@ -141,28 +140,6 @@ def check_metric(
             f"{tokens.shape[-1]} tokens. Give it position=prompts.last."
         )
     return metric
-
-
-def site_shapes(model: AbstractModel, seq: int) -> Sites[Any]:
-    """Returns the shape of every activation of one example, without running it.
-
-    Args:
-        model: the model.
-        seq: number of tokens.
-
-    Returns:
-        `Sites` of `jax.ShapeDtypeStruct`, `None` at sites that the model lacks.
-    """
-    arrays, static = eqx.partition(model, eqx.is_array)
-    leaves, tree = jax.tree.flatten(static)
-    tokens = jax.ShapeDtypeStruct((seq,), jnp.int32)
-    return _shapes.eval_shape(arrays, tuple(leaves), tree, tokens)
-
-
-@partial(jax.jit, static_argnums=(1, 2))
-def _shapes(arrays: Any, leaves: Any, tree: Any, tokens: Array) -> Sites[Any]:
-    model = eqx.combine(arrays, jax.tree.unflatten(tree, leaves))
-    return model(tokens)[1]
 
 
 def check_sites(

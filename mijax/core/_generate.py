@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 from mijax._errors import PositionError, ShapeError
 from mijax.core._arguments import checked
 from mijax.core._buckets import bucket
-from mijax.core._check import check_attention, check_edits, site_shapes
+from mijax.core._check import check_attention, check_edits
 from mijax.core._edits import edit
 from mijax.core._ends import finish
 from mijax.core._integers import integers
@@ -20,6 +20,7 @@ from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._rows import Packed, Place, Sequence
 from mijax.core._rowwise import check_generated
 from mijax.core._sampling import Sampling, pick, refuse_nothing
+from mijax.core._shapes import site_shapes
 from mijax.core._sites import Sites, known
 from mijax.core._text import ModelLike, TextLike, opened
 from mijax.core._tokens import PromptsLike, as_tokens

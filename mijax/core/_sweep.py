@@ -26,7 +26,6 @@ from mijax.core._check import (
     check_edits,
     check_metric,
     rows_of,
-    site_shapes,
 )
 from mijax.core._chunk import (
     Base,
@@ -45,6 +44,7 @@ from mijax.core._model import AbstractModel
 from mijax.core._plan import Chunks, Cost, Lanes, Plan, layer_overhead, pack
 from mijax.core._score import Metrics
 from mijax.core._several import joined
+from mijax.core._shapes import site_shapes
 from mijax.core._sites import END, Sites, filled, get
 from mijax.core._sweep_result import Sweep, Work
 from mijax.core._text import ModelLike, opened

@@ -17,7 +17,6 @@ from mijax.core._check import check_prompts as check_prompts
 from mijax.core._check import check_sites as check_sites
 from mijax.core._check import check_unpadded as check_unpadded
 from mijax.core._check import one_each as one_each
-from mijax.core._check import site_shapes as site_shapes
 from mijax.core._chunk import Base as Base
 from mijax.core._chunk import measure as measure
 from mijax.core._chunk import run_base as run_base
@@ -48,6 +47,7 @@ from mijax.core._run import over_prompts as over_prompts
 from mijax.core._run import part as part
 from mijax.core._score import check_scores as check_scores
 from mijax.core._score import score as score
+from mijax.core._shapes import site_shapes as site_shapes
 from mijax.core._shown import cut as cut
 from mijax.core._shown import shown as shown
 from mijax.core._site_table import check_names as check_names
