@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mijax._progress import Progress
+from mijax.circuits.methods._fit import mean_of
 from mijax.circuits.nodes._nodes import NodeSite
 from mijax.circuits.nodes._task import NodeTask, blocks, example_of
 from mijax.core import Patch
@@ -77,6 +78,19 @@ def _edit(task: NodeTask, part: NodeSite, new: Any, gates: Array, prompt: Any) -
         return (gate * x + (1 - gate) * other).astype(x.dtype)
 
     return edit
+
+
+def mean_metric(
+    task: NodeTask, gates: Array, prompts: Int[Array, " example"], chunk: int
+) -> Float[Array, ""]:
+    """Return the mean of the metric over examples, of which `chunk` run at once."""
+    one = lambda prompt: gated(task, prompt)(gates)  # noqa: E731
+    # XLA runs convolutions in a loop on one core of a CPU: no loop where all fit.
+    if len(prompts) <= chunk:
+        return jax.vmap(one)(prompts).mean()
+    # Recomputed in a backward pass, so that its memory is that of one chunk.
+    once = jax.checkpoint(one)
+    return mean_of(lambda i: once(prompts[i]), len(prompts), chunk)
 
 
 def run_masks(

@@ -7,14 +7,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mijax._progress import Progress
-from mijax.circuits.methods._fit import mean_of
-from mijax.circuits.nodes._gated import MOST, example_bytes, gated
+from mijax.circuits.nodes._gated import MOST, example_bytes, mean_metric
 from mijax.circuits.nodes._method import AbstractNodeMethod
 from mijax.circuits.nodes._scores import NodeScores
 from mijax.circuits.nodes._task import NodeTask
 
-# Decisions of one call of the program.
-ROOM = 32
+# Decisions between reports of progress.
+REPORT = 32
 
 
 class NodeACDC(AbstractNodeMethod):
@@ -40,48 +39,40 @@ class NodeACDC(AbstractNodeMethod):
     def discover(self, task: NodeTask, progress: Progress, memory: int) -> NodeScores:
         """Decide on every node."""
         chunk = min(len(task), MOST, max(1, memory // example_bytes(task)))
-        order, n = late_first(task), len(task.nodes)
-        mask, metric = jnp.ones(n, bool), _metric(task, jnp.ones(n, bool), chunk)
+        n = len(task.nodes)
         # Numbers are traced, so that another threshold runs the same program.
-        threshold = jnp.float32(self.threshold)
-        for start in range(0, n, ROOM):
-            some = order[start : start + ROOM]
-            padded = jnp.asarray(np.pad(some, (0, ROOM - len(some))))
-            options = (self.absolute, chunk, threshold, jnp.int32(len(some)))
-            mask, metric = _remove(task, mask, metric, padded, options)
-            if progress:
-                mask.block_until_ready()
-                progress(start + len(some), n)
-        values = np.asarray(mask, np.float32)
+        limits = (jnp.float32(self.threshold), self.absolute, chunk)
+        state = (jnp.ones(n, bool), _metric(task, jnp.ones(n, bool), chunk))
+        for i, node in enumerate(late_first(task)):
+            state = _decide(task, limits, state, jnp.asarray(node))
+            if progress and i % REPORT == REPORT - 1:
+                jax.block_until_ready(state)
+                progress(i + 1, n)
+        values = np.asarray(state[0], np.float32)
         return NodeScores(values, None, task.nodes, repr(self))
 
 
 @eqx.filter_jit
 def _metric(task: NodeTask, mask: Bool[Array, " node"], chunk: int) -> Array:
-    """Return the mean of the metric over examples."""
-    return mean_of(lambda prompt: gated(task, prompt)(mask), len(task), chunk)
+    """Return the mean of the metric over all examples."""
+    return mean_metric(task, mask, jnp.arange(len(task), dtype=jnp.int32), chunk)
 
 
 @eqx.filter_jit
-def _remove(
+def _decide(
     task: NodeTask,
-    mask: Bool[Array, " node"],
-    metric: Float[Array, ""],
-    order: Int[Array, " room"],
-    options: tuple[bool, int, Array, Array],
+    limits: tuple[Array, bool, int],
+    state: tuple[Bool[Array, " node"], Float[Array, ""]],
+    node: Int[Array, ""],
 ) -> tuple[Bool[Array, " node"], Float[Array, ""]]:
-    """Decide on some nodes, one after the other."""
-    absolute, chunk, threshold, count = options
-
-    def decide(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        mask, metric = state
-        less = mask.at[order[i]].set(False)
-        new = _metric(task, less, chunk)
-        fall = metric - new
-        goes = (jnp.abs(fall) if absolute else fall) < threshold
-        return jnp.where(goes, less, mask), jnp.where(goes, new, metric)
-
-    return jax.lax.fori_loop(0, count, decide, (mask, metric))
+    """Remove a node, or keep it; return the mask and its metric."""
+    threshold, absolute, chunk = limits
+    mask, metric = state
+    less = mask.at[node].set(False)
+    new = _metric(task, less, chunk)
+    fall = metric - new
+    goes = (jnp.abs(fall) if absolute else fall) < threshold
+    return jnp.where(goes, less, mask), jnp.where(goes, new, metric)
 
 
 def late_first(task: NodeTask) -> Int[np.ndarray, " node"]:

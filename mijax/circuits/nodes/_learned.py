@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from mijax import train
 from mijax._errors import ConfigError
 from mijax._progress import Progress
-from mijax.circuits.methods._fit import mean_of
 from mijax.circuits.methods._hard_concrete import (
     SHIFT,
     expected_l0,
@@ -20,14 +19,11 @@ from mijax.circuits.methods._hard_concrete import (
     sample,
 )
 from mijax.circuits.methods._probing import START
-from mijax.circuits.nodes._gated import MOST, example_bytes, gated
+from mijax.circuits.nodes._gated import MOST, example_bytes, mean_metric
 from mijax.circuits.nodes._method import AbstractNodeMethod
 from mijax.circuits.nodes._scores import NodeScores
 from mijax.circuits.nodes._task import NodeTask
 from mijax.data import AbstractSource
-
-# Updates of one call of the program.
-SCAN = 50
 
 
 class NodeProbing(AbstractNodeMethod):
@@ -76,7 +72,6 @@ class NodeProbing(AbstractNodeMethod):
             steps=self.steps,
             report=self.steps,
             every=self.steps,
-            scan=SCAN,
             progress=progress or False,
         )
         values = np.asarray(jax.nn.softplus(state.params + SHIFT))
@@ -106,10 +101,8 @@ class _Objective(train.AbstractObjective):
     ) -> tuple[Float[Array, ""], tuple[dict[str, Array], None]]:
         """Return the loss of one mask on some examples."""
         gates = sample(params, step.key)
-        # Recomputed in the backward pass, so that memory is that of one chunk.
         task = eqx.combine(self.arrays, self.static)
-        one = jax.checkpoint(lambda prompt: gated(task, prompt)(gates))
-        metric = mean_of(lambda i: one(batch[i]), len(batch), self.chunk)
+        metric = mean_metric(task, gates, batch, self.chunk)
         fraction = expected_l0(params).mean()
         return self.regularization * fraction - metric, (
             {"metric": metric, "open": fraction},
@@ -132,6 +125,7 @@ class _Examples(AbstractSource):
         """Return the key of the first draw."""
         return jax.random.fold_in(jax.random.key(self.seed), 1)
 
+    @eqx.filter_jit
     def batch(self, state: Any) -> tuple[Any, Int[Array, " example"]]:
         """Draw the indices of a batch."""
         state, draw = jax.random.split(state)
