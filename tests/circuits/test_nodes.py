@@ -20,7 +20,7 @@ NODES = {
     "encoder": {"z": ("layer", "head"), "mlp_out": "layer"},
     "experts": {"expert_out": ("expert",), "router": ("position", "expert")},
     "recurrent": {"state": ("layer", "position", "embed")},
-    "decoder": {"z": ("layer", "head"), "mlp_out": "layer"},
+    "decoder": {"z": ("layer", "head")},
 }
 NAMES = tuple(NODES)
 METHODS = (
@@ -82,7 +82,7 @@ def test_exact_scores_are_the_loop(name):
     scores = exact(name)
     base = jax.vmap(number)(mijax.run(one.model, one.clean))
     names = one.nodes.names()
-    picked = range(0, len(names), max(1, len(names) // 3))
+    picked = range(0, len(names), max(1, len(names) // 2))
     for i in (*picked, len(names) - 1):
         fall = base - replaced(name, names[i])
         chex.assert_trees_all_close(scores.values[i], fall.mean(), atol=2e-6)
@@ -138,7 +138,7 @@ def linear(x):
     return x
 
 
-@pytest.mark.parametrize("ablation", [None, mijax.Zero(), mijax.Set(2.0)])
+@pytest.mark.parametrize("ablation", [None, mijax.Set(2.0)])
 def test_attribution_is_exact_on_a_linear_model(ablation):
     clean, corrupt = jax.random.normal(jax.random.key(3), (2, 5, 4))
     one = circuits.NodeTask(
@@ -347,3 +347,5 @@ def test_bad_input_is_refused():
         circuits.run_nodes(one, circuits.NodeCircuit.full(task("encoder")))
     with pytest.raises(mijax.MijaxError, match="got n=99"):
         circuits.discover_nodes(one, circuits.NodeAttribution()).top(99)
+    with pytest.raises(mijax.MijaxError, match="no scores of a site 'rely'.*'relu'"):
+        circuits.discover_nodes(one, circuits.NodeAttribution())["rely"]

@@ -16,7 +16,9 @@ from mijax.core import Chunks, Patch, capture, sweep
 class NodeExact(AbstractNodeMethod):
     """Replaces every node, one at a time: a `mijax.sweep` for each site.
 
-    The score is the metric of the model minus that with the node replaced.
+    The score is the metric of the model minus that with the node replaced. The runs
+    skip what a node does not change; a site whose layers are not iterations of a scan
+    compiles one program for each layer.
     """
 
     def discover(self, task: NodeTask, progress: Progress, memory: int) -> NodeScores:

@@ -7,7 +7,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Float
 
-from mijax._errors import ConfigError, nearest
+from mijax._errors import ConfigError, SiteError, nearest
 from mijax.circuits._scores import Entry
 from mijax.circuits.nodes._circuit import NodeCircuit
 from mijax.circuits.nodes._nodes import Nodes
@@ -41,7 +41,7 @@ class NodeScores(eqx.Module):
         found = self.nodes.split(self.values)
         if site not in found:
             close = nearest(site, found)
-            raise ConfigError(f"There are no scores of a site {site!r}.{close}")
+            raise SiteError(f"There are no scores of a site {site!r}.{close}")
         return found[site]
 
     def best(self, n: int = 10, *, absolute: bool = True) -> list[Entry]:
@@ -91,7 +91,7 @@ class NodeScores(eqx.Module):
         mask[self._order(absolute)[:n]] = True
         return NodeCircuit(self.nodes, mask)
 
-    def above(self, at: float, *, absolute: bool = False) -> NodeCircuit:
+    def above(self, at: float | int, *, absolute: bool = False) -> NodeCircuit:
         """Select all nodes that score `at` or more.
 
         Args:
