@@ -347,5 +347,5 @@ def test_bad_input_is_refused():
         circuits.run_nodes(one, circuits.NodeCircuit.full(task("encoder")))
     with pytest.raises(mijax.MijaxError, match="got n=99"):
         circuits.discover_nodes(one, circuits.NodeAttribution()).top(99)
-    with pytest.raises(mijax.MijaxError, match="no scores of a site 'rely'.*'relu'"):
+    with pytest.raises(mijax.MijaxError, match="no scores of a site 'rely'"):
         circuits.discover_nodes(one, circuits.NodeAttribution())["rely"]
