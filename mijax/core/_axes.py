@@ -18,6 +18,7 @@ from mijax.core._function_axes import (
     spread_masks,
 )
 from mijax.core._integers import integers
+from mijax.core._resolve import size_of
 from mijax.core._site_table import SiteInfo
 from mijax.core._sites import (
     BLOCK_SITES,
@@ -28,7 +29,6 @@ from mijax.core._sites import (
     get,
     span_ends,
 )
-from mijax.core._spot import size_of
 
 AXES = ("layer", "position", "head", "feature", "coefficient")
 PAIRS = ("layer", "head")

@@ -9,9 +9,9 @@ import numpy as np
 from mijax._errors import ShapeError, SiteError, quoted
 from mijax.core._axis import Axis
 from mijax.core._integers import integers
+from mijax.core._resolve import check_axis, check_index, size_of
 from mijax.core._site_table import SiteInfo
 from mijax.core._sites import PerPrompt
-from mijax.core._spot import check_axis, check_index, size_of
 
 COEFFICIENT, WHERE = "coefficient", "where"
 

@@ -13,10 +13,11 @@ from mijax.core._edits import compose
 from mijax.core._evaluate import At
 from mijax.core._function import FunctionModel, examples, traced_of
 from mijax.core._harvest import harvest_parts
+from mijax.core._resolve import axes_of, check_index, resolved, size_of
 from mijax.core._score import check_scores, score
 from mijax.core._site_table import SiteInfo, SiteTable, check_names, table
 from mijax.core._sites import PerPrompt, Site, known
-from mijax.core._spot import applied, axes_of, check_index, resolved, size_of, spot_of
+from mijax.core._spot import applied, spot_of
 
 
 class Door(eqx.Module):

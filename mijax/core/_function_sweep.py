@@ -32,10 +32,15 @@ from mijax.core._harvest import harvest_parts
 from mijax.core._jobs import Piece, run_pieces
 from mijax.core._peak import peak_bytes
 from mijax.core._plan import Chunks
+from mijax.core._resolve import resolved
 from mijax.core._score import check_scores, scores
-from mijax.core._spot import Spots, StaticLayer, applied, resolved
+from mijax.core._spot import OneOf, Spots, StaticLayer, applied
 from mijax.core._sweep_result import Sweep, Work
 from mijax.core._trace import trace
+
+# Programs for the layers of a model without a scan: more of them compile longer, fewer
+# run more layers in vain.
+MOST_PROGRAMS = 4
 
 
 class Swept(eqx.Module):
@@ -131,14 +136,14 @@ class Group(NamedTuple):
     """Cells that share a program.
 
     Attributes:
-        layer: the layer, where it is fixed when the program is compiled.
+        layer: the layers, where they are fixed when the program is compiled.
         cells: their indices, by first layer.
         first: first layer of each, 0 where that is not used.
         places: their places.
         layers: number of layers that a block can start at, 0 without a scan.
     """
 
-    layer: int | None
+    layer: tuple[int, ...] | None
     cells: np.ndarray
     first: np.ndarray
     places: dict[str, np.ndarray]
@@ -148,7 +153,7 @@ class Group(NamedTuple):
 def _groups(
     swept: Swept, cells: Grid, scanned: bool, layers: int | None
 ) -> list[Group]:
-    """Group cells by program: by layer, unless the layer is that of a scan."""
+    """Group cells by program: by ranges of layers, unless the layer is in a scan."""
     count = int(np.prod(cells.shape))
     every, sets = np.arange(count), cells.layers
     lone = sets is not None and all(len(one) == 1 for one in sets)
@@ -163,14 +168,18 @@ def _groups(
     if not lone:
         return [Group(None, every, np.zeros_like(first), cells.places, 0)]
     found = []
-    for layer in np.unique(first):
-        own = every[first == layer]
-        places = {k: v[own] for k, v in cells.places.items() if k != "layer"}
-        found.append(Group(int(layer), own, np.zeros(len(own), np.int32), places, 0))
+    unique = np.unique(first)
+    for some in np.array_split(unique, min(MOST_PROGRAMS, len(unique))):
+        own = every[np.isin(first, some)]
+        places = {key: value[own] for key, value in cells.places.items()}
+        fixed = tuple(map(int, some))
+        found.append(Group(fixed, own, np.zeros(len(own), np.int32), places, 0))
     return found
 
 
-def _placed(swept: Swept, place: Mapping[str, Any], layer: int | None) -> Spots:
+def _placed(
+    swept: Swept, place: Mapping[str, Any], layer: tuple[int, ...] | None
+) -> Spots:
     """Return the swept edit at one cell."""
     edit, mask = swept.edit.edit, swept.edit.mask
     axes, at = dict(swept.edit.axes), swept.edit.layer
@@ -183,7 +192,7 @@ def _placed(swept: Swept, place: Mapping[str, Any], layer: int | None) -> Spots:
             at = value
         else:
             axes[key] = value
-    at = at if layer is None else StaticLayer(layer)
+    at = at if layer is None else OneOf(layer, at)
     return Spots(edit, at, axes, mask, swept.edit.site)
 
 
@@ -212,7 +221,9 @@ def _differing(swept: Swept, groups: list[Group]) -> np.ndarray:
 
 
 @eqx.filter_jit
-def _changes(swept: Swept, places: Any, layer: int | None, count: int) -> Any:
+def _changes(
+    swept: Swept, places: Any, layer: tuple[int, ...] | None, count: int
+) -> Any:
     """Compare the edited with the unedited value, for every example and cell."""
     door, name = swept.door, swept.edit.site
 
@@ -316,7 +327,7 @@ def _block(
     ids: Array,
     places: dict[str, Array],
     first: Array | None,
-    layer: int | None,
+    layer: tuple[int, ...] | None,
     count: int,
 ) -> Any:
     """Return the metric of some examples at some cells, `[example, cell]`."""

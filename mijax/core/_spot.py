@@ -6,15 +6,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
-from mijax._errors import PositionError, ShapeError, SiteError, nearest
-from mijax.core._edits import AbstractEdit, Compose, Placed, Span
+from mijax._errors import PositionError, ShapeError, SiteError
+from mijax.core._edits import AbstractEdit, Span
 from mijax.core._rows import AbstractPlace
-from mijax.core._site_table import SiteInfo, SiteTable, check_names
-from mijax.core._sites import END, PerPrompt, Site, Sites, filled, get, known
-from mijax.core._sources import Mean, Patch
+from mijax.core._site_table import SiteInfo, SiteTable
+from mijax.core._sites import PerPrompt
 
 
 class Spot(AbstractPlace):
@@ -148,6 +146,13 @@ class StaticLayer(eqx.Module):
     value: int = eqx.field(static=True)
 
 
+class OneOf(eqx.Module):
+    """A layer among some that are fixed when the program is compiled."""
+
+    layers: tuple[int, ...] = eqx.field(static=True)
+    layer: Any
+
+
 class Spots(AbstractEdit):
     """An edit with a place that is known to exist in a `FunctionModel`.
 
@@ -168,6 +173,11 @@ class Spots(AbstractEdit):
     def __call__(self, x: Array, place: Spot) -> Array:
         """Return the edited value where the place is, and `x` elsewhere."""
         layer = self.layer
+        if isinstance(layer, OneOf):
+            # Other layers have no trace of the edit, so what is before runs once.
+            if isinstance(place.layer, int) and place.layer not in layer.layers:
+                return x
+            layer = layer.layer
         if isinstance(layer, StaticLayer):
             if isinstance(place.layer, int) and place.layer != layer.value:
                 return x
@@ -182,194 +192,6 @@ class Spots(AbstractEdit):
         where = place.where(Spots(self.edit, layer, self.axes, self.mask, self.site), x)
         new = new.astype(x.dtype)
         return new if where is None else jnp.where(where, new, x)
-
-
-def resolved(edits: Sites[Any], sites: SiteTable, batch: int | None) -> dict[str, Any]:
-    """Return the edits of each site, with places and operands that are known to exist.
-
-    Args:
-        edits: a record of placed edits.
-        sites: the sites of the model.
-        batch: number of examples, `None` without an axis for them.
-
-    Returns:
-        Edits by site.
-
-    Raises:
-        SiteError: a site, axis or index that the model does not have.
-        ShapeError: an operand or mask that does not fit.
-    """
-    names = filled(edits)
-    check_names(names, sites)
-    return {name: _resolved(get(edits, name), sites[name], batch) for name in names}
-
-
-def _resolved(edit: Any, info: SiteInfo, batch: int | None) -> AbstractEdit:
-    if isinstance(edit, Compose):
-        return Compose(tuple(_resolved(one, info, batch) for one in edit.edits))
-    layer = edit.layer
-    if layer is not None:
-        check_index("layer", layer, info.layers or 0, info, batch)
-        value = known(layer)
-        if not info.scanned:
-            if value is None or value.ndim:
-                raise SiteError(
-                    f"Site {info.name!r} is not in a loop over layers, so its layer is "
-                    "a fixed integer: it cannot be traced, nor one per example."
-                )
-            layer = StaticLayer(int(value))
-        elif layer.ndim:
-            layer = PerPrompt(layer)
-    axes = axes_of(edit, info)
-    for axis, index in axes.items():
-        check_index(axis, index, size_of(info, axis), info, batch)
-    if edit.mask is not None:
-        _check_mask(edit.mask, info, layer)
-    return Spots(_operand(edit.edit, info, batch), layer, axes, edit.mask, info.name)
-
-
-def axes_of(placed: Placed | Site, info: SiteInfo) -> dict[str, Any]:
-    """Return the indices of a place by axis of the site, the layer left out.
-
-    `feature` is the last axis where no axis has that name.
-
-    Raises:
-        SiteError: an axis that the site does not have.
-    """
-    if isinstance(placed, Placed):
-        position = placed.start
-        if placed.start is not None and placed.stop is not None:
-            position = Span(placed.start, placed.stop)
-        elif position is not None and position.ndim:
-            position = PerPrompt(position)
-        feature = placed.feature if placed.features is None else placed.features
-        if placed.features is None and feature is not None and feature.ndim:
-            feature = PerPrompt(feature)
-        head = placed.head
-        head = PerPrompt(head) if head is not None and head.ndim else head
-        given = {"position": position, "head": head, "feature": feature}
-        given |= placed.axes or {}
-    else:
-        given = {a: i for a, i in placed.indices.items() if a != "layer"}
-        position = given.get("position")
-        if not isinstance(position, slice | None) and jnp.ndim(position):
-            given["position"] = PerPrompt(position)
-    found = {}
-    for axis, index in given.items():
-        if index is None:
-            continue
-        last = axis == "feature" and axis not in info.axes and info.axes
-        found[info.axes[-1] if last else axis] = index
-    for axis in found:
-        check_axis(axis, info)
-    return found
-
-
-def check_axis(axis: str, info: SiteInfo) -> None:
-    """Refuse an axis that a site does not have."""
-    if axis not in info.axes and not (axis == "layer" and info.layers):
-        has = (*(("layer",) if info.layers else ()), *info.axes)
-        close = nearest(axis, has) if has else " It is a scalar without layers."
-        raise SiteError(f"Site {info.name!r} has no axis {axis!r}.{close}")
-
-
-def size_of(info: SiteInfo, axis: str) -> int:
-    """Return the size of an axis, the largest where layers differ."""
-    if axis == "layer":
-        return info.layers or 0
-    i = info.axes.index(axis)
-    return max(shape[i] for shape in info.shapes)
-
-
-def check_index(
-    axis: str, index: Any, size: int, info: SiteInfo, batch: int | None
-) -> None:
-    """Refuse an index beyond its axis, or one per example for another batch."""
-    if axis == "layer" and not info.layers:
-        raise SiteError(f"Site {info.name!r} has no layers: it occurs once.")
-    if isinstance(index, PerPrompt) and len(index.values) != batch:
-        raise PositionError(
-            f"{axis} holds {len(index.values)} examples, but the run has "
-            f"{'one, without a batch' if batch is None else batch}."
-        )
-    if isinstance(index, Span | slice):
-        ends = [i for i in (index.start, index.stop) if i is not None]
-        values = [known(end) for end in ends]
-        beyond = [v for v in values if v is not None and (v > size) & (v != END)]
-    else:
-        value = known(index.values if isinstance(index, PerPrompt) else index)
-        beyond = [] if value is None or not np.any(value >= size) else [value.max()]
-    if beyond:
-        raise SiteError(
-            f"{axis} {beyond[0]} is out of range: site {info.name!r} has {axis}s 0 to "
-            f"{size - 1}."
-        )
-
-
-def _check_mask(mask: Array, info: SiteInfo, layer: Any) -> None:
-    """Refuse a mask that does not broadcast to the value that it is for."""
-    shapes = info.shapes
-    if isinstance(layer, StaticLayer):
-        shapes = (shapes[layer.value],)
-    for shape in dict.fromkeys(shapes):
-        own = shape[info.loops :]
-        try:
-            fine = jnp.broadcast_shapes(mask.shape, own) == own
-        except ValueError:
-            fine = False
-        if not fine:
-            raise ShapeError(
-                f"`where` of shape {mask.shape} does not broadcast to site "
-                f"{info.name!r}, {own} ({' '.join(info.axes[info.loops :])})."
-            )
-
-
-def _operand(edit: AbstractEdit, info: SiteInfo, batch: int | None) -> AbstractEdit:
-    """Return an edit whose operand is known to fit a site."""
-    if isinstance(edit, Patch):
-        _check_source(edit.source, info, batch)
-    if isinstance(edit, Mean):
-        return Whole(_mean(edit, info))
-    coefficient = getattr(edit, "coefficient", None)
-    shape = jnp.shape(coefficient) if isinstance(coefficient, jax.Array) else ()
-    if shape not in ((), (batch,)):
-        raise ShapeError(
-            f"An edit's coefficient of shape {shape} does not fit "
-            f"{batch or 'a single example'}: give one, or one per example."
-        )
-    return edit
-
-
-def _check_source(source: Any, info: SiteInfo, batch: int | None) -> None:
-    """Refuse activations of other examples, or of a part of the site."""
-    layers = info.shapes if info.ragged else info.shapes[:1]
-    parts = source if isinstance(source, tuple) else (source,)
-    if len(parts) != len(layers):
-        raise ShapeError(
-            f"The source has {len(parts)} layers, but site {info.name!r} has "
-            f"{len(layers)}: capture the whole site."
-        )
-    for part, shape in zip(parts, layers, strict=True):
-        needs = shape if info.ragged or not info.layers else (info.layers, *shape)
-        if jnp.shape(part) not in (needs, (batch, *needs)):
-            prompts = "" if batch is None else f" or {(batch, *needs)}"
-            raise ShapeError(
-                f"The source has shape {jnp.shape(part)}, but site {info.name!r} needs "
-                f"{needs}{prompts}: capture the whole site from the same number of "
-                "examples."
-            )
-
-
-def _mean(edit: Mean, info: SiteInfo) -> Any:
-    """Average over examples, and over the axis `position` unless it is kept."""
-
-    def one(acts: Any, layered: bool) -> Array:
-        whole = Mean(acts, edit.mask, per_position=edit.per_position, site=info.name)
-        return whole.over(layered, info.axes)
-
-    if isinstance(edit.acts, tuple):
-        return tuple(one(part, False) for part in edit.acts)
-    return one(edit.acts, info.layers is not None)
 
 
 def applied(
