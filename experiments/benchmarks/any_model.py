@@ -139,8 +139,8 @@ def measure(name: str, arguments: Any) -> dict[str, Any]:
     sides = {"with_compile": compiling(timed(sweep)), "mijax": timed(sweep)}
     worker = None
     with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         if arguments.peer:
-            folder = Path(scratch)
             arrays = {k: np.asarray(v) for k, v in weights.items()}
             np.savez(folder / "in.npz", images=images, **arrays)
             options = ("--case", name, "--folder", folder)

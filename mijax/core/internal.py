@@ -39,6 +39,7 @@ from mijax.core._operands import check_per_prompt as check_per_prompt
 from mijax.core._peak import peak_bytes as peak_bytes
 from mijax.core._plan import LEAST_ROWS as LEAST_ROWS
 from mijax.core._plan import layer_overhead as layer_overhead
+from mijax.core._resolve import check_axis as check_axis
 from mijax.core._rows import HEADS as HEADS
 from mijax.core._rows import Packed as Packed
 from mijax.core._rows import Reads as Reads
@@ -57,7 +58,6 @@ from mijax.core._sites import get as get
 from mijax.core._sites import known as known
 from mijax.core._sites import put as put
 from mijax.core._spot import Spot as Spot
-from mijax.core._spot import check_axis as check_axis
 from mijax.core._spot import spot_of as spot_of
 from mijax.core._stream import summed_write as summed_write
 from mijax.core._text import ModelLike as ModelLike
