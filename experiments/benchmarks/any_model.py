@@ -141,8 +141,8 @@ def measure(name: str, arguments: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if arguments.peer:
-            arrays = {k: np.asarray(v) for k, v in weights.items()}
-            np.savez(folder / "in.npz", images=images, **arrays)
+            arrays: dict[str, Any] = {k: np.asarray(v) for k, v in weights.items()}
+            np.savez(folder / "in.npz", images=np.asarray(images), **arrays)
             options = ("--case", name, "--folder", folder)
             worker = Worker(arguments.peer, "torch_hooks.py", *options)
             sides["peer"] = worker.seconds

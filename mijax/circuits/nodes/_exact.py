@@ -18,7 +18,7 @@ class NodeExact(AbstractNodeMethod):
 
     The score is the metric of the model minus that with the node replaced. The runs
     skip what a node does not change; a site whose layers are not iterations of a scan
-    compiles one program for each layer.
+    compiles at most four programs, each for a range of layers.
     """
 
     def discover(self, task: NodeTask, progress: Progress, memory: int) -> NodeScores:
