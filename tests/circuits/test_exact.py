@@ -7,6 +7,7 @@ import pytest
 from mijax.circuits import Graph
 from mijax.circuits.methods._exact import Known, _jobs
 from mijax.core._chunk import Base
+from mijax.core._sites import empty
 
 GPT2_SMALL = Graph.decoder(12, heads=12)
 
@@ -16,7 +17,7 @@ def cut(first, memory):
     kv = zeros((12, prompts, 15, 12, 1))
     x, last = zeros((12, prompts, 15, 768)), zeros((prompts, 15, 768))
     reads = zeros((prompts, 1), jnp.int32)
-    base = Base(x, kv, kv, last, x, reads, zeros(prompts))
+    base = Base(x, kv, kv, last, x, reads, zeros(prompts), empty())
     known = Known(base, zeros((prompts, 157, 15, 768)), jnp.array(first))
     return _jobs(GPT2_SMALL, known, memory)
 
