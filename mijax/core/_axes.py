@@ -112,7 +112,7 @@ def cells(
     return Cells(tuple(axes), shape, index, which, swept)
 
 
-def _names(over: Any) -> Mapping[str, Any]:
+def _names(over: Any) -> Mapping[Any, Any]:
     """Returns axes as a mapping, and refuses unknown names."""
     if isinstance(over, str):
         over = (over,)

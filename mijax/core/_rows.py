@@ -108,8 +108,8 @@ class Sequence(AbstractRows):
     """The tokens of one sequence, all of them."""
 
     position: Int[Array, " rows"]
-    prompt: Int[Array, ""] | None = None
-    lane: Int[Array, ""] | None = None
+    prompt: Int[Array, "..."] | None = None
+    lane: Int[Array, "..."] | None = None
 
     def queries(self, x: Shaped[Array, "rows ..."]) -> Shaped[Array, "seq ..."]:
         """Returns `x`: the rows are the grid."""

@@ -172,7 +172,7 @@ def sweep(
     if tokens.ndim == 1:
         values, ends = values[0], ends[0]
 
-    def result(values: np.ndarray, ends: np.ndarray) -> Sweep:
+    def result(values: Any, ends: Any) -> Sweep:
         return Sweep(jax.device_put(values), jax.device_put(ends), grid.axes, work)
 
     if names is None:

@@ -82,5 +82,7 @@ def bounds_of_metric(metric: Any, seq: int, vocab: int) -> Iterator[Bound]:
     if getattr(metric, "position", None) is not None:
         yield Bound(metric.position, seq, "The position of the metric")
     for name in getattr(metric, "token_ids", ()):
-        ids = jnp.maximum(getattr(metric, name), 0)
+        ids = getattr(metric, name)
+        # -1 stands for no token; other values have been checked.
+        ids = jnp.maximum(ids, 0) if isinstance(ids, Tracer) else ids
         yield Bound(ids, vocab, f"The metric's {name}")
