@@ -69,7 +69,7 @@ class AbstractBlock(eqx.Module):
 
 
 def stated(block: AbstractBlock, name: str) -> Any:
-    """Return what a block states of itself.
+    """Return a property that a block states.
 
     A class that overrides `__call__` may compute something else, so that what it
     inherits from before does not count.

@@ -44,7 +44,7 @@ MOST_PROGRAMS = 4
 
 
 class Swept(eqx.Module):
-    """What every block of a sweep shares.
+    """State shared by all blocks of a sweep.
 
     Attributes:
         door: the model, its inputs and the edits that stay.

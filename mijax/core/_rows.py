@@ -292,7 +292,7 @@ class Place(AbstractPlace):
         return value.reshape(value.shape + (1,) * (x.ndim - 1)) if value.ndim else value
 
     def among(self, sets: Array, x: Array, at: Any) -> Array:
-        """Return whether indices are in each lane's set.
+        """Return a mask of the indices in each lane's set.
 
         Args:
             sets: `[lane, size]`, or `[lane, layer, size]` for pairs with a layer.

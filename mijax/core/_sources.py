@@ -72,7 +72,7 @@ class Patch(AbstractEdit):
 
     def __call__(self, x: Float[Array, "rows ..."], place: AbstractPlace) -> Array:
         """Return the part of the source that belongs to `x`."""
-        return place.take(self.source, x)
+        return _outside(place, self.site).take(self.source, x)
 
 
 class Mean(AbstractEdit):
@@ -138,7 +138,17 @@ class Mean(AbstractEdit):
         """Return the mean in every row; verbs compute it once, at their door."""
         if self.site is None:
             raise SiteError("Place the edit first: Mean(acts).at(site).")
-        return place.mean(self, x)
+        return _outside(place, self.site).mean(self, x)
+
+
+def _outside(place: AbstractPlace, site: str | None) -> AbstractPlace:
+    """Return a decoder's place without its layer for sources that have no layers.
+
+    Latents of a splice are such values: they are inside a layer, and like `embed`.
+    """
+    if isinstance(place, Place) and site is not None and site not in BLOCK_SITES:
+        return Place(place.rows)
+    return place
 
 
 def settled(edits: Any) -> Any:

@@ -119,7 +119,7 @@ class Spot(AbstractPlace):
         return mask[tuple(index)]
 
     def within(self, index: Any, at: Any) -> Array:
-        """Return whether coordinates on an axis are in an index."""
+        """Return a mask of the coordinates that an index covers."""
         if isinstance(index, Span):
             return (at >= index.start) & (at < index.stop)
         if isinstance(index, PerPrompt):

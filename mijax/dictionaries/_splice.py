@@ -136,9 +136,7 @@ class Splice(AbstractEdit):
         if self.change is None and self.error:
             return x
         latents = self.dictionary.encode(wide)
-        # Latents are like `embed`: their sources have no layers.
-        outside = Place(place.rows)
-        new = latents if self.change is None else self.change(latents, outside)
+        new = latents if self.change is None else self.change(latents, place)
         if self.error:
             out = wide + written(self.dictionary, new - latents)
         else:

@@ -107,6 +107,16 @@ def test_only_its_place_is_changed():
     )
 
 
+def test_noise_on_latents_depends_on_the_layer(key):
+    x = stream()[0]
+    edit = d.Splice(sae(), mijax.Noise(key)).bind(Site("embed"))
+    first, second, again = (
+        edit(x, Place(Sequence(jnp.arange(len(x))), layer)) for layer in (0, 1, 0)
+    )
+    chex.assert_trees_all_equal(first, again)
+    assert jnp.abs(first - second).max() > 0.1
+
+
 def test_latents_are_patched_and_held_by_prompt():
     model = cases.model("gpt2")
     x, f = stream(), d.latents(model, sae(), TOKENS, SITE)
