@@ -80,7 +80,7 @@ class AbstractStream(eqx.Module):
         """
 
     def mark(self, name: str) -> Any:
-        """Name the stream itself; in runs of circuits there is no such site."""
+        """Name the stream; runs of circuits have no such site."""
         return self
 
     def keep(self, rows: AbstractRows) -> Any:
@@ -91,7 +91,7 @@ class AbstractStream(eqx.Module):
 def summed_write(
     z: Float[Array, "rows ..."], weight: Float[Array, "... embed"]
 ) -> Float[Array, "rows embed"]:
-    """Return what all heads write, or a single writer."""
+    """Return the outputs of all heads, or of a single writer."""
     return jnp.einsum("nhd,hde->ne", z, weight) if z.ndim == 3 else z @ weight
 
 

@@ -71,7 +71,7 @@ class Attention(eqx.Module):
         return site("z", z, HEADS)
 
     def out(self, z: Float[Array, "rows heads head_dim"]) -> Float[Array, "rows embed"]:
-        """Returns what all heads write to the residual stream, and the bias."""
+        """Return the outputs of all heads, and the bias."""
         return add(jnp.einsum("nhd,hde->ne", z, self.w_o), self.b_o)
 
     @property

@@ -19,7 +19,7 @@ class AbstractMLP(eqx.Module):
 
     @abc.abstractmethod
     def __call__(self, x: Float[Array, "rows embed"]) -> Float[Array, "rows embed"]:
-        """Returns what the MLP writes to the residual stream."""
+        """Return the output of the MLP."""
 
 
 class MLP(AbstractMLP):

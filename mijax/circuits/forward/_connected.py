@@ -132,7 +132,7 @@ class Stream(AbstractStream):
         heads: int | None = None,
         norm: Callable[[Array], Array] | None = None,
     ) -> Any:
-        """Returns what each receiver sees."""
+        """Return the input of each receiver."""
         start, each = self.graph.ports.offset(names[0]), 1 if heads is None else heads
         x = self.seen(start, start + len(names) * each)
         if heads is not None:

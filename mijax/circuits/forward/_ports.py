@@ -120,7 +120,7 @@ class Ports:
         return sum(port.size for port in self.order[:at] if port.writes)
 
     def point(self, name: str) -> int:
-        """Returns how many ports write before a port."""
+        """Return the number of ports that write before a port."""
         at = self.order.index(self.port(name))
         return sum(port.writes for port in self.order[:at])
 

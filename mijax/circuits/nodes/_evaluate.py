@@ -1,4 +1,4 @@
-"""How well circuits of nodes do what the model does."""
+"""Faithfulness and completeness of circuits of nodes."""
 
 from collections.abc import Sequence
 from typing import Any

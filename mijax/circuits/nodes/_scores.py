@@ -15,7 +15,7 @@ from mijax.core.internal import cut, shown
 
 
 class NodeScores(eqx.Module):
-    """How much the metric falls when a node is replaced.
+    """Fall of the metric when a node is replaced.
 
     `scores["relu"]` gives the values of a site, `[*axes]`, a tuple by layer where
     their sizes differ.
