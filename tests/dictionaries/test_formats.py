@@ -128,6 +128,17 @@ def test_own_format_keeps_everything(name, tmp_path):
     assert half.weights.encoder.dtype == jnp.bfloat16
 
 
+def test_first_version_of_the_native_format():
+    golden = arrays_of(GOLDEN / "native/version_1.npz")
+    stored = load("native/version_1")
+    latents, output = latents_and_output(stored, golden["x"])
+    assert (latents > 0).any()
+    assert (latents == 0).any()
+    np.testing.assert_allclose(latents, golden["latents"], atol=1e-6)
+    np.testing.assert_allclose(output, golden["output"], atol=1e-6)
+    assert stored.site == Site("resid_post", layer=3)
+
+
 @pytest.mark.parametrize("format", ["saelens", "dictionary_learning", "sparsify"])
 def test_half_precision(format, tmp_path):
     dictionary = make_by_mijax.of("saelens_topk")[0]
