@@ -50,7 +50,22 @@ def gguf_tokenizer(gguf: Gguf) -> tuple[Tokenizer | None, str]:
     path = str(gguf.path)
     if "tokenizer.ggml.model" not in gguf:
         return None, f"{path} has no vocabulary"
-    found = gguf.record(TokenizerFields)
+    return build_tokenizer(gguf.record(TokenizerFields), path)
+
+
+def build_tokenizer(found: TokenizerFields, path: str) -> tuple[Tokenizer | None, str]:
+    """Build the tokenizer that metadata describes.
+
+    Args:
+        found: the metadata.
+        path: the file that errors name.
+
+    Returns:
+        The tokenizer, or `None` and the reason why there is none.
+
+    Raises:
+        LoadError: lists of the vocabulary that do not fit each other.
+    """
     if found.model not in KINDS:
         return None, (
             f"{path} has a tokenizer of kind '{found.model}', supported are 'gpt2' "

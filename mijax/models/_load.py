@@ -34,6 +34,8 @@ from mijax.models._family import assemble
 from mijax.models._gguf_tokenizer import gguf_tokenizer
 from mijax.models._hub import download_model
 from mijax.models._init import check_dtype
+from mijax.models._llama import LLAMA
+from mijax.models._llama2c import Llama2c, is_llama2c, llama2c_tokenizer
 from mijax.models._native import read_checkpoint, read_native
 from mijax.nn import Transformer
 
@@ -106,6 +108,7 @@ def load(
               flax_model.msgpack) and tokenizer.json;
             - a folder that `save` or `mijax.io.save_checkpoint` wrote;
             - a `.gguf` file;
+            - a `.bin` file of llama2.c, with its `tokenizer.bin` next to it;
             - a hub id, `"org/name"`.
 
             A name wins over a folder that is called the same; write `./name` for that.
@@ -137,8 +140,9 @@ def load(
         return load_folder(download_model(hub_id), name, dtype)
     if path.is_dir():
         return load_folder(path, name, dtype)
-    if path.suffix == ".gguf":
-        return load_gguf(path, name, dtype)
+    if path.suffix == ".gguf" or is_llama2c(path):
+        load_file = load_gguf if path.suffix == ".gguf" else load_llama2c
+        return load_file(path, name, dtype)
     refuse_file(path)
     if HUB_ID.fullmatch(name):
         return load_folder(download_model(name), name, dtype)
@@ -222,6 +226,16 @@ def load_gguf(path: Path, source: str, dtype: DTypeLike) -> Loaded:
     model = assemble(family, spec, gguf, family.gguf_table(spec), dtype)
     text, reason = gguf_tokenizer(gguf)
     return Loaded(model, text, spec, source, digest(gguf.files), reason)
+
+
+def load_llama2c(path: Path, source: str, dtype: DTypeLike) -> Loaded:
+    """Load a file of llama2.c."""
+    file = Llama2c(path)
+    spec = file.spec()
+    assert LLAMA.gguf_table is not None
+    model = assemble(LLAMA, spec, file, LLAMA.gguf_table(spec), dtype)
+    text, reason = llama2c_tokenizer(path, spec.vocab)
+    return Loaded(model, text, spec, source, digest(file.files), reason)
 
 
 def find_wheel(name: str) -> Path:
