@@ -99,7 +99,7 @@ class Tail(eqx.Module):
     norm: Any
     unembedding: Unembedding
     stream: Float[Array, "prompt embed"]
-    past: tuple[Array, Array]
+    past: dict[str, Array]
     last: Int[Array, " prompt"]
 
     @staticmethod
@@ -116,13 +116,16 @@ class Tail(eqx.Module):
             )
         after = lambda leaf: leaf[layer + 1 :] if eqx.is_array(leaf) else leaf  # noqa: E731
         head = model.unembedding or Unembedding(model.embedding.weight)
-        past = tuple(jnp.moveaxis(x[:, layer + 1 :], 1, 0) for x in (kept.k, kept.v))
+        past = {
+            name: jnp.moveaxis(x[:, layer + 1 :], 1, 0)
+            for name, x in (("k", kept.k), ("v", kept.v))
+        }
         return Tail(
             jax.tree.map(after, model.blocks),
             model.norm,
             head,
             kept.stream[:, layer],
-            (past[0], past[1]),
+            past,
             kept.last,
         )
 
@@ -164,7 +167,7 @@ class Tail(eqx.Module):
         at_first = Place(Rows(jnp.zeros(1, jnp.int32)))
         read = edit(record.embed, self.stream[which], at_first)
         last, lane = self.last[which], jnp.zeros(1, jnp.int32)
-        keys = self.past[0].shape[2]
+        keys = self.past["k"].shape[2]
         rows = Packed(last, which, lane, lane, last, which, 1, keys)
         arrays, static = eqx.partition(self.blocks, eqx.is_array)
 

@@ -3,6 +3,10 @@
 from mijax.core._activations import Activations as Activations
 from mijax.core._axis import Axis as Axis
 from mijax.core._block import AbstractBlock as AbstractBlock
+from mijax.core._cached import AbstractCached as AbstractCached
+from mijax.core._cached import Fixed as Fixed
+from mijax.core._cached import PerToken as PerToken
+from mijax.core._cached import Recurrent as Recurrent
 from mijax.core._compilation_cache import compilation_cache as compilation_cache
 from mijax.core._edits import AbstractEdit as AbstractEdit
 from mijax.core._edits import Add as Add

@@ -9,6 +9,7 @@ import equinox as eqx
 from jaxtyping import Array, Float
 
 from mijax._errors import SiteError
+from mijax.core._cached import AbstractCached
 from mijax.core._edits import edit
 from mijax.core._harvest import At, harvest
 from mijax.core._mark import site
@@ -39,6 +40,10 @@ class AbstractBlock(eqx.Module):
             the bias) and `mlp_out` to the residual stream, with nothing in between.
             Analyses of weights and direct effects refuse blocks that do not state it.
         norm_readers: name of each norm, and the one part of the block that reads it.
+        cache: what generation and sweeps keep of earlier tokens: the name of each
+            value that the block marks, and its kind (`PerToken`, `Recurrent`, `Fixed`).
+            They refuse blocks that do not state it; `{}` is a block that mixes no
+            tokens.
         by_row: readers whose part of the block computes every row by itself, as an MLP
             does. Exact patching then runs only the rows that it needs.
 
@@ -48,6 +53,7 @@ class AbstractBlock(eqx.Module):
     linear_writes: ClassVar[bool] = False
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType({})
     by_row: ClassVar[tuple[str, ...]] = ()
+    cache: ClassVar[Mapping[str, AbstractCached] | None] = None
 
     @abc.abstractmethod
     def __call__(
@@ -60,8 +66,9 @@ class AbstractBlock(eqx.Module):
             rows: position, prompt and lane of each row. Rows leave a block as
                 `stream.keep(rows)`: after the last block of a sweep these are the rows
                 that the metric reads.
-            past: keys (before rotary) and values of tokens that are not among the
-                rows, `[prompt, key_seq, heads, head_dim]`; for packed rows only.
+            past: the block's `cache` of tokens that are not among the rows, by name;
+                for packed rows only. Keys (before rotary) and values of attention are
+                `k` and `v`, `[prompt, key_seq, heads, head_dim]`.
 
         Returns:
             The stream after the block.
@@ -76,7 +83,7 @@ def stated(block: AbstractBlock, name: str) -> Any:
 
     Args:
         block: the block.
-        name: `linear_writes`, `norm_readers` or `by_row`.
+        name: `linear_writes`, `norm_readers`, `by_row` or `cache`.
 
     Returns:
         The value, or the default, which states nothing.
@@ -85,6 +92,12 @@ def stated(block: AbstractBlock, name: str) -> Any:
     defines = next(i for i, one in enumerate(order) if "__call__" in vars(one))
     found = (vars(one)[name] for one in order[: defines + 1] if name in vars(one))
     return next(found, vars(AbstractBlock)[name])
+
+
+class BlockValues(BlockSites[Any]):
+    """Activations of a block, and those that are not sites of a decoder, by name."""
+
+    others: dict[str, Array]
 
 
 def run_block(
@@ -114,8 +127,8 @@ def apply_block(
         x: the residual stream at the rows.
         edits: edits at sites of the block.
         place: its layer, and the rows.
-        past: keys and values of tokens that are not among the rows.
-        want: sites to return; all by default.
+        past: the block's cache of tokens that are not among the rows.
+        want: sites to return, all by default; also names of the block's cache.
 
     Returns:
         The residual stream after the block, and its activations, `None` at sites that
@@ -134,7 +147,10 @@ def apply_block(
     for name in BLOCK_SITES:
         if name in acts:
             found[name] = _rows_first(name, acts[name], place)
-    return x, BlockSites(**found)
+    others = {name: acts[name] for name in acts if name not in BLOCK_SITES}
+    if want is None or not others:
+        return x, BlockSites(**found)
+    return x, BlockValues(**found, others=others)
 
 
 def observed(

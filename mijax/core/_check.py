@@ -84,20 +84,6 @@ def check_unpadded(model: Any, lengths: np.ndarray | None, seq: int) -> None:
         )
 
 
-def check_attention(shapes: Sites[Any], verb: str) -> None:
-    """Refuse a model whose blocks have no attention with keys and values.
-
-    Raises:
-        SiteError: no `k`, `v` or `z`.
-    """
-    lacks = [name for name in ("k", "v", "z") if get(shapes, name) is None]
-    if lacks:
-        raise SiteError(
-            f"{verb} needs blocks in which only attention mixes tokens, through their "
-            f"keys and values; this model has no site {lacks[0]!r}."
-        )
-
-
 def check_metric(
     metric: Any, tokens: Array, *, lengths: np.ndarray | None, vocab: int | None
 ) -> AbstractMetric:

@@ -14,7 +14,8 @@ from mijax.core._edits import AbstractEdit, Compose, Placed, edit
 from mijax.core._held import held
 from mijax.core._metric import AbstractMetric, wide
 from mijax.core._model import AbstractModel, scan_blocks
-from mijax.core._rows import Packed, Place, Reads, Sequence
+from mijax.core._packed import Packed, Reads
+from mijax.core._rows import Place, Sequence
 from mijax.core._sites import BLOCK_SITES, Sites, empty, get, put
 
 
@@ -224,11 +225,13 @@ def run_chunk(
         return edit(_at_lanes(placed, tile, empty()).embed, x, Place(rows))
 
     def block(layer: Array, x: Array, tile: Tile, read: Array | None) -> Array:
-        here = jax.tree.map(lambda a: _at(a, layer), (arrays, base.k, base.v))
+        arrays_of, k, v = jax.tree.map(
+            lambda a: _at(a, layer), (arrays, base.k, base.v)
+        )
         place = Place(tile.rows(seq, read), layer)
-        one = eqx.combine(here[0], static)
+        one = eqx.combine(arrays_of, static)
         edits = _at_lanes(placed, tile, base.edits).blocks
-        return apply_block(one, x, edits, place, here[1:], want=())[0]
+        return apply_block(one, x, edits, place, {"k": k, "v": v}, want=())[0]
 
     def each(one: Callable[..., Array], out: Array, layer: Any) -> Array:
         """Set `out[i] = one(i, tile, out)` for the tiles that have started."""

@@ -1,4 +1,4 @@
-"""`generate`: sampling with a key/value cache, with edits applied on the way."""
+"""`generate`: sampling with the blocks' cache, with edits applied on the way."""
 
 from typing import Any
 
@@ -12,12 +12,16 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray
 from mijax._errors import PositionError, ShapeError
 from mijax.core._arguments import checked
 from mijax.core._buckets import bucket
-from mijax.core._check import check_attention, check_edits
+from mijax.core._cached import Fixed
+from mijax.core._check import check_edits
+from mijax.core._check_cache import check_cache
 from mijax.core._edits import edit
 from mijax.core._ends import finish
 from mijax.core._integers import integers
+from mijax.core._keeping import keeping
 from mijax.core._model import AbstractModel, scan_blocks
-from mijax.core._rows import Packed, Place, Sequence
+from mijax.core._packed import Packed
+from mijax.core._rows import Place, Sequence
 from mijax.core._rowwise import check_generated
 from mijax.core._sampling import Sampling, pick, refuse_nothing
 from mijax.core._shapes import site_shapes
@@ -49,10 +53,10 @@ def generate(  # noqa: PLR0913 - each limit has the name that users know
 ) -> Int[Array, "*batch steps"]:
     """Continue prompts, greedily or by sampling.
 
-    Keys and values of earlier tokens are kept, so a step computes one token per
-    prompt. Edits apply to the prompt and to every new token; positions count from the
-    start of the prompt. A prompt's continuation does not depend on the others in its
-    batch, nor on padding.
+    What the blocks cache of earlier tokens (keys and values, the state of a recurrence)
+    is kept, so a step computes one token per prompt. Edits apply to the prompt and to
+    every new token; positions count from the start of the prompt. A prompt's
+    continuation does not depend on the others in its batch, nor on padding.
 
     Logits are divided by the temperature, then limited to the `top_k` most likely
     tokens, then to the most likely ones that reach probability `top_p` together, then
@@ -85,6 +89,7 @@ def generate(  # noqa: PLR0913 - each limit has the name that users know
     Raises:
         ShapeError: sampling without a key, limits out of range, or fewer than one step.
         PositionError: lengths that do not fit, or more tokens than the model's context.
+        SiteError: blocks that do not state their cache.
 
     Examples:
         >>> import jax, mijax
@@ -112,7 +117,7 @@ def generate(  # noqa: PLR0913 - each limit has the name that users know
             "generate needs a causal model: in this one a token depends on later ones."
         )
     shapes = site_shapes(model, shape[1])
-    check_attention(shapes, "generate")
+    check_cache(model, "generate")
     check_generated(record, shapes)
     context = getattr(model, "context", None)
     if context is not None and shape[1] + steps > context:
@@ -210,30 +215,33 @@ def _generate(
     batch, seq = tokens.shape
     prompts = jnp.arange(batch, dtype=jnp.int32)
     keys = jax.vmap(lambda prompt: jax.random.fold_in(key, prompt))(prompts)
-    select = lambda kept, acts, _: (kept, (acts.k, acts.v))  # noqa: E731
-    read = {"want": ("k", "v"), "select": select}
+    kinds = check_cache(model, "generate")
+    again = {n: kind for n, kind in kinds.items() if not isinstance(kind, Fixed)}
 
     def prefill(tokens: Array, prompt: Array, length: Array) -> Any:
         rows = Sequence(jnp.arange(seq, dtype=jnp.int32), prompt, prompt)
         x = edit(edits.embed, model.embed(tokens, rows.position), Place(rows))
+        last = length - 1
+        read = keeping(kinds, rows, lambda kind, value: kind.of_prompt(value, last))
         x, (_, past) = scan_blocks(model, x, edits.blocks, rows, **read)
-        ahead = ((0, 0), (0, total - seq), (0, 0), (0, 0))
-        last = (length - 1)[None]
+        last = last[None]
         rows = Sequence(last, prompt, prompt)
         logits = finish(model, x[last], edits, rows)[1][0]
-        return logits, jax.tree.map(lambda a: jnp.pad(a, ahead), past)
+        return logits, past
 
     def step(state: Any) -> Any:
         i, token, ended, past, out = state
         position = lengths + i
         rows = Packed(position, prompts, prompts, prompts, position, prompts, 1, total)
         x = edit(edits.embed, model.embed(token, position), Place(rows))
+        read = keeping(again, rows)
         x, (_, new) = scan_blocks(model, x, edits.blocks, rows, past=past, **read)
-        put = lambda a, b: a.at[:, prompts, position].set(b)  # noqa: E731
         logits = finish(model, x, edits, rows)[1]
         token = jnp.where(ended, token, pick(logits, keys, sampling, i + 1))
         ended = ended | _is_stop(token, stops)
-        past = jax.tree.map(put, past, new)
+        past = {
+            n: kind.append(past[n], new.get(n), position) for n, kind in kinds.items()
+        }
         return i + 1, token, ended, past, out.at[:, i + 1].set(token)
 
     def more(state: Any) -> Array:
@@ -241,6 +249,7 @@ def _generate(
         return (i + 1 < steps) & ~ended.all()
 
     logits, past = jax.vmap(prefill, out_axes=(0, 1))(tokens, prompts, lengths)
+    past = {n: kind.extend(past[n], total) for n, kind in kinds.items()}
     first = jnp.zeros((), jnp.int32)
     token = pick(logits, keys, sampling, first)
     out = jnp.zeros((batch, total - seq), jnp.int32).at[:, 0].set(token)

@@ -128,7 +128,7 @@ def scan_blocks(
         x: the residual stream that enters the first block.
         edits: what to change; indices and operands of all layers.
         rows: where the rows stand.
-        past: keys and values of earlier tokens per layer, `[layer, prompt, ...]`.
+        past: the blocks' cache of earlier tokens, by name, `[layer, prompt, ...]`.
         kept: what is carried from layer to layer for `select`.
         last: blocks after this layer are not computed, and their `out` is 0.
         want: block sites whose activations `select` is given; all by default.

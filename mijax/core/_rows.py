@@ -7,6 +7,7 @@ prompt. Only attention looks across rows, and it does so through the methods her
 """
 
 import abc
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -17,7 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from mijax._errors import PositionError, ShapeError
 from mijax.core._mark import edited, site
 
-Past = tuple[Array, Array]
+# What a block states in its `cache`, by name.
+Past = Mapping[str, Any]
 HEADS = "position head head_dim"
 GRID = "position head key_position"
 # A grid of packed rows, as it is computed.
@@ -55,6 +57,48 @@ class AbstractRows(eqx.Module):
     @abc.abstractmethod
     def causal(self) -> Bool[Array, "*lane seq key_seq"]:
         """Tells which keys each query of the grid may read."""
+
+    def fixed(
+        self, name: str, make: Callable[[], Array], past: Past | None = None
+    ) -> Shaped[Array, "..."]:
+        """Computes a `Fixed` value and marks it, or takes it from the past.
+
+        Args:
+            name: its name in the block's `cache`.
+            make: computes it.
+            past: what the block is given.
+
+        Returns:
+            The value, with a leading axis of lanes where rows have lanes.
+        """
+        return site(name, make())
+
+    def recur(
+        self,
+        name: str,
+        step: Callable[[Array, Any], Array],
+        start: Shaped[Array, "..."],
+        xs: Any,
+        past: Past | None = None,
+        *,
+        read: Callable[[Array, Any], Any] = lambda state, x: state,
+    ) -> Any:
+        """Runs a recurrence over each lane's rows, and marks its `Recurrent` state.
+
+        Args:
+            name: name of the state in the block's `cache`.
+            step: `(state, x) -> state`, one token.
+            start: the state before the first token of a prompt.
+            xs: input of every row, an array or a tree of them, rows first.
+            past: what the block is given.
+            read: `(state, x) -> output` after each step; the state by default.
+
+        Returns:
+            The output of every row.
+        """
+        states, out = scanned(step, read, start, xs)
+        mark_state(name, states)
+        return out
 
     @property
     def after(self) -> "AbstractRows":
@@ -136,100 +180,28 @@ class Sequence(AbstractRows):
         return self.position[:, None] >= self.position[None, :]
 
 
-class Packed(AbstractRows):
-    """Suffixes of many lanes, packed one after the other in one list of rows.
+def scanned(
+    step: Callable[[Array, Any], Array],
+    read: Callable[[Array, Any], Any],
+    start: Shaped[Array, "..."],
+    xs: Any,
+) -> tuple[Shaped[Array, "seq ..."], Any]:
+    """Returns the state after every input, and what is read from it."""
 
-    Lane `i` holds the positions from `start[i]` on, in the rows from `offset[i]` on.
-    Keys and values before `start[i]` come from the past of prompt `lane_prompt[i]`.
-    Rows that belong to no lane compute on whatever they hold and reach nobody.
+    def one(state: Array, x: Any) -> tuple[Array, tuple[Array, Any]]:
+        state = step(state, x)
+        return state, (state, read(state, x))
 
-    Attributes:
-        width: the longest suffix: the number of queries in the grid.
-        key_seq: the number of keys in the grid.
-        reads: in the last block, the rows that are read from it. Attention's queries
-            and all that follows are computed for these alone.
-    """
-
-    position: Int[Array, " rows"]
-    prompt: Int[Array, " rows"]
-    lane: Int[Array, " rows"]
-    offset: Int[Array, " lanes"]
-    start: Int[Array, " lanes"]
-    lane_prompt: Int[Array, " lanes"]
-    width: int = eqx.field(static=True)
-    key_seq: int = eqx.field(static=True)
-    reads: "Reads | None" = None
-
-    @property
-    def after(self) -> AbstractRows:
-        """Returns the rows that are read, or all."""
-        return self if self.reads is None else self.reads
-
-    def keep(self, x: Shaped[Array, "rows ..."]) -> Shaped[Array, "kept ..."]:
-        """Takes the rows that are read, or all."""
-        return x if self.reads is None else x[self.reads.row]
-
-    def queries(self, x: Shaped[Array, "rows ..."]) -> Shaped[Array, "lane seq ..."]:
-        """Gathers each lane's rows; queries beyond a lane's end repeat some row."""
-        row = self.offset[:, None] + jnp.arange(self.width)
-        return x[jnp.minimum(row, x.shape[0] - 1)]
-
-    def keys(
-        self, x: Shaped[Array, "rows ..."], past: Shaped[Array, "..."] | None
-    ) -> Shaped[Array, "lane key_seq ..."]:
-        """Gathers each lane's past up to its start and its own rows after it."""
-        key = jnp.arange(self.key_seq)
-        own = key[None, :] >= self.start[:, None]
-        row = self.offset[:, None] + key[None, :] - self.start[:, None]
-        rows = x[jnp.clip(row, 0, x.shape[0] - 1)]
-        own = own.reshape(own.shape + (1,) * (x.ndim - 1))
-        assert past is not None, "packed rows need the past of their lanes"
-        return jnp.where(own, rows, past[self.lane_prompt])
-
-    def flat(self, grid: Shaped[Array, "lane seq ..."]) -> Shaped[Array, "rows ..."]:
-        """Gathers every row from its lane and query."""
-        query = self.position - self.start[self.lane]
-        return grid[self.lane, jnp.clip(query, 0, self.width - 1)]
-
-    def causal(self) -> Bool[Array, "lane seq key_seq"]:
-        """Compares each query's position with each key's."""
-        query = self.start[:, None] + jnp.arange(self.width)
-        return query[:, :, None] >= jnp.arange(self.key_seq)
+    return jax.lax.scan(one, start, xs)[1]
 
 
-class Reads(AbstractRows):
-    """The same number of rows of every lane, chosen among those of `Packed`.
-
-    Attributes:
-        row: which of the packed rows each one is, lane by lane.
-        key_seq: the number of keys in the grid.
-        lanes: the number of lanes.
-    """
-
-    position: Int[Array, " rows"]
-    prompt: Int[Array, " rows"]
-    lane: Int[Array, " rows"]
-    row: Int[Array, " rows"]
-    key_seq: int = eqx.field(static=True)
-    lanes: int = eqx.field(static=True)
-
-    def queries(self, x: Shaped[Array, "rows ..."]) -> Shaped[Array, "lane seq ..."]:
-        """Splits rows by lane."""
-        return x.reshape(self.lanes, -1, *x.shape[1:])
-
-    def keys(
-        self, x: Shaped[Array, "rows ..."], past: Shaped[Array, "..."] | None
-    ) -> Shaped[Array, "..."]:
-        """Returns `x`: these rows ask, and the packed rows answer."""
-        return x
-
-    def flat(self, grid: Shaped[Array, "lane seq ..."]) -> Shaped[Array, "rows ..."]:
-        """Joins the lanes."""
-        return grid.reshape(-1, *grid.shape[2:])
-
-    def causal(self) -> Bool[Array, "lane seq key_seq"]:
-        """Compares each query's position with each key's."""
-        return self.queries(self.position)[..., None] >= jnp.arange(self.key_seq)
+def mark_state(name: str, states: Shaped[Array, "rows ..."]) -> None:
+    """Names the state after every row, for a cache; nothing goes on from the mark."""
+    site(
+        name,
+        states,
+        " ".join(["position", *map("state_{}".format, range(1, states.ndim))]),
+    )
 
 
 class AbstractPlace(eqx.Module):

@@ -22,11 +22,11 @@ from mijax._progress import Progress, reports
 from mijax.core._arguments import checked
 from mijax.core._axes import Cells, cells
 from mijax.core._check import (
-    check_attention,
     check_edits,
     check_metric,
     rows_of,
 )
+from mijax.core._check_cache import check_keys
 from mijax.core._chunk import (
     Base,
     Tile,
@@ -135,7 +135,7 @@ def sweep(
     batch = tokens if tokens.ndim == 2 else jax.device_put(np.asarray(tokens)[None])
     placed = _only(check_edits(model, tokens, edit, lengths=lengths, operands=False))
     shapes = site_shapes(model, batch.shape[1])
-    check_attention(shapes, "A sweep")
+    check_keys(model, "A sweep")
     grid = cells(placed, over, shapes, (batch.shape[0], batch.shape[1]), spans)
     rows = rows_of(placed, batch.shape[1], batch.shape[1])
     if isinstance(over, Mapping) and over.get("position") is not None:

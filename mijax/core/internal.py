@@ -9,7 +9,6 @@ from mijax.core._block import observed as observed
 from mijax.core._block import run_block as run_block
 from mijax.core._block import stated as stated
 from mijax.core._buckets import bucket as bucket
-from mijax.core._check import check_attention as check_attention
 from mijax.core._check import check_linear_writes as check_linear_writes
 from mijax.core._check import check_metric as check_metric
 from mijax.core._check import check_model as check_model
@@ -17,6 +16,7 @@ from mijax.core._check import check_prompts as check_prompts
 from mijax.core._check import check_sites as check_sites
 from mijax.core._check import check_unpadded as check_unpadded
 from mijax.core._check import one_each as one_each
+from mijax.core._check_cache import check_keys as check_keys
 from mijax.core._chunk import Base as Base
 from mijax.core._chunk import measure as measure
 from mijax.core._chunk import run_base as run_base
@@ -36,13 +36,13 @@ from mijax.core._mark import mark_checkpoint_names as mark_checkpoint_names
 from mijax.core._model import Layered as Layered
 from mijax.core._model import scan_blocks as scan_blocks
 from mijax.core._operands import check_per_prompt as check_per_prompt
+from mijax.core._packed import Packed as Packed
+from mijax.core._packed import Reads as Reads
 from mijax.core._peak import peak_bytes as peak_bytes
 from mijax.core._plan import LEAST_ROWS as LEAST_ROWS
 from mijax.core._plan import layer_overhead as layer_overhead
 from mijax.core._resolve import check_axis as check_axis
 from mijax.core._rows import HEADS as HEADS
-from mijax.core._rows import Packed as Packed
-from mijax.core._rows import Reads as Reads
 from mijax.core._rows import Sequence as Sequence
 from mijax.core._run import over_prompts as over_prompts
 from mijax.core._run import part as part

@@ -1,12 +1,14 @@
 """Self-attention with a site at every step."""
 
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mijax.core import AbstractRows, Past, site
+from mijax.core import AbstractCached, AbstractRows, Past, PerToken, site
 from mijax.core.internal import HEADS, edited
 from mijax.nn._basic import Identity, Product, Rotary, Softmax
 from mijax.nn._smear import SmearedKeys
@@ -18,7 +20,8 @@ class Attention(eqx.Module):
     Query head `h` reads key/value head `h // (heads / kv_heads)`. Biases and rotary
     positions are `None` where the model has none. `keys` is what happens to the keys
     of a sequence before queries see them: nothing, or `SmearedKeys`. `causal=False`
-    lets every query read every key (compiled programs, encoders).
+    lets every query read every key (compiled programs, encoders). `cache` is what a
+    block with this attention keeps of earlier tokens.
     """
 
     w_q: Float[Array, "*layer embed heads head_dim"]
@@ -35,6 +38,10 @@ class Attention(eqx.Module):
     keys: Identity | SmearedKeys = Identity()
     causal: bool = eqx.field(static=True, default=True)
 
+    cache: ClassVar[Mapping[str, AbstractCached]] = MappingProxyType(
+        {"k": PerToken(), "v": PerToken()}
+    )
+
     def __call__(
         self,
         x: Any,
@@ -50,8 +57,8 @@ class Attention(eqx.Module):
                 key may then see different ones; the weights are shared all the same.
             rows: position, prompt and lane of each row; from the queries on, only the
                 rows that leave the block are computed.
-            past: keys (before rotary) and values of tokens that are not rows, as
-                `capture` gives them, `[prompt, key_seq, heads, head_dim]`.
+            past: `k` (before rotary) and `v` of tokens that are not rows, as `capture`
+                gives them, `[prompt, key_seq, heads, head_dim]`.
 
         Returns:
             The site `z`: what each head reads from other tokens.
@@ -60,7 +67,7 @@ class Attention(eqx.Module):
         q = site("q", project(rows.keep(for_q), self.w_q, self.b_q), HEADS)
         k = self._shared(rows, "k", project(for_k, self.w_k, self.b_k))
         v = self._shared(rows, "v", project(for_v, self.w_v, self.b_v))
-        past_k, past_v = past if past is not None else (None, None)
+        past_k, past_v = (past["k"], past["v"]) if past is not None else (None, None)
         pattern = self._pattern(q, k, rows, _thinned(past_k, k))
         values = rows.keys(v, _thinned(past_v, v))
         grouped = pattern.reshape(

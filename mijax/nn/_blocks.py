@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from jaxtyping import Array
 
-from mijax.core import AbstractBlock, AbstractRows, AbstractStream, Past
+from mijax.core import AbstractBlock, AbstractCached, AbstractRows, AbstractStream, Past
 from mijax.nn._attention import Attention
 from mijax.nn._basic import Identity, LayerNorm, RMSNorm
 from mijax.nn._mlp import AbstractMLP
@@ -18,6 +18,7 @@ class Block(AbstractBlock):
     """Attention, then an MLP that reads its output (GPT-2, Llama)."""
 
     linear_writes: ClassVar[bool] = True
+    cache: ClassVar[Mapping[str, AbstractCached] | None] = Attention.cache
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"norm_1": "attention", "norm_2": "mlp"}
     )
@@ -45,6 +46,7 @@ class ParallelBlock(AbstractBlock):
     """
 
     linear_writes: ClassVar[bool] = True
+    cache: ClassVar[Mapping[str, AbstractCached] | None] = Attention.cache
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"norm_1": "attention", "norm_2": "mlp"}
     )
@@ -69,6 +71,7 @@ class AttentionBlock(AbstractBlock):
     """Attention alone (Elhage et al. 2021). It has no MLP sites and no `resid_mid`."""
 
     linear_writes: ClassVar[bool] = True
+    cache: ClassVar[Mapping[str, AbstractCached] | None] = Attention.cache
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"norm_1": "attention"}
     )

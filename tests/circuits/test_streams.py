@@ -26,6 +26,7 @@ TASK = circuits.Task(CLEAN, CORRUPT, metric=METRIC)
 class Sandwich(nn.Block):
     """Attention is one reader and one writer, with a norm after it."""
 
+    cache = nn.Attention.cache
     by_row = ("mlp_in",)
 
     def __call__(self, stream, rows, past=None):
@@ -39,6 +40,8 @@ class Sandwich(nn.Block):
 class HeadsOfOne(nn.Block):
     """Each head reads for itself, and attention writes as a whole."""
 
+    cache = nn.Attention.cache
+
     def __call__(self, stream, rows, past=None):
         heads = self.attention.heads
         inputs = stream.read("q", "k", "v", heads=heads, norm=self.norm_1)
@@ -50,6 +53,8 @@ class HeadsOfOne(nn.Block):
 
 class Unstated(nn.Block):
     """States nothing of its rows, so nothing is assumed."""
+
+    cache = nn.Attention.cache
 
     def __call__(self, stream, rows, past=None):
         return super().__call__(stream, rows, past)

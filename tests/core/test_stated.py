@@ -84,10 +84,10 @@ def test_a_block_that_does_not_write_linearly_is_refused(verb):
         ),
     ],
 )
-def test_a_block_without_attention_is_refused(verb):
+def test_a_block_that_does_not_state_its_cache_is_refused(verb):
     recurrent = with_blocks(Recurrent(0.1 * jnp.ones((3, 32, 32))))
     assert mijax.run(recurrent, CLEAN).shape == (3, 7, 64)
-    with pytest.raises(SiteError, match="no site 'k'"):
+    with pytest.raises(SiteError, match="Recurrent does not state `cache`"):
         verb(recurrent)
 
 

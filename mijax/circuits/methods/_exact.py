@@ -25,11 +25,10 @@ from mijax.core.internal import (
     LEAST_ROWS,
     Base,
     Journal,
-    check_attention,
+    check_keys,
     layer_overhead,
     measure,
     run_base,
-    site_shapes,
 )
 
 MOST_PAIRS = 512
@@ -48,7 +47,7 @@ class Exact(AbstractMethod):
         self, model: AbstractModel, graph: Graph, task: Task, options: Options
     ) -> Scores:
         """Patches every edge in every prompt."""
-        check_attention(site_shapes(model, 1), "Exact patching of edges")
+        check_keys(model, "Exact patching of edges")
         known = _known(model, graph, task)
         values = np.zeros((len(task), *graph.edges.shape), np.float32)
         values[:, :, -1] = np.asarray(_logits(model, task.metric, known))
