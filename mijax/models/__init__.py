@@ -22,6 +22,8 @@ from mijax.models._cifar_resnet import CifarResNet as CifarResNet
 from mijax.models._cifar_resnet import CifarResNetSpec as CifarResNetSpec
 from mijax.models._config import HubConfig as HubConfig
 from mijax.models._config import read_hub_config as read_hub_config
+from mijax.models._detections import Detections as Detections
+from mijax.models._detections import detections as detections
 from mijax.models._families import init as init
 from mijax.models._families import preset as preset
 from mijax.models._families import presets as presets
@@ -35,6 +37,7 @@ from mijax.models._image_models import ImageModel as ImageModel
 from mijax.models._image_models import image_presets as image_presets
 from mijax.models._image_models import init_image_model as init_image_model
 from mijax.models._image_models import load_image_model as load_image_model
+from mijax.models._letterbox import Letterbox as Letterbox
 from mijax.models._llama_spec import LlamaSpec as LlamaSpec
 from mijax.models._load import Loaded as Loaded
 from mijax.models._load import load as load
@@ -43,3 +46,6 @@ from mijax.models._mobilenet_v2 import MobileNetV2Spec as MobileNetV2Spec
 from mijax.models._native import build as build
 from mijax.models._native import describe as describe
 from mijax.models._native import save as save
+from mijax.models._yolo26 import DetectorOutput as DetectorOutput
+from mijax.models._yolo26 import Yolo26 as Yolo26
+from mijax.models._yolo26 import Yolo26Spec as Yolo26Spec

@@ -1,18 +1,18 @@
 """Preprocessing of images as a value: pixels to the input of a model."""
 
 import dataclasses
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float
 
 from mijax._errors import ConfigError, ShapeError
+from mijax.models._pixels import BYTE, bytes_of, pixels_of, resized
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 AXES = ("channel", "row", "column")
-_BYTE = 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,30 +59,23 @@ class ImageInput:
                 "of each per channel."
             )
 
-    def __call__(
-        self, image: Num[Array | np.ndarray, "row column channel"]
-    ) -> Float[Array, "..."]:
+    def __call__(self, image: Any) -> Float[Array, "..."]:
         """Turn one image into the input of the model.
 
         Args:
-            image: 8-bit pixels from 0 to 255, or floats from 0 to 1.
+            image: 8-bit pixels from 0 to 255 or floats from 0 to 1, `[row, column,
+                channel]`, the path of a picture, or a Pillow image.
 
         Returns:
             float32, axes in the order of `layout`.
 
         Raises:
-            ShapeError: an image of another rank or number of channels, or one that is
-                smaller than `crop`.
+            LoadError: no picture, or a broken one.
+            ShapeError: an array of another rank or number of channels, or an image that
+                is smaller than `crop`.
         """
-        if image.ndim != 3 or image.shape[-1] != len(self.mean):
-            raise ShapeError(
-                f"The image has shape {list(image.shape)}, expected [row, column, "
-                f"{len(self.mean)}]. Map over a batch with jax.vmap."
-            )
-        pixels = jnp.asarray(image, jnp.float32)
-        if image.dtype != np.uint8:
-            pixels = _BYTE * pixels
-        pixels = self._cropped(self._resized(pixels)) / _BYTE
+        image = pixels_of(image, len(self.mean))
+        pixels = self._cropped(self._resized(bytes_of(image))) / BYTE
         x = (pixels - jnp.array(self.mean)) / jnp.array(self.std)
         return x.transpose([_PIXELS.index(axis) for axis in self.layout.split()])
 
@@ -97,13 +90,9 @@ class ImageInput:
     def _resized(self, pixels: Float[Array, "row column channel"]) -> Array:
         if self.resize is None:
             return pixels
-        rows, columns, channels = pixels.shape
-        short = min(rows, columns)
-        height, width = (self.resize * side // short for side in (rows, columns))
-        for size in ((rows, width, channels), (height, width, channels)):
-            pixels = jax.image.resize(pixels, size, "linear")
-            pixels = jnp.clip(jnp.floor(pixels + 0.5), 0, _BYTE)
-        return pixels
+        short = min(pixels.shape[:2])
+        height, width = (self.resize * side // short for side in pixels.shape[:2])
+        return resized(pixels, height, width)
 
     def _cropped(self, pixels: Float[Array, "row column channel"]) -> Array:
         if self.crop is None:

@@ -16,9 +16,11 @@ from mijax.models._cifar_resnet import CIFAR_RESNET
 from mijax.models._family import Family, Preset, assemble
 from mijax.models._image_input import ImageInput
 from mijax.models._init import check_dtype
+from mijax.models._letterbox import Letterbox
 from mijax.models._mobilenet_v2 import MOBILENET_V2
+from mijax.models._yolo26 import YOLO26
 
-IMAGE_FAMILIES: tuple[Family, ...] = (CIFAR_RESNET, MOBILENET_V2)
+IMAGE_FAMILIES: tuple[Family, ...] = (CIFAR_RESNET, MOBILENET_V2, YOLO26)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +29,14 @@ class ImageModel:
 
     Attributes:
         model: the model; it takes one preprocessed image.
-        input: preprocessing of one image.
+        input: preprocessing of one image, `ImageInput` or `Letterbox`.
         spec: its sizes.
         source: the file that it came from.
         digest: `"sha256:..."` of that file.
     """
 
     model: Any
-    input: ImageInput
+    input: Any
     spec: Any
     source: str
     digest: str
@@ -83,14 +85,14 @@ def load_image_model(
     spec: Any,
     path: str | os.PathLike[str],
     *,
-    input: ImageInput | None = None,
+    input: ImageInput | Letterbox | None = None,
     dtype: DTypeLike = jnp.float32,
 ) -> ImageModel:
     """Load an image model from a file of weights.
 
     Args:
-        spec: a name of `image_presets`, such as `"cifar-resnet20"` or `"mobilenet-v2"`,
-            or a spec.
+        spec: a name of `image_presets`, such as `"yolo26n"` or `"mobilenet-v2"`, or a
+            spec.
         path: a `.safetensors` file, with names as the model's file describes them.
         input: preprocessing; that of the name by default.
         dtype: precision of the weights.
