@@ -31,6 +31,7 @@ from mijax.core import capture as capture
 from mijax.core import compilation_cache as compilation_cache
 from mijax.core import compose as compose
 from mijax.core import cross_entropy as cross_entropy
+from mijax.core import edited as edited
 from mijax.core import generate as generate
 from mijax.core import gradients as gradients
 from mijax.core import harvest as harvest

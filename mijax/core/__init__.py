@@ -8,6 +8,8 @@ from mijax.core._cached import Fixed as Fixed
 from mijax.core._cached import PerToken as PerToken
 from mijax.core._cached import Recurrent as Recurrent
 from mijax.core._compilation_cache import compilation_cache as compilation_cache
+from mijax.core._edited import EditedModel as EditedModel
+from mijax.core._edited import edited as edited
 from mijax.core._edits import AbstractEdit as AbstractEdit
 from mijax.core._edits import Add as Add
 from mijax.core._edits import Apply as Apply

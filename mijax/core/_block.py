@@ -44,9 +44,6 @@ class AbstractBlock(eqx.Module):
             value that the block marks, and its kind (`PerToken`, `Recurrent`, `Fixed`).
             They refuse blocks that do not state it; `{}` is a block that mixes no
             tokens.
-        masks_padding: no token of the block reads padding, the rows after
-            `rows.real_keys`; `nn.Attention` masks them. Without it prompts of several
-            lengths are refused where the model is not causal.
         by_row: readers whose part of the block computes every row by itself, as an MLP
             does. Exact patching then runs only the rows that it needs.
 
@@ -57,7 +54,6 @@ class AbstractBlock(eqx.Module):
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType({})
     by_row: ClassVar[tuple[str, ...]] = ()
     cache: ClassVar[Mapping[str, AbstractCached] | None] = None
-    masks_padding: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(
@@ -87,7 +83,7 @@ def stated(block: AbstractBlock, name: str) -> Any:
 
     Args:
         block: the block.
-        name: name of the property, such as `linear_writes`.
+        name: `linear_writes`, `norm_readers`, `by_row` or `cache`.
 
     Returns:
         The value, or the default, which states nothing.
@@ -95,7 +91,8 @@ def stated(block: AbstractBlock, name: str) -> Any:
     order = type(block).__mro__
     defines = next(i for i, one in enumerate(order) if "__call__" in vars(one))
     found = (vars(one)[name] for one in order[: defines + 1] if name in vars(one))
-    return next(found, vars(AbstractBlock)[name])
+    value = next(found, vars(AbstractBlock)[name])
+    return value.fget(block) if isinstance(value, property) else value
 
 
 class BlockValues(BlockSites[Any]):
@@ -141,11 +138,8 @@ def apply_block(
     Raises:
         SiteError: an edited or wanted site that the block does not have.
     """
-    changes = {
-        name: _change(one, lambda at: place)
-        for name in BLOCK_SITES
-        if (one := getattr(edits, name)) is not None
-    }
+    placed = {name: getattr(edits, name) for name in BLOCK_SITES}
+    changes = changes_of(placed, lambda at: place)
     x, acts = harvest(run_block, want=want, edits=changes)(block, x, place.rows, past)
     found = dict.fromkeys(BLOCK_SITES)
     for name in BLOCK_SITES:
@@ -171,11 +165,8 @@ def observed(
     Returns:
         A function from the arguments of `fn` to its output and the activations.
     """
-    changes = {
-        name: _change(one, lambda at: Place(rows, at.layer))
-        for name in SITES
-        if (one := get(edits, name)) is not None
-    }
+    placed = {name: get(edits, name) for name in SITES}
+    changes = changes_of(placed, lambda at: Place(rows, at.layer))
 
     def run(*args: Any) -> tuple[Any, Sites[Any]]:
         out, acts = harvest(fn, edits=changes)(*args)
@@ -187,6 +178,19 @@ def observed(
         return out, record
 
     return run
+
+
+def changes_of(
+    placed: Mapping[str, Any], place_of: Callable[[At], Place]
+) -> dict[str, Callable[[Array, At], Array]]:
+    """Return placed edits as functions of the values at marks.
+
+    Args:
+        placed: the edit at each site, or `None`.
+        place_of: layer and rows of a mark.
+    """
+    given = {name: one for name, one in placed.items() if one is not None}
+    return {name: _change(one, place_of) for name, one in given.items()}
 
 
 def _change(

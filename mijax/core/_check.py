@@ -15,6 +15,8 @@ from mijax._errors import (
     nearest,
     quoted,
 )
+from mijax.core._block import stated
+from mijax.core._edited import EditedModel
 from mijax.core._edits import Compose, Placed, compose
 from mijax.core._integers import integers
 from mijax.core._metric import AbstractMetric
@@ -60,14 +62,11 @@ def check_linear_writes(model: Any, verb: str) -> None:
         FrameError: the class that defines the block's `__call__`, or a subclass, does
             not set `linear_writes`.
     """
-    block = type(model.blocks)
-    order = block.__mro__
-    defines = next(i for i, one in enumerate(order) if "__call__" in vars(one))
-    if any(vars(one).get("linear_writes") for one in order[: defines + 1]):
+    if stated(model.blocks, "linear_writes"):
         return
     raise FrameError(
         f"{verb} needs blocks that add attn_out and mlp_out unchanged to the residual "
-        f"stream; {block.__name__} does not state `linear_writes = True`."
+        f"stream; {type(model.blocks).__name__} does not state `linear_writes = True`."
     )
 
 
@@ -134,7 +133,6 @@ def check_sites(
     sites: Any,
     *,
     lengths: np.ndarray | None = None,
-    masked: bool = False,
 ) -> Sites[Any]:
     """Refuses sites that the model lacks and indices beyond its axes.
 
@@ -143,7 +141,6 @@ def check_sites(
         tokens: `[seq]` or `[batch, seq]`.
         sites: a pytree of `Site`.
         lengths: number of tokens of each prompt, if it is known.
-        masked: whether the verb hands the lengths to a model that is not causal.
 
     Returns:
         The shapes of all sites, for the caller's use.
@@ -153,8 +150,7 @@ def check_sites(
         PositionError: position beyond the prompt, or not one per prompt.
     """
     check_model(model)
-    if not masked:
-        check_unpadded(model, lengths, tokens.shape[-1])
+    check_unpadded(model, lengths, tokens.shape[-1])
     shapes = site_shapes(model, tokens.shape[-1])
     for site in jax.tree.leaves(sites, is_leaf=lambda node: isinstance(node, Site)):
         if not isinstance(site, Site):
@@ -179,7 +175,6 @@ def check_edits(
     *,
     ahead: int = 0,
     lengths: np.ndarray | None = None,
-    masked: bool = False,
     operands: bool = True,
 ) -> Sites[Any]:
     """Joins edits and refuses places that the model or the prompts do not have.
@@ -190,7 +185,6 @@ def check_edits(
         edits: placed edits, a list of them, or `None`.
         ahead: tokens that are yet to come, at which edits may be placed.
         lengths: number of tokens of each prompt, if it is known.
-        masked: whether the verb hands the lengths to a model that is not causal.
         operands: whether operands are checked too, which needs their final places.
 
     Returns:
@@ -204,8 +198,7 @@ def check_edits(
     check_model(model)
     record = automatic(compose(edits))
     check_prompts(model, tokens)
-    if not masked:
-        check_unpadded(model, lengths, tokens.shape[-1])
+    check_unpadded(model, lengths, tokens.shape[-1])
     if not filled(record):
         return record
     record = settled(record)
@@ -272,6 +265,7 @@ def check_prompts(model: AbstractModel, tokens: Array) -> None:
     """Refuses prompts longer than a model's context and ids that it does not have.
 
     Raises:
+        SiteError: an edit that the model keeps, at a place that it does not have.
         PositionError: prompts that are too long.
         ShapeError: ids beyond the vocabulary.
     """
@@ -291,6 +285,8 @@ def check_prompts(model: AbstractModel, tokens: Array) -> None:
             f"Token {ids.max()} is not in the model's vocabulary of {vocab} (0 to "
             f"{vocab - 1}): is it another model's tokenizer?"
         )
+    if isinstance(model, EditedModel):
+        check_edits(model.model, tokens, model.edits)
 
 
 def traced_tokens(model: AbstractModel, tokens: Array) -> Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from mijax.core._edited import unedited
 from mijax.core._model import AbstractModel
 from mijax.core._sites import Sites
 
@@ -22,7 +23,8 @@ def site_shapes(model: AbstractModel, seq: int) -> Sites[Any]:
     Returns:
         `Sites` of `jax.ShapeDtypeStruct`, `None` at sites that the model lacks.
     """
-    leaves, tree = jax.tree.flatten(model)
+    # Edits keep shapes; those with one place per prompt need to know the prompt.
+    leaves, tree = jax.tree.flatten(unedited(model))
     specs = tuple(
         (leaf.shape, leaf.dtype) if eqx.is_array(leaf) else leaf for leaf in leaves
     )

@@ -19,7 +19,6 @@ class Block(AbstractBlock):
 
     linear_writes: ClassVar[bool] = True
     cache: ClassVar[Mapping[str, AbstractCached] | None] = Attention.cache
-    masks_padding: ClassVar[bool] = True
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"norm_1": "attention", "norm_2": "mlp"}
     )
@@ -48,7 +47,6 @@ class ParallelBlock(AbstractBlock):
 
     linear_writes: ClassVar[bool] = True
     cache: ClassVar[Mapping[str, AbstractCached] | None] = Attention.cache
-    masks_padding: ClassVar[bool] = True
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"norm_1": "attention", "norm_2": "mlp"}
     )
@@ -74,7 +72,6 @@ class AttentionBlock(AbstractBlock):
 
     linear_writes: ClassVar[bool] = True
     cache: ClassVar[Mapping[str, AbstractCached] | None] = Attention.cache
-    masks_padding: ClassVar[bool] = True
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"norm_1": "attention"}
     )

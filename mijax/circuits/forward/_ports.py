@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import SiteError
 from mijax.core import AbstractModel, AbstractStream
-from mijax.core.internal import Sequence
+from mijax.core.internal import Sequence, unedited
 
 LETTERS = ("q", "k", "v")
 PARTS = {"attn": "a", "mlp": "m"}
@@ -176,7 +176,7 @@ def record(model: AbstractModel) -> tuple[tuple[str, ...], Ports]:
     """
     log: list[Port] = []
     inputs: list[str] = []
-    arrays, static = eqx.partition(model, eqx.is_array)
+    arrays, static = eqx.partition(unedited(model), eqx.is_array)
 
     def one(arrays: Any, tokens: Int[Array, " seq"]) -> Array:
         model: AbstractModel = eqx.combine(arrays, static)
@@ -190,7 +190,7 @@ def record(model: AbstractModel) -> tuple[tuple[str, ...], Ports]:
         return x
 
     jax.eval_shape(one, arrays, jax.ShapeDtypeStruct((1,), jnp.int32))
-    check_ports(type(model.blocks).__name__, log)
+    check_ports(type(unedited(model).blocks).__name__, log)
     return tuple(inputs), Ports(tuple(log))
 
 
