@@ -44,6 +44,9 @@ class AbstractBlock(eqx.Module):
             value that the block marks, and its kind (`PerToken`, `Recurrent`, `Fixed`).
             They refuse blocks that do not state it; `{}` is a block that mixes no
             tokens.
+        masks_padding: no token of the block reads padding, the rows after
+            `rows.real_keys`; `nn.Attention` masks them. Without it prompts of several
+            lengths are refused where the model is not causal.
         by_row: readers whose part of the block computes every row by itself, as an MLP
             does. Exact patching then runs only the rows that it needs.
 
@@ -54,6 +57,7 @@ class AbstractBlock(eqx.Module):
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType({})
     by_row: ClassVar[tuple[str, ...]] = ()
     cache: ClassVar[Mapping[str, AbstractCached] | None] = None
+    masks_padding: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(
@@ -83,7 +87,7 @@ def stated(block: AbstractBlock, name: str) -> Any:
 
     Args:
         block: the block.
-        name: `linear_writes`, `norm_readers`, `by_row` or `cache`.
+        name: name of the property, such as `linear_writes`.
 
     Returns:
         The value, or the default, which states nothing.

@@ -133,6 +133,7 @@ def check_sites(
     sites: Any,
     *,
     lengths: np.ndarray | None = None,
+    masked: bool = False,
 ) -> Sites[Any]:
     """Refuses sites that the model lacks and indices beyond its axes.
 
@@ -141,6 +142,7 @@ def check_sites(
         tokens: `[seq]` or `[batch, seq]`.
         sites: a pytree of `Site`.
         lengths: number of tokens of each prompt, if it is known.
+        masked: whether the verb hands the lengths to a model that is not causal.
 
     Returns:
         The shapes of all sites, for the caller's use.
@@ -150,7 +152,8 @@ def check_sites(
         PositionError: position beyond the prompt, or not one per prompt.
     """
     check_model(model)
-    check_unpadded(model, lengths, tokens.shape[-1])
+    if not masked:
+        check_unpadded(model, lengths, tokens.shape[-1])
     shapes = site_shapes(model, tokens.shape[-1])
     for site in jax.tree.leaves(sites, is_leaf=lambda node: isinstance(node, Site)):
         if not isinstance(site, Site):
@@ -175,6 +178,7 @@ def check_edits(
     *,
     ahead: int = 0,
     lengths: np.ndarray | None = None,
+    masked: bool = False,
     operands: bool = True,
 ) -> Sites[Any]:
     """Joins edits and refuses places that the model or the prompts do not have.
@@ -185,6 +189,7 @@ def check_edits(
         edits: placed edits, a list of them, or `None`.
         ahead: tokens that are yet to come, at which edits may be placed.
         lengths: number of tokens of each prompt, if it is known.
+        masked: whether the verb hands the lengths to a model that is not causal.
         operands: whether operands are checked too, which needs their final places.
 
     Returns:
@@ -198,7 +203,8 @@ def check_edits(
     check_model(model)
     record = automatic(compose(edits))
     check_prompts(model, tokens)
-    check_unpadded(model, lengths, tokens.shape[-1])
+    if not masked:
+        check_unpadded(model, lengths, tokens.shape[-1])
     if not filled(record):
         return record
     record = settled(record)

@@ -30,6 +30,7 @@ class Base(eqx.Module):
     reads: Int[Array, "prompt reads"]
     metric: Float[Array, "prompt ..."]
     edits: Sites[Any]
+    lengths: Int[Array, " prompt"] | None = None
 
 
 @eqx.filter_jit
@@ -39,6 +40,7 @@ def run_base(
     site: str,
     metric: AbstractMetric,
     edits: Sites[Any] | None = None,
+    lengths: Int[Array, " prompt"] | None = None,
 ) -> Base:
     """Run all prompts without the swept edit.
 
@@ -48,6 +50,7 @@ def run_base(
         site: the site that will be edited.
         metric: what is measured.
         edits: edits that stay in every run, at `embed` or in blocks.
+        lengths: number of tokens before padding, where the model is not causal.
 
     Returns:
         The residual stream, keys and values at every layer, the last residual stream,
@@ -60,7 +63,8 @@ def run_base(
     stream = "resid_pre" if edits.blocks.resid_pre is None else "resid_post"
 
     def one(tokens: Array, prompt: Array) -> Any:
-        rows = Sequence(jnp.arange(seq, dtype=jnp.int32), prompt, prompt)
+        length = None if lengths is None else lengths[prompt]
+        rows = Sequence(jnp.arange(seq, dtype=jnp.int32), prompt, prompt, length)
         embed = edit(edits.embed, model.embed(tokens, rows.position), Place(rows))
 
         def select(kept: Any, acts: Any, layer: Array) -> Any:
@@ -82,7 +86,7 @@ def run_base(
     reads = jax.vmap(lambda prompt: metric.reads(prompt, seq))(prompts)
     read = jnp.take_along_axis(last, reads[..., None], axis=1)
     found = measure(model, metric, read, prompts)
-    return Base(x, k, v, last, of_site, reads, found, held(edits))
+    return Base(x, k, v, last, of_site, reads, found, held(edits), lengths)
 
 
 def measure(
@@ -158,13 +162,20 @@ class Tile(eqx.Module):
     place: dict[str, Any]
     width: int = eqx.field(static=True)
 
-    def rows(self, key_seq: int, read: Array | None = None) -> Packed:
+    def rows(
+        self,
+        key_seq: int,
+        read: Array | None = None,
+        lengths: Array | None = None,
+    ) -> Packed:
         """Returns where the rows stand.
 
         Args:
             key_seq: number of tokens of a prompt.
             read: positions that are read of each lane, `[lane, reads]`, in the last
                 block.
+            lengths: number of tokens of every prompt before padding, where the model
+                is not causal.
 
         Returns:
             The packed rows.
@@ -187,6 +198,7 @@ class Tile(eqx.Module):
             width=self.width,
             key_seq=key_seq,
             reads=reads,
+            lengths=None if lengths is None else lengths[self.prompt],
         )
 
 
@@ -228,7 +240,7 @@ def run_chunk(
         arrays_of, k, v = jax.tree.map(
             lambda a: _at(a, layer), (arrays, base.k, base.v)
         )
-        place = Place(tile.rows(seq, read), layer)
+        place = Place(tile.rows(seq, read, base.lengths), layer)
         one = eqx.combine(arrays_of, static)
         edits = _at_lanes(placed, tile, base.edits).blocks
         return apply_block(one, x, edits, place, {"k": k, "v": v}, want=())[0]

@@ -69,6 +69,8 @@ def metric_of(
     tokens: Int[Array, " seq"],
     edits: Sites[Any],
     prompt: Int[Array, ""] | None,
+    *,
+    length: Int[Array, ""] | None = None,
 ) -> Float[Array, ""]:
     """Run one prompt and return its metric.
 
@@ -78,11 +80,13 @@ def metric_of(
         tokens: token ids of the prompt.
         edits: edits of the run.
         prompt: index of the prompt in its batch.
+        length: number of tokens before padding, where the model is not causal.
 
     Returns:
         The metric, as `metric.of(model(tokens, edits, prompt=prompt)[0], prompt)`.
     """
-    rows = Sequence(jnp.arange(tokens.shape[0], dtype=jnp.int32), prompt, prompt)
+    position = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+    rows = Sequence(position, prompt, prompt, length)
     x = edit(edits.embed, model.embed(tokens, rows.position), Place(rows))
     nothing = lambda kept, acts, layer: (kept, None)  # noqa: E731
     x, _ = scan_blocks(model, x, edits.blocks, rows, want=(), select=nothing)

@@ -14,7 +14,7 @@ from mijax.core._arguments import checked
 from mijax.core._buckets import bucket
 from mijax.core._cached import Fixed
 from mijax.core._check import check_edits
-from mijax.core._check_cache import check_cache
+from mijax.core._check_stated import check_cache
 from mijax.core._edits import edit
 from mijax.core._ends import finish
 from mijax.core._integers import integers

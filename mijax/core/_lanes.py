@@ -40,7 +40,9 @@ def lanes_of(placed: Placed, grid: Cells, base: Base, causal: bool) -> Lanes:
         )
     last = np.asarray(base.reads).max(1)[prompt]
     if not causal:
-        last = np.full_like(last, seq - 1)
+        # Padding changes nothing: no token reads it.
+        every = np.full(base.x.shape[1], seq, np.int32)
+        last = np.asarray(every if base.lengths is None else base.lengths)[prompt] - 1
     stop = np.minimum(index.get("stop", np.full_like(zero, END)), last + 1)
     cell = np.flatnonzero(first < stop)
     if not causal:

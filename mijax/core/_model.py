@@ -58,7 +58,10 @@ class AbstractModel(eqx.Module):
 
     @property
     def causal(self) -> bool:
-        """True if a token depends on itself and the tokens before it only."""
+        """True if a token depends on itself and the tokens before it only.
+
+        One that is not takes padded prompts where its blocks state `masks_padding`.
+        """
         return True
 
     @property
@@ -73,6 +76,7 @@ class AbstractModel(eqx.Module):
         edits: Any = None,
         *,
         prompt: Int[Array, ""] | None = None,
+        length: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "seq vocab"], Sites[Any]]:
         """Runs one example.
 
@@ -83,6 +87,8 @@ class AbstractModel(eqx.Module):
             edits: placed edits, a list of them, or `None`.
             prompt: index of this prompt in its batch, for edits that hold one place or
                 one source per prompt.
+            length: number of tokens before padding, which a model that is not causal
+                leaves out.
 
         Returns:
             Logits, and the activation at every site, block sites with a leading layer
@@ -95,7 +101,7 @@ class AbstractModel(eqx.Module):
             )
         edits = compose(edits)
         position = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-        place = Place(Sequence(position, prompt, prompt))
+        place = Place(Sequence(position, prompt, prompt, length))
         embed = edit(edits.embed, self.embed(tokens, position), place)
         embed = site("embed", embed, EMBED)
         x, (_, blocks) = scan_blocks(self, embed, edits.blocks, place.rows)

@@ -21,6 +21,8 @@ class Packed(AbstractRows):
     Attributes:
         width: the longest suffix: the number of queries in the grid.
         key_seq: the number of keys in the grid.
+        lengths: number of tokens of each lane's prompt before padding, where a model is
+            not causal.
         reads: in the last block, the rows that are read from it. Attention's queries
             and all that follows are computed for these alone.
     """
@@ -34,6 +36,7 @@ class Packed(AbstractRows):
     width: int = eqx.field(static=True)
     key_seq: int = eqx.field(static=True)
     reads: "Reads | None" = None
+    lengths: Int[Array, " lanes"] | None = None
 
     @property
     def after(self) -> AbstractRows:
@@ -97,6 +100,12 @@ class Packed(AbstractRows):
         """Compares each query's position with each key's."""
         query = self.start[:, None] + jnp.arange(self.width)
         return query[:, :, None] >= jnp.arange(self.key_seq)
+
+    def real_keys(self) -> Bool[Array, "lane 1 1 key_seq"] | None:
+        """Tells which keys come before the padding of each lane's prompt."""
+        if self.lengths is None:
+            return None
+        return (jnp.arange(self.key_seq) < self.lengths[:, None])[:, None, None]
 
 
 class Reads(AbstractRows):

@@ -58,6 +58,13 @@ class AbstractRows(eqx.Module):
     def causal(self) -> Bool[Array, "*lane seq key_seq"]:
         """Tells which keys each query of the grid may read."""
 
+    def real_keys(self) -> Bool[Array, "*lane 1 1 key_seq"] | None:
+        """Tells which keys are tokens and not padding; `None` is all of them.
+
+        Known where a model is not causal: queries then have to leave padding out.
+        """
+        return None
+
     def fixed(
         self, name: str, make: Callable[[], Array], past: Past | None = None
     ) -> Shaped[Array, "..."]:
@@ -149,11 +156,16 @@ class AbstractRows(eqx.Module):
 
 
 class Sequence(AbstractRows):
-    """The tokens of one sequence, all of them."""
+    """The tokens of one sequence, all of them.
+
+    Attributes:
+        length: number of tokens before padding, where a model is not causal.
+    """
 
     position: Int[Array, " rows"]
     prompt: Int[Array, "..."] | None = None
     lane: Int[Array, "..."] | None = None
+    length: Int[Array, ""] | None = None
 
     def queries(self, x: Shaped[Array, "rows ..."]) -> Shaped[Array, "seq ..."]:
         """Returns `x`: the rows are the grid."""
@@ -178,6 +190,12 @@ class Sequence(AbstractRows):
     def causal(self) -> Bool[Array, "seq key_seq"]:
         """Returns the lower triangle."""
         return self.position[:, None] >= self.position[None, :]
+
+    def real_keys(self) -> Bool[Array, "1 1 key_seq"] | None:
+        """Tells which tokens come before the padding."""
+        if self.length is None:
+            return None
+        return (self.position < self.length)[None, None]
 
 
 def scanned(

@@ -16,6 +16,7 @@ from mijax.core._check import (
     check_sites,
     traced_tokens,
 )
+from mijax.core._check_stated import masked_lengths
 from mijax.core._edits import AbstractEdit, compose, edit
 from mijax.core._ends import finish, metric_of
 from mijax.core._function import FunctionModel
@@ -26,11 +27,18 @@ from mijax.core._function_run import (
 )
 from mijax.core._metric import AbstractMetric
 from mijax.core._model import AbstractModel, Layered, scan_blocks
+from mijax.core._part import part
 from mijax.core._rows import Place, Sequence
 from mijax.core._score import Metric
 from mijax.core._sites import BlockSites, Site, Sites, get, known, span_ends
 from mijax.core._text import ModelLike, opened
-from mijax.core._tokens import as_tokens, lengths_of, padded_lengths
+from mijax.core._tokens import (
+    as_tokens,
+    length_of,
+    lengths_of,
+    over_prompts,
+    padded_lengths,
+)
 from mijax.core._traced import bounds_of_metric, bounds_of_site, guarded
 
 
@@ -39,8 +47,9 @@ def run(model: ModelLike, tokens: Any, edits: Any = None) -> Any:
     """Runs a model, with or without edits.
 
     Compiled once per shape: other layers, positions or heads of the same edits reuse
-    the program. Prompts of different length are padded on the right; attention is
-    causal, so padding changes nothing before it.
+    the program. Prompts of different length are padded on the right. Padding changes
+    nothing before it: in a causal model no token reads it, and other models mask it or
+    refuse it.
 
     Args:
         model: any `AbstractModel`, a language model (`mijax.models.load(...)`), or any
@@ -73,7 +82,8 @@ def run(model: ModelLike, tokens: Any, edits: Any = None) -> Any:
         return run_function(model, tokens, edits)
     model, tokens = opened(model, tokens)
     given, lengths, tokens = tokens, lengths_of(tokens), as_tokens(tokens)
-    record = check_edits(model, tokens, edits, lengths=lengths)
+    record = check_edits(model, tokens, edits, lengths=lengths, masked=True)
+    masked_lengths(model, given, tokens.shape[-1])
     tokens = traced_tokens(model, tokens)
     return _run(model, tokens, record, padded_lengths(given, tokens.shape[-1]))
 
@@ -83,20 +93,14 @@ def _run(
     model: AbstractModel, tokens: Array, edits: Sites[Any], lengths: Array | None
 ) -> Array:
     def one(tokens: Array, prompt: Array | None) -> Array:
-        logits = model(tokens, edits, prompt=prompt)[0]
         if lengths is None:
-            return logits
+            return model(tokens, edits, prompt=prompt)[0]
         length = lengths[0 if prompt is None else prompt]
+        masked = {} if model.causal else {"length": length}
+        logits = model(tokens, edits, prompt=prompt, **masked)[0]
         return jnp.where(jnp.arange(len(tokens))[:, None] < length, logits, jnp.nan)
 
     return over_prompts(one, tokens)
-
-
-def over_prompts(one: Any, tokens: Array) -> Any:
-    """Maps `one(tokens, prompt)` over a batch, or calls it on a single prompt."""
-    if tokens.ndim == 1:
-        return one(tokens, None)
-    return jax.vmap(one)(tokens, jnp.arange(tokens.shape[0], dtype=jnp.int32))
 
 
 @checked
@@ -144,15 +148,17 @@ def capture(
         return capture_function(model, tokens, sites, edits)
     model, tokens = opened(model, tokens)
     sites = named_sites(sites)
-    lengths, tokens = lengths_of(tokens), as_tokens(tokens)
-    shapes = check_sites(model, tokens, sites, lengths=lengths)
-    edits = check_edits(model, tokens, edits, lengths=lengths)
+    given, lengths, tokens = tokens, lengths_of(tokens), as_tokens(tokens)
+    options = {"lengths": lengths, "masked": True}
+    shapes = check_sites(model, tokens, sites, **options)
+    edits = check_edits(model, tokens, edits, **options)
+    masked = masked_lengths(model, given, tokens.shape[-1])
     check_spans(sites)
     tokens = _guarded(model, tokens, sites, shapes)
     traced = jax.tree.map(
         lambda site: _traced(site, tokens.shape[-1]), sites, is_leaf=_is_site
     )
-    return _capture(model, tokens, traced, edits, shapes)
+    return _capture(model, tokens, traced, edits, shapes, masked)
 
 
 def named_sites(sites: Any) -> Any:
@@ -206,7 +212,12 @@ def _span(site: Site) -> tuple[Any, ...]:
 
 @eqx.filter_jit
 def _capture(
-    model: AbstractModel, tokens: Array, sites: Any, edits: Sites[Any], shapes: Any
+    model: AbstractModel,
+    tokens: Array,
+    sites: Any,
+    edits: Sites[Any],
+    shapes: Any,
+    lengths: Array | None,
 ) -> Any:
     flat, tree = jax.tree.flatten(sites, is_leaf=_is_site)
     per_layer = {i: s for i, s in enumerate(flat) if s.layered and s.layer is None}
@@ -214,7 +225,8 @@ def _capture(
 
     def one(tokens: Array, prompt: Array | None) -> list[Array]:
         position = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-        place = Place(Sequence(position, prompt, prompt))
+        length = length_of(lengths, prompt)
+        place = Place(Sequence(position, prompt, prompt, length))
 
         def select(kept: Any, acts: BlockSites[Any], layer: Array) -> Any:
             value = {
@@ -266,21 +278,6 @@ def _last_layer(sites: list[Site]) -> Array | None:
             return None
     layers = [jnp.max(jnp.asarray(s.layer)) for s in sites if s.layered]
     return jnp.max(jnp.stack([jnp.int32(-1), *layers]))
-
-
-def part(value: Array, site: Site, prompt: Array | None) -> Array:
-    """Selects a site's position, head and feature from one layer's activation."""
-    if site.feature is not None:
-        value = jnp.take(value, site.feature, axis=-1)
-    if site.head is not None:
-        value = jnp.take(value, site.head, axis=1)
-    if site.position is not None:
-        position = site.position
-        if position.ndim:
-            span = position.ndim == 2
-            position = position[0] if span or prompt is None else position[prompt]
-        return jnp.take(value, position, axis=0)
-    return value
 
 
 class Shift(AbstractEdit):
@@ -336,9 +333,11 @@ def gradients(
         return gradients_function(model, tokens, metric, sites, edits)
     model, tokens = opened(model, tokens)
     sites = named_sites(sites)
-    lengths, tokens = lengths_of(tokens), as_tokens(tokens)
-    shapes = check_sites(model, tokens, sites, lengths=lengths)
-    edits = check_edits(model, tokens, edits, lengths=lengths)
+    given, lengths, tokens = tokens, lengths_of(tokens), as_tokens(tokens)
+    options = {"lengths": lengths, "masked": True}
+    shapes = check_sites(model, tokens, sites, **options)
+    edits = check_edits(model, tokens, edits, **options)
+    masked = masked_lengths(model, given, tokens.shape[-1])
     metric = check_metric(
         metric, tokens, lengths=lengths, vocab=shapes.logits.shape[-1]
     )
@@ -349,7 +348,7 @@ def gradients(
     traced = jax.tree.map(
         lambda site: _traced(site, tokens.shape[-1]), sites, is_leaf=_is_site
     )
-    return _gradients(model, tokens, metric, traced, edits, shapes)
+    return _gradients(model, tokens, metric, traced, edits, (shapes, masked))
 
 
 @eqx.filter_jit
@@ -359,8 +358,9 @@ def _gradients(
     metric: AbstractMetric,
     sites: Any,
     edits: Sites[Any],
-    shapes: Any,
+    shapes_and_lengths: Any,
 ) -> Any:
+    shapes, lengths = shapes_and_lengths
     flat, tree = jax.tree.flatten(sites, is_leaf=_is_site)
     single = [s.layer is not None and jnp.ndim(s.layer) == 0 for s in flat]
 
@@ -372,7 +372,8 @@ def _gradients(
                 )
                 for d, s, lone in zip(shifts, flat, single, strict=True)
             ]
-            return metric_of(model, metric, tokens, compose(edits, placed), prompt)
+            every, length = compose(edits, placed), length_of(lengths, prompt)
+            return metric_of(model, metric, tokens, every, prompt, length=length)
 
         specs = [get(shapes, s.name) for s in flat]
         zeros = [

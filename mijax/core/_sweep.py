@@ -26,7 +26,7 @@ from mijax.core._check import (
     check_metric,
     rows_of,
 )
-from mijax.core._check_cache import check_keys
+from mijax.core._check_stated import check_keys, masked_lengths
 from mijax.core._chunk import (
     Base,
     Tile,
@@ -131,9 +131,10 @@ def sweep(
         )
     model, tokens = opened(model, tokens)
     spans = tokens.spans if isinstance(tokens, PromptsLike) else {}
-    lengths, tokens = lengths_of(tokens), as_tokens(tokens)
+    given, lengths, tokens = tokens, lengths_of(tokens), as_tokens(tokens)
+    options = {"lengths": lengths, "masked": True}
     batch = tokens if tokens.ndim == 2 else jax.device_put(np.asarray(tokens)[None])
-    placed = _only(check_edits(model, tokens, edit, lengths=lengths, operands=False))
+    placed = _only(check_edits(model, tokens, edit, operands=False, **options))
     shapes = site_shapes(model, batch.shape[1])
     check_keys(model, "A sweep")
     grid = cells(placed, over, shapes, (batch.shape[0], batch.shape[1]), spans)
@@ -144,8 +145,9 @@ def sweep(
     for one in metric.values() if isinstance(metric, Mapping) else (metric,):
         check_metric(one, tokens, lengths=lengths, vocab=shapes.logits.shape[-1])
     measured, names = joined(metric)
-    before = _staying(check_edits(model, tokens, edits, lengths=lengths))
-    base = run_base(model, batch, placed.site, measured, before)
+    before = _staying(check_edits(model, tokens, edits, **options))
+    masked = masked_lengths(model, given, batch.shape[1])
+    base = run_base(model, batch, placed.site, measured, before, masked)
     lanes = lanes_of(placed, grid, base, model.causal)
     cell_count = np.prod(grid.shape[1:], dtype=int)
     values = np.repeat(np.asarray(base.metric), cell_count, axis=0)
@@ -154,6 +156,7 @@ def sweep(
         plan = pack(lanes, _cost(shapes, batch.shape[1], lanes), chunks.memory)
         sizes = (plan.rows, plan.per_chunk)
         job = (model, batch, placed, before, measured, lanes, sizes, grid)
+        job += () if masked is None else (masked,)
         call = _program(model, measured, placed, base, mesh)
         devices = 1 if mesh is None else mesh.devices.size
         ready = _Job(call, devices, _feed(plan, grid))

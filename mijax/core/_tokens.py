@@ -106,3 +106,15 @@ def lengths_of(given: Any) -> np.ndarray | None:
     """Returns the lengths of prompts, `None` of tokens and where they are traced."""
     lengths = known(given.lengths) if isinstance(given, PromptsLike) else None
     return None if lengths is None else np.atleast_1d(lengths)
+
+
+def length_of(lengths: Array | None, prompt: Array | None) -> Array | None:
+    """Return the length of one prompt, where lengths are given."""
+    return None if lengths is None else lengths[0 if prompt is None else prompt]
+
+
+def over_prompts(one: Any, tokens: Array) -> Any:
+    """Maps `one(tokens, prompt)` over a batch, or calls it on a single prompt."""
+    if tokens.ndim == 1:
+        return one(tokens, None)
+    return jax.vmap(one)(tokens, jnp.arange(tokens.shape[0], dtype=jnp.int32))

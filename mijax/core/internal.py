@@ -16,7 +16,7 @@ from mijax.core._check import check_prompts as check_prompts
 from mijax.core._check import check_sites as check_sites
 from mijax.core._check import check_unpadded as check_unpadded
 from mijax.core._check import one_each as one_each
-from mijax.core._check_cache import check_keys as check_keys
+from mijax.core._check_stated import check_keys as check_keys
 from mijax.core._chunk import Base as Base
 from mijax.core._chunk import measure as measure
 from mijax.core._chunk import run_base as run_base
@@ -39,14 +39,13 @@ from mijax.core._model import scan_blocks as scan_blocks
 from mijax.core._operands import check_per_prompt as check_per_prompt
 from mijax.core._packed import Packed as Packed
 from mijax.core._packed import Reads as Reads
+from mijax.core._part import part as part
 from mijax.core._peak import peak_bytes as peak_bytes
 from mijax.core._plan import LEAST_ROWS as LEAST_ROWS
 from mijax.core._plan import layer_overhead as layer_overhead
 from mijax.core._resolve import check_axis as check_axis
 from mijax.core._rows import HEADS as HEADS
 from mijax.core._rows import Sequence as Sequence
-from mijax.core._run import over_prompts as over_prompts
-from mijax.core._run import part as part
 from mijax.core._score import check_scores as check_scores
 from mijax.core._score import score as score
 from mijax.core._shapes import site_shapes as site_shapes
@@ -69,6 +68,7 @@ from mijax.core._tokens import TokensLike as TokensLike
 from mijax.core._tokens import as_tokens as as_tokens
 from mijax.core._tokens import check_pairs as check_pairs
 from mijax.core._tokens import lengths_of as lengths_of
+from mijax.core._tokens import over_prompts as over_prompts
 from mijax.core._tokens import padded_lengths as padded_lengths
 from mijax.core._trace import rebuild as rebuild
 from mijax.core._trace import trace as trace

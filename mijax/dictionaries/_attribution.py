@@ -21,6 +21,7 @@ from mijax.core.internal import (
     as_tokens,
     check_metric,
     check_pairs,
+    check_unpadded,
     lengths_of,
     metric_of,
     over_prompts,
@@ -111,6 +112,7 @@ def attribute_latents(
     if corrupt is not None:
         check_pairs(clean, corrupt)
     tokens = as_tokens(clean)
+    check_unpadded(model, lengths_of(clean), tokens.shape[-1])
     other = None if corrupt is None else as_tokens(corrupt)
     if steps is not None and steps < 1:
         raise ConfigError(f"A path has at least one point, got {steps}.")

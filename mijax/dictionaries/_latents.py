@@ -11,7 +11,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core import AbstractModel, Site, capture
-from mijax.core.internal import HEAD_SITES, PromptsLike, TokensLike, as_tokens, known
+from mijax.core.internal import (
+    HEAD_SITES,
+    PromptsLike,
+    TokensLike,
+    as_tokens,
+    check_unpadded,
+    known,
+    lengths_of,
+)
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._wiring import product
 
@@ -158,7 +166,8 @@ def pooled(
     """
     if mask is None and isinstance(tokens, PromptsLike):
         mask = jnp.arange(jnp.shape(tokens.tokens)[-1]) < tokens.lengths[:, None]
-    tokens = as_tokens(tokens)
+    lengths, tokens = lengths_of(tokens), as_tokens(tokens)
+    check_unpadded(model, lengths, tokens.shape[-1])
     mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask)
     if tokens.ndim != 2 or mask.shape != tokens.shape:
         raise ShapeError(

@@ -20,7 +20,7 @@ class Attention(eqx.Module):
     Query head `h` reads key/value head `h // (heads / kv_heads)`. Biases and rotary
     positions are `None` where the model has none. `keys` is what happens to the keys
     of a sequence before queries see them: nothing, or `SmearedKeys`. `causal=False`
-    lets every query read every key (compiled programs, encoders). `cache` is what a
+    lets every query read every key that is not padding (encoders). `cache` is what a
     block with this attention keeps of earlier tokens.
     """
 
@@ -114,17 +114,22 @@ class Attention(eqx.Module):
         scores = self.product("...qhgd,...khd->...hgqk", queries, keys) / head_dim**0.5
         scores = scores.reshape(*scores.shape[:-4], heads, *scores.shape[-2:])
         scores = asking.mark_grid("scores", scores)
-        reads = jnp.expand_dims(asking.causal(), -3) if self.causal else True
+        real = None if self.causal else rows.real_keys()
+        reads = jnp.expand_dims(asking.causal(), -3) if self.causal else real
         cut = edited("scores")
         if cut:
             # An edit may cut scores off by minus infinity, all of a token's too.
-            reads = reads & (scores > -jnp.inf)
-        if self.causal or cut:
+            reads = (scores > -jnp.inf) & (True if reads is None else reads)
+        if reads is not None:
             scores = jnp.where(reads, scores, jnp.finfo(scores.dtype).min)
         pattern = self.softmax(scores).astype(q.dtype)
-        if cut:
+        if cut and reads is not None:
             pattern = jnp.where(reads, pattern, 0)
-        return asking.mark_grid("pattern", pattern)
+        pattern = asking.mark_grid("pattern", pattern)
+        if real is not None and edited("pattern"):
+            # An edit of the whole pattern reads no padding either.
+            pattern = jnp.where(real, pattern, 0)
+        return pattern
 
 
 def _thinned(past: Array | None, own: Array) -> Array | None:

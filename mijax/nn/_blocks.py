@@ -19,6 +19,7 @@ class Block(AbstractBlock):
 
     linear_writes: ClassVar[bool] = True
     cache: ClassVar[Mapping[str, AbstractCached] | None] = Attention.cache
+    masks_padding: ClassVar[bool] = True
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"norm_1": "attention", "norm_2": "mlp"}
     )
@@ -47,6 +48,7 @@ class ParallelBlock(AbstractBlock):
 
     linear_writes: ClassVar[bool] = True
     cache: ClassVar[Mapping[str, AbstractCached] | None] = Attention.cache
+    masks_padding: ClassVar[bool] = True
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"norm_1": "attention", "norm_2": "mlp"}
     )
@@ -72,6 +74,7 @@ class AttentionBlock(AbstractBlock):
 
     linear_writes: ClassVar[bool] = True
     cache: ClassVar[Mapping[str, AbstractCached] | None] = Attention.cache
+    masks_padding: ClassVar[bool] = True
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"norm_1": "attention"}
     )

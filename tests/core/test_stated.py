@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mijax
-from mijax import Site, attribution, circuits, lens, nn
+from mijax import Site, attribution, circuits, dictionaries, lens, nn
 from mijax._errors import (
     FrameError,
     NotFiniteError,
@@ -94,26 +94,29 @@ def test_a_block_that_does_not_state_its_cache_is_refused(verb):
 ROWS = [[5, 9, 2, 7, 3], [5, 8, 2]]
 RAGGED = Prompts.from_ids(ROWS)
 LAST = mijax.logit_difference(10, 20, position=RAGGED.last)
+PLACE = Site("resid_post", layer=1)
+SAE = dictionaries.untrained(
+    dictionaries.TopK(4), dictionaries.SAE(32), latents=64, key=jax.random.key(1)
+)
 
 
 @pytest.mark.parametrize(
     "verb",
     [
-        mijax.run,
-        lambda model, prompts: mijax.capture(model, prompts, Site("z")),
-        lambda model, prompts: mijax.gradients(model, prompts, LAST, Site("z")),
-        lambda model, prompts: mijax.sweep(
-            model, prompts, mijax.Zero().at("z"), over="layer", metric=LAST
-        ),
         lambda model, prompts: attribution.attribute(
             model, prompts, prompts, LAST, Site("z")
         ),
         lambda model, prompts: circuits.discover(
             model, circuits.Task(prompts, prompts, metric=LAST), circuits.EAP()
         ),
+        lambda model, prompts: dictionaries.attribute_latents(
+            model, SAE, prompts, None, LAST, PLACE
+        ),
+        lambda model, prompts: dictionaries.recovered(model, SAE, prompts, PLACE),
+        lambda model, prompts: dictionaries.pooled(model, SAE, prompts, PLACE),
     ],
 )
-def test_an_encoder_takes_no_padding(verb):
+def test_methods_that_bring_no_mask_take_no_padding_of_an_encoder(verb):
     attention = dataclasses.replace(MODEL.blocks.attention, causal=False)
     encoder = with_blocks(dataclasses.replace(MODEL.blocks, attention=attention))
     with pytest.raises(ShapeError, match="not causal"):

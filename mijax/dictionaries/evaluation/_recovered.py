@@ -19,7 +19,7 @@ from mijax.core import (
     Zero,
     capture,
 )
-from mijax.core.internal import as_tokens
+from mijax.core.internal import as_tokens, check_unpadded, lengths_of
 from mijax.data import Prompts
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._latents import of_one_layer
@@ -112,6 +112,7 @@ def recovered(
     tokens = as_tokens(prompts)
     if tokens.ndim != 2:
         raise ShapeError(f"Give a batch of prompts, got tokens {tokens.shape}.")
+    check_unpadded(model, lengths_of(prompts), tokens.shape[1])
     one = site.head is None or (eqx.is_array_like(site.head) and not np.ndim(site.head))
     if site.position is not None or site.feature is not None or not one:
         raise PositionError(

@@ -1,11 +1,20 @@
-"""Checks of what blocks state that they cache."""
+"""Checks of what blocks state: their cache, and a mask for padding."""
 
 from collections.abc import Mapping
+from typing import Any
 
-from mijax._errors import SiteError
+from jaxtyping import Array, Int
+
+from mijax._errors import ShapeError, SiteError
 from mijax.core._block import stated
 from mijax.core._cached import AbstractCached
 from mijax.core._model import AbstractModel
+from mijax.core._tokens import padded_lengths
+
+UNMASKED = (
+    "This model is not causal, so padding would change its activations: give prompts "
+    "of one length, or blocks that state `masks_padding = True`."
+)
 
 
 def check_cache(model: AbstractModel, verb: str) -> Mapping[str, AbstractCached]:
@@ -38,3 +47,23 @@ def check_keys(model: AbstractModel, verb: str) -> None:
             f"keys and values; {type(model.blocks).__name__} caches "
             f"{', '.join(found) or 'nothing'}."
         )
+
+
+def masked_lengths(
+    model: AbstractModel, given: Any, seq: int
+) -> Int[Array, "..."] | None:
+    """Return the lengths that blocks mask padding by, `None` where none needs it.
+
+    Args:
+        model: the model. A token of a causal one reads no padding after it.
+        given: tokens, or prompts.
+        seq: number of tokens, padding included.
+
+    Raises:
+        ShapeError: padding, in a model that is not causal and whose blocks do not state
+            `masks_padding`.
+    """
+    lengths = None if model.causal else padded_lengths(given, seq)
+    if lengths is not None and not stated(model.blocks, "masks_padding"):
+        raise ShapeError(UNMASKED)
+    return lengths
