@@ -12,7 +12,7 @@ import mijax
 from mijax.core import SITES, BlockSites
 from mijax.core._shapes import site_shapes
 
-MODELS = ("gpt2", "llama", "parallel", "attention_only")
+MODELS = ("gpt2", "llama", "parallel", "attention_only", "sandwich")
 
 
 @functools.cache
@@ -41,6 +41,7 @@ BLOCK_CASES = [
     *(("llama", s) for s in ("k", "v", "pattern", "z", "mlp_post")),
     *(("parallel", s) for s in ("resid_pre", "k", "mlp_out")),
     *(("attention_only", s) for s in ("q", "resid_post")),
+    *(("sandwich", s) for s in ("resid_pre", "k")),
 ]
 HEAD_CASES = [
     *(("gpt2", s) for s in ("q", "scores", "pattern")),

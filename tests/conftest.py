@@ -78,8 +78,8 @@ SLOW = (
     "testing/test_tracr.py",
     "train/test_processes.py",
 )
-# The inner loop runs laws over the other two kinds of models only.
-KINDS = ("parallel", "attention_only", "attention only")
+# The inner loop runs laws over the other kinds of models only.
+KINDS = ("parallel", "attention_only", "attention only", "sandwich")
 SLOW_MODELS = {*KINDS, "tiny_parallel", "tiny_attention_only"}
 
 

@@ -81,6 +81,7 @@ class Tail(eqx.Module):
         blocks: those after the layer.
         norm: the final norm.
         unembedding: makes logits.
+        cap: what is applied to the logits.
         stream: after the layer, of every prompt.
         past: keys and values of the blocks.
         last: position of the last token.
@@ -98,6 +99,7 @@ class Tail(eqx.Module):
     blocks: AbstractBlock
     norm: Any
     unembedding: Unembedding
+    cap: Any
     stream: Float[Array, "prompt embed"]
     past: dict[str, Array]
     last: Int[Array, " prompt"]
@@ -124,6 +126,7 @@ class Tail(eqx.Module):
             jax.tree.map(after, model.blocks),
             model.norm,
             head,
+            model.cap,
             kept.stream[:, layer],
             past,
             kept.last,
@@ -176,5 +179,5 @@ class Tail(eqx.Module):
             return run_block(eqx.combine(arrays, static), x, rows, past), None
 
         out, _ = jax.lax.scan(body, read, (arrays, self.past))
-        logits = self.unembedding(self.norm(out)[0], ids)
+        logits = self.cap(self.unembedding(self.norm(out)[0], ids))
         return logits, put(empty(), "embed", read)

@@ -96,10 +96,10 @@ class Packed(AbstractRows):
         query = self.position - self.start[self.lane]
         return grid[self.lane, jnp.clip(query, 0, self.width - 1)]
 
-    def causal(self) -> Bool[Array, "lane seq key_seq"]:
+    def distance(self) -> Int[Array, "lane seq key_seq"]:
         """Compares each query's position with each key's."""
         query = self.start[:, None] + jnp.arange(self.width)
-        return query[:, :, None] >= jnp.arange(self.key_seq)
+        return query[:, :, None] - jnp.arange(self.key_seq)
 
     def real_keys(self) -> Bool[Array, "lane 1 1 key_seq"] | None:
         """Tells which keys come before the padding of each lane's prompt."""
@@ -138,6 +138,6 @@ class Reads(AbstractRows):
         """Joins the lanes."""
         return grid.reshape(-1, *grid.shape[2:])
 
-    def causal(self) -> Bool[Array, "lane seq key_seq"]:
+    def distance(self) -> Int[Array, "lane seq key_seq"]:
         """Compares each query's position with each key's."""
-        return self.queries(self.position)[..., None] >= jnp.arange(self.key_seq)
+        return self.queries(self.position)[..., None] - jnp.arange(self.key_seq)

@@ -55,8 +55,21 @@ class AbstractRows(eqx.Module):
         """Takes the rows back from a (lane, query) grid."""
 
     @abc.abstractmethod
-    def causal(self) -> Bool[Array, "*lane seq key_seq"]:
-        """Tells which keys each query of the grid may read."""
+    def distance(self) -> Int[Array, "*lane seq key_seq"]:
+        """Return the position of each query of the grid minus that of each key."""
+
+    def causal(
+        self, window: Int[Array, ""] | None = None
+    ) -> Bool[Array, "*lane seq key_seq"]:
+        """Return which keys each query of the grid may read.
+
+        Args:
+            window: number of tokens that a query reads, its own included; all of those
+                before it by default.
+        """
+        distance = self.distance()
+        reads = distance >= 0
+        return reads if window is None else reads & (distance < window)
 
     def real_keys(self) -> Bool[Array, "*lane 1 1 key_seq"] | None:
         """Tells which keys are tokens and not padding; `None` is all of them.
@@ -187,9 +200,9 @@ class Sequence(AbstractRows):
         """Names a grid, rows first."""
         return self.to_grid(site(name, self.from_grid(grid), GRID))
 
-    def causal(self) -> Bool[Array, "seq key_seq"]:
-        """Returns the lower triangle."""
-        return self.position[:, None] >= self.position[None, :]
+    def distance(self) -> Int[Array, "seq key_seq"]:
+        """Compares the tokens with each other."""
+        return self.position[:, None] - self.position[None, :]
 
     def real_keys(self) -> Bool[Array, "1 1 key_seq"] | None:
         """Tells which tokens come before the padding."""

@@ -33,8 +33,11 @@ class BlockSites(eqx.Module, Generic[T]):
     | `scores pattern` | `[seq, heads, key_seq]` |
     | `mlp_pre mlp_post` | `[seq, mlp]` |
 
-    `q` and `k` are taken before rotary embedding; `k` and `v` are per-query-head views
-    under grouped-query attention; `scores` are taken before the causal mask;
+    `q` and `k` are what the projections give, before a norm of theirs and before rotary
+    embedding; `k` and `v` are per-query-head views under grouped-query attention;
+    `scores` are what the softmax reads, after a soft cap and before the causal mask;
+    `attn_out` and `mlp_out` are what is added to the residual stream, after a norm that
+    follows them;
     `mlp_in` is what the MLP reads, after its norm; `mlp_pre` of a gated MLP is the
     input of its activation function.
     """

@@ -14,6 +14,7 @@ from mijax.io._json import read_json as read_json
 from mijax.io._lock import locked as locked
 from mijax.io._manifest import check_files as check_files
 from mijax.io._record import Index as Index
+from mijax.io._record import Indices as Indices
 from mijax.io._record import Key as Key
 from mijax.io._record import NonNegative as NonNegative
 from mijax.io._record import Only as Only

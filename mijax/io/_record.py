@@ -33,6 +33,18 @@ class Whole:
         return core_schema.no_info_before_validator_function(convert, handler(source))
 
 
+class Listed:
+    """Mark a tuple, which files write as a list."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema  # noqa: PLC0415 - slow to import
+
+        def convert(value: Any) -> Any:
+            return tuple(value) if isinstance(value, list) else value
+
+        return core_schema.no_info_before_validator_function(convert, handler(source))
+
+
 class Only:
     """Mark a key that changes the computation, with the supported values.
 
@@ -76,6 +88,8 @@ Size = Annotated[int, Whole(), Ge(1), Le(LARGEST)]
 """A dimension or count: 1 or more, in int32."""
 Index = Annotated[int, Whole(), Ge(0), Le(LARGEST)]
 """A token id, layer or head: 0 or more, in int32."""
+Indices = Annotated[tuple[Index, ...], Listed()]
+"""A list of numbers that are 0 or more, in int32."""
 Bytes = Annotated[int, Ge(0), Le(2**63 - 1)]
 """A length or offset in a file."""
 Positive = Annotated[float, Gt(0)]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mijax._errors import PositionError, ShapeError, SiteError
+from mijax._errors import FrameError, PositionError, ShapeError, SiteError
 from mijax.core import BlockSites, Site
 from mijax.core.internal import (
     ModelLike,
@@ -26,7 +26,7 @@ from mijax.core.internal import (
     padded_lengths,
     scan_blocks,
 )
-from mijax.nn import Transformer, Unembedding, scaled_like
+from mijax.nn import Identity, Transformer, Unembedding, scaled_like
 
 
 class Direct(eqx.Module):
@@ -99,7 +99,7 @@ def direct_logit_attribution(
         ShapeError: tokens that are not a batch, or answers beyond the vocabulary.
         PositionError: a position beyond the prompt.
         SiteError: neurons of a model without MLPs.
-        FrameError: blocks that do not state `linear_writes`.
+        FrameError: blocks that do not state `linear_writes`, or capped logits.
 
     Examples:
         >>> import jax, jax.numpy as jnp, mijax
@@ -119,6 +119,11 @@ def direct_logit_attribution(
             f"{type(model).__name__}."
         )
     check_linear_writes(model, "direct_logit_attribution")
+    if not isinstance(model.cap, Identity):
+        raise FrameError(
+            "direct_logit_attribution needs logits that are linear in the normalized "
+            f"residual stream; this model applies {type(model.cap).__name__} to them."
+        )
     lengths, tokens = lengths_of(given), as_tokens(given)
     if tokens.ndim != 2:
         raise ShapeError(f"Tokens are [batch, seq] here, got {tokens.shape}.")

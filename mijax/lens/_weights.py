@@ -65,8 +65,9 @@ def tables_of(
     model: Transformer, *, dtype: type = np.float32
 ) -> tuple[Float[np.ndarray, "vocab embed"], Float[np.ndarray, "vocab embed"]]:
     """Returns the embedding, and the unembedding with the final norm in it."""
-    embedding = np.asarray(model.embedding.weight, dtype)
-    table = embedding
+    table = np.asarray(model.embedding.weight, dtype)
+    scale = model.embedding.scale
+    embedding = table if scale is None else table * np.asarray(scale, dtype)
     if model.unembedding is not None:
         table = np.asarray(model.unembedding.weight, dtype)
     return embedding, through(model.norm, table, axis=1)

@@ -173,12 +173,44 @@ def check_heads(spec: Any, path: str) -> None:
         LoadError: features that do not split into heads, or query heads that do not
             split into groups.
     """
+    check_layers(spec, path)
     kv_heads = getattr(spec, "kv_heads", None)
     if kv_heads is not None:
         divide(spec.heads, kv_heads, path)
         divide(spec.head_dim, 2, path)
+        check_rotated(spec, spec.head_dim, path)
     elif not hasattr(spec, "head_dim"):
-        divide(spec.embed, spec.heads, path)
+        head_dim = divide(spec.embed, spec.heads, path)
+        check_rotated(spec, head_dim, path)
+
+
+def check_layers(spec: Any, path: str) -> None:
+    """Refuse lists of values by layer that do not have one for each.
+
+    Raises:
+        LoadError: another number of values than layers.
+    """
+    for name in ("windows", "rotates"):
+        values = getattr(spec, name, [])
+        if values and len(values) != spec.layers:
+            raise LoadError(
+                f"{path}: '{name}' has {len(values)} values for {spec.layers} layers: "
+                "give one for each, or none."
+            )
+
+
+def check_rotated(spec: Any, head_dim: int, path: str) -> None:
+    """Refuse a rotation of more features than a head has, or of an odd number.
+
+    Raises:
+        LoadError: another number of rotated features.
+    """
+    rotated = getattr(spec, "rotated", head_dim)
+    if rotated > head_dim or (hasattr(spec, "rotated") and rotated % 2):
+        raise LoadError(
+            f"{path}: {rotated} features of a head are rotated, expected an even "
+            f"number up to {head_dim}."
+        )
 
 
 def divide(total: int, parts: int, path: str) -> int:

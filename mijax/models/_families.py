@@ -9,12 +9,40 @@ from jaxtyping import PRNGKeyArray
 from mijax._errors import LoadError, nearest
 from mijax.models._attention_only import ATTENTION_ONLY
 from mijax.models._family import Family, Preset
+from mijax.models._gemma import GEMMA
+from mijax.models._gemma2 import GEMMA2
+from mijax.models._gemma3 import GEMMA3
 from mijax.models._gpt2 import GPT2
+from mijax.models._gpt_neox import GPT_NEOX
+from mijax.models._granite import GRANITE
 from mijax.models._init import check_dtype
 from mijax.models._llama import LLAMA
+from mijax.models._mistral import MISTRAL
+from mijax.models._olmo2 import OLMO2
+from mijax.models._olmo3 import OLMO3
+from mijax.models._phi3 import PHI3
+from mijax.models._qwen2 import QWEN2
+from mijax.models._qwen3 import QWEN3
+from mijax.models._smollm3 import SMOLLM3
 from mijax.nn import Transformer
 
-FAMILIES: tuple[Family, ...] = (GPT2, LLAMA, ATTENTION_ONLY)
+FAMILIES: tuple[Family, ...] = (
+    GPT2,
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    GPT_NEOX,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    OLMO2,
+    OLMO3,
+    PHI3,
+    SMOLLM3,
+    GRANITE,
+    ATTENTION_ONLY,
+)
 
 
 def presets() -> dict[str, Preset]:

@@ -147,7 +147,7 @@ def read_native(
     family, spec, frame = read_description(config, path)
     check_sizes(spec, tensors.shapes, str(tensors.path))
     skeleton = framed(family, spec, frame, dtype)
-    return fill_tree(skeleton, Lazy(tensors), str(tensors.path)), spec
+    return fill_tree(skeleton, Lazy(tensors, whole(skeleton)), str(tensors.path)), spec
 
 
 def read_checkpoint(
@@ -163,18 +163,34 @@ def read_checkpoint(
     skeleton = framed(family, spec, frame, dtype)
     model = load_checkpoint(skeleton, folder)
     for name, array in leaf_shapes(model).items():
-        check_weights(np.asarray(array), name, folder)
+        if name not in whole(skeleton):
+            check_weights(np.asarray(array), name, folder)
     return model, spec
 
 
-class Lazy(Mapping[str, np.ndarray]):
-    """A weight file as a mapping that reads an array when it is asked for."""
+def whole(skeleton: Any) -> frozenset[str]:
+    """Names the leaves that hold integers, such as the windows of attention."""
+    leaves = leaf_shapes(skeleton).items()
+    return frozenset(n for n, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.integer))
 
-    def __init__(self, tensors: Tensors) -> None:
+
+class Lazy(Mapping[str, np.ndarray]):
+    """A weight file as a mapping that reads an array when it is asked for.
+
+    Args:
+        tensors: the file.
+        integers: names of arrays that hold integers.
+    """
+
+    def __init__(self, tensors: Tensors, integers: frozenset[str]) -> None:
         self.tensors = tensors
+        self.integers = integers
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return check_weights(self.tensors.read(name), name, self.tensors.path)
+        array = self.tensors.read(name)
+        if name in self.integers and array.dtype.kind == "i":
+            return array
+        return check_weights(array, name, self.tensors.path)
 
     def __iter__(self) -> Any:
         return iter(self.tensors.shapes)

@@ -2,6 +2,7 @@
 
 from mijax.nn._attention import Attention as Attention
 from mijax.nn._basic import GELU as GELU
+from mijax.nn._basic import AcrossHeads as AcrossHeads
 from mijax.nn._basic import Embedding as Embedding
 from mijax.nn._basic import Identity as Identity
 from mijax.nn._basic import LayerNorm as LayerNorm
@@ -10,6 +11,7 @@ from mijax.nn._basic import ReLU as ReLU
 from mijax.nn._basic import RMSNorm as RMSNorm
 from mijax.nn._basic import Rotary as Rotary
 from mijax.nn._basic import SiLU as SiLU
+from mijax.nn._basic import SoftCap as SoftCap
 from mijax.nn._basic import Softmax as Softmax
 from mijax.nn._basic import Unembedding as Unembedding
 from mijax.nn._basic import scaled_like as scaled_like
@@ -17,6 +19,7 @@ from mijax.nn._batch_norm import BatchNorm as BatchNorm
 from mijax.nn._blocks import AttentionBlock as AttentionBlock
 from mijax.nn._blocks import Block as Block
 from mijax.nn._blocks import ParallelBlock as ParallelBlock
+from mijax.nn._blocks import SandwichBlock as SandwichBlock
 from mijax.nn._frames import FRAMES as FRAMES
 from mijax.nn._frames import centre_unembedding as centre_unembedding
 from mijax.nn._frames import centre_writing as centre_writing

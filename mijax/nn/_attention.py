@@ -6,12 +6,23 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from mijax.core import AbstractCached, AbstractRows, Past, PerToken, site
 from mijax.core.internal import HEADS, edited
-from mijax.nn._basic import Identity, Product, Rotary, Softmax
+from mijax.nn._basic import (
+    AcrossHeads,
+    Identity,
+    LayerNorm,
+    Product,
+    RMSNorm,
+    Rotary,
+    SoftCap,
+    Softmax,
+)
 from mijax.nn._smear import SmearedKeys
+
+HeadNorm = RMSNorm | LayerNorm | AcrossHeads | Identity
 
 
 class Attention(eqx.Module):
@@ -22,6 +33,16 @@ class Attention(eqx.Module):
     of a sequence before queries see them: nothing, or `SmearedKeys`. `causal=False`
     lets every query read every key that is not padding (encoders). `cache` is what a
     block with this attention keeps of earlier tokens.
+
+    Attributes:
+        q_norm: norm of the queries before rotary positions, of each head
+            (`RMSNorm`, `LayerNorm`) or of all heads together (`AcrossHeads`).
+        k_norm: norm of the keys before rotary positions.
+        scale: factor of the scores; `head_dim**-0.5` by default.
+        cap: what is applied to the scaled scores: nothing, or `SoftCap`. The site
+            `scores` comes after it: scores are what the softmax reads, up to the mask.
+        window: tokens that a query reads, its own included, one number for each layer;
+            `None` reads all tokens before it in every layer.
     """
 
     w_q: Float[Array, "*layer embed heads head_dim"]
@@ -37,6 +58,11 @@ class Attention(eqx.Module):
     product: Product = Product()
     keys: Identity | SmearedKeys = Identity()
     causal: bool = eqx.field(static=True, default=True)
+    q_norm: HeadNorm = Identity()
+    k_norm: HeadNorm = Identity()
+    scale: float | None = eqx.field(static=True, default=None)
+    cap: Identity | SoftCap = Identity()
+    window: Int[Array, "*layer"] | None = None
 
     cache: ClassVar[Mapping[str, AbstractCached]] = MappingProxyType(
         {"k": PerToken(), "v": PerToken()}
@@ -57,8 +83,8 @@ class Attention(eqx.Module):
                 key may then see different ones; the weights are shared all the same.
             rows: position, prompt and lane of each row; from the queries on, only the
                 rows that leave the block are computed.
-            past: `k` (before rotary) and `v` of tokens that are not rows, as `capture`
-                gives them, `[prompt, key_seq, heads, head_dim]`.
+            past: `k` (before norm and rotary) and `v` of tokens that are not rows, as
+                `capture` gives them, `[prompt, key_seq, heads, head_dim]`.
 
         Returns:
             The site `z`: what each head reads from other tokens.
@@ -105,17 +131,20 @@ class Attention(eqx.Module):
         """Compute the scores of queries with keys, and their softmax."""
         asking = rows.after
         heads, kv_heads, head_dim = q.shape[1], k.shape[1], q.shape[2]
+        q, k = self.q_norm(q), self.k_norm(k)
+        past_k = None if past_k is None else self.k_norm(past_k)
         if self.rotary is not None:
             q, k = self.rotary(q, asking.position), self.rotary(k, rows.position)
             if past_k is not None:
                 past_k = self.rotary(past_k, jnp.arange(past_k.shape[1]))
         queries, keys = asking.queries(q), self.keys(rows.keys(k, past_k))
         queries = queries.reshape(*queries.shape[:-2], kv_heads, -1, head_dim)
-        scores = self.product("...qhgd,...khd->...hgqk", queries, keys) / head_dim**0.5
-        scores = scores.reshape(*scores.shape[:-4], heads, *scores.shape[-2:])
+        scale = head_dim**-0.5 if self.scale is None else self.scale
+        scores = scale * self.product("...qhgd,...khd->...hgqk", queries, keys)
+        scores = self.cap(scores.reshape(*scores.shape[:-4], heads, *scores.shape[-2:]))
         scores = asking.mark_grid("scores", scores)
         real = None if self.causal else rows.real_keys()
-        reads = jnp.expand_dims(asking.causal(), -3) if self.causal else real
+        reads = jnp.expand_dims(asking.causal(self.window), -3) if self.causal else real
         cut = edited("scores")
         if cut:
             # An edit may cut scores off by minus infinity, all of a token's too.

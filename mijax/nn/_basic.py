@@ -7,13 +7,20 @@ from jaxtyping import Array, Float, Int
 
 
 class Embedding(eqx.Module):
-    """A table with one row per token or position, `weight[n, embed]`."""
+    """A table with one row per token or position, `scale * weight[n, embed]`.
+
+    `scale` is rounded to the precision of the weights, as Gemma does.
+    """
 
     weight: Float[Array, "n embed"]
+    scale: float | None = eqx.field(static=True, default=None)
 
     def __call__(self, index: Int[Array, "*rows"]) -> Float[Array, "*rows embed"]:
         """Looks up rows."""
-        return self.weight[index]
+        rows = self.weight[index]
+        return (
+            rows if self.scale is None else rows * jnp.asarray(self.scale, rows.dtype)
+        )
 
 
 class Unembedding(eqx.Module):
@@ -160,15 +167,58 @@ class Product(eqx.Module):
         return jnp.einsum(spec, a, b)
 
 
+class SoftCap(eqx.Module):
+    r"""$c \tanh(x / c)$: keeps scores or logits between $-c$ and $c$ (Gemma 2).
+
+    Examples:
+        >>> float(SoftCap(50.0)(jnp.array(1e9)))
+        50.0
+    """
+
+    cap: float = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Caps."""
+        return self.cap * jnp.tanh(x / self.cap)
+
+
+class AcrossHeads(eqx.Module):
+    """One norm over the features of all heads together (OLMo 2).
+
+    Where query heads have separate views of shared keys, the first view of every key
+    head is normalized together, then the second, and so on.
+
+    Attributes:
+        norm: the norm, with `heads * head_dim` weights.
+        heads: number of heads.
+    """
+
+    norm: RMSNorm
+    heads: int = eqx.field(static=True)
+
+    def __call__(
+        self, x: Float[Array, "*rows heads head_dim"]
+    ) -> Float[Array, "*rows heads head_dim"]:
+        """Normalizes all heads of a row."""
+        *rows, count, head_dim = x.shape
+        views = x.reshape(*rows, self.heads, count // self.heads, head_dim)
+        flat = views.swapaxes(-3, -2).reshape(*rows, count // self.heads, -1)
+        views = self.norm(flat).reshape(*rows, -1, self.heads, head_dim)
+        return views.swapaxes(-3, -2).reshape(x.shape)
+
+
 class Rotary(eqx.Module):
     """Rotary positions (Su et al. 2021, arXiv:2104.09864), halves rotated together.
 
     Attributes:
-        frequency: radians per position of each pair, `[head_dim / 2]`; pair `i` is
-            features `i` and `i + head_dim / 2`.
+        frequency: radians per position of each pair, `[rotated / 2]`; pair `i` is
+            features `i` and `i + rotated / 2`. Features from `rotated` on stay as they
+            are, and so does a layer whose frequencies are 0.
+        scale: factor of the rotated features, one for each layer; 1 by default.
     """
 
     frequency: Float[Array, "*layer half"]
+    scale: Float[Array, "*layer"] | None = None
 
     def __call__(
         self,
@@ -178,6 +228,10 @@ class Rotary(eqx.Module):
         """Rotates each row by its position."""
         angle = position.astype(jnp.float32)[:, None] * self.frequency
         cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
-        first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-        rotated = (first * cos - second * sin, second * cos + first * sin)
+        if self.scale is not None:
+            cos, sin = self.scale * cos, self.scale * sin
+        half = self.frequency.shape[-1]
+        wide = x.astype(jnp.float32)
+        first, second, rest = jnp.split(wide, (half, 2 * half), axis=-1)
+        rotated = (first * cos - second * sin, second * cos + first * sin, rest)
         return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

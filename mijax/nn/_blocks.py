@@ -69,6 +69,39 @@ class ParallelBlock(AbstractBlock):
         return write_heads(self, stream, z).add("mlp_out", mlp)
 
 
+class SandwichBlock(AbstractBlock):
+    """Norms before and after attention and MLP (Gemma 2 and 3); or after them only.
+
+    What attention and MLP write is normalized: `attn_out` and `mlp_out` are the values
+    that are added to the residual stream, after `norm_2` and `norm_4`. In OLMo 2
+    `norm_1` and `norm_3` are `Identity()`. The norm reads the sum over heads, so that
+    attention writes as a whole: one upstream node of circuits.
+    """
+
+    cache: ClassVar[Mapping[str, AbstractCached] | None] = Attention.cache
+    norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"norm_1": "attention", "norm_3": "mlp"}
+    )
+    by_row: ClassVar[tuple[str, ...]] = ("mlp_in",)
+
+    norm_1: Norm
+    attention: Attention
+    norm_2: Norm
+    norm_3: Norm
+    mlp: AbstractMLP
+    norm_4: Norm
+
+    def __call__(
+        self, stream: AbstractStream, rows: AbstractRows, past: Past | None = None
+    ) -> Any:
+        """Computes the block; see `AbstractBlock`."""
+        z = attend(self, stream, rows, past)
+        out = self.norm_2(self.attention.out(z))
+        stream = stream.keep(rows).add("attn_out", out).mark("resid_mid")
+        out = self.norm_4(self.mlp(stream.read("mlp_in", norm=self.norm_3)))
+        return stream.add("mlp_out", out)
+
+
 class AttentionBlock(AbstractBlock):
     """Attention alone (Elhage et al. 2021). It has no MLP sites and no `resid_mid`."""
 

@@ -4,7 +4,7 @@ import equinox as eqx
 from jaxtyping import Array, Float, Int
 
 from mijax.core import AbstractBlock, AbstractModel
-from mijax.nn._basic import Embedding, Unembedding
+from mijax.nn._basic import Embedding, Identity, SoftCap, Unembedding
 from mijax.nn._blocks import Norm
 
 
@@ -17,6 +17,7 @@ class Transformer(AbstractModel):
         blocks: stacked blocks; every array has a leading layer axis.
         norm: the final norm.
         unembedding: `None` where it is tied to the embedding.
+        cap: what is applied to the logits: nothing, or `SoftCap`.
         context: most tokens that a prompt may have, or `None`.
         frame: weight processing that was applied, in order (see `fold_norm`).
 
@@ -35,6 +36,7 @@ class Transformer(AbstractModel):
     unembedding: Unembedding | None
     context: int | None = eqx.field(static=True, default=None)
     frame: tuple[str, ...] = eqx.field(static=True, default=())
+    cap: Identity | SoftCap = Identity()
 
     def embed(
         self, tokens: Int[Array, " rows"], position: Int[Array, " rows"]
@@ -73,4 +75,4 @@ class Transformer(AbstractModel):
     ) -> Float[Array, "*rows k"]:
         """Returns logits of every token, or of the tokens `ids` of each row only."""
         head = self.unembedding or Unembedding(self.embedding.weight)
-        return head(x, ids)
+        return self.cap(head(x, ids))

@@ -4,6 +4,7 @@ Nothing in them is zero or one: norms, biases and positions matter, and attentio
 peaked, so that a test which passes on them has seen every parameter.
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 import jax
@@ -22,7 +23,9 @@ from mijax.nn import (
     ParallelBlock,
     RMSNorm,
     Rotary,
+    SandwichBlock,
     SiLU,
+    SoftCap,
     Transformer,
     Unembedding,
 )
@@ -84,12 +87,7 @@ def tiny_llama(key: PRNGKeyArray) -> Transformer:
         norm_1=rms_norm(normal, LAYERS),
         attention=attention(normal, LAYERS, kv_heads=2, rotary=True),
         norm_2=rms_norm(normal, LAYERS),
-        mlp=GatedMLP(
-            w_gate=normal(LAYERS, EMBED, 48, scale=0.25),
-            w_in=normal(LAYERS, EMBED, 48, scale=0.25),
-            w_out=normal(LAYERS, 48, EMBED, scale=0.25),
-            activation=SiLU(),
-        ),
+        mlp=gated_mlp(normal, LAYERS, SiLU()),
     )
     return Transformer(
         embedding=Embedding(normal(VOCAB, EMBED, scale=0.7)),
@@ -134,6 +132,58 @@ def tiny_parallel(key: PRNGKeyArray) -> Transformer:
             normal(VOCAB, EMBED, scale=0.3), normal(VOCAB, scale=0.2)
         ),
         context=CONTEXT,
+    )
+
+
+def tiny_sandwich(key: PRNGKeyArray) -> Transformer:
+    """Three blocks as in Gemma 2 and 3, with windows of 3 and 4 tokens in two layers.
+
+    Norms before and after attention and MLP, norms of queries and keys, soft caps of
+    scores and logits, a scaled embedding, rotary positions of 3 of 4 pairs whose
+    frequencies differ by layer. Embed 32, 4 heads of 8, 2 key/value heads, MLP 48,
+    vocab 64, tied.
+
+    Args:
+        key: seed of the weights.
+
+    Returns:
+        The model.
+
+    Examples:
+        >>> import jax
+        >>> tiny_sandwich(jax.random.key(0)).blocks.attention.window.tolist()
+        [3, 1000, 4]
+    """
+    normal = Draws(key)
+    base = jnp.array([[100.0], [10.0], [10.0]])
+    rotates = jnp.array([[1.0], [1.0], [0.0]])
+    frequency = rotates * base ** (-jnp.arange(0, 6, 2) / 6)
+    shared = attention(normal, LAYERS, kv_heads=2)
+    head_norms = (RMSNorm(2 + normal(LAYERS, HEAD_DIM, scale=0.5)) for _ in range(2))
+    blocks = SandwichBlock(
+        norm_1=rms_norm(normal, LAYERS),
+        attention=dataclasses.replace(
+            shared,
+            rotary=Rotary(frequency, jnp.array([1.0, 1.2, 1.0])),
+            q_norm=next(head_norms),
+            k_norm=next(head_norms),
+            scale=0.3,
+            cap=SoftCap(4.0),
+            window=jnp.array([3, 1000, 4]),
+        ),
+        norm_2=rms_norm(normal, LAYERS),
+        norm_3=rms_norm(normal, LAYERS),
+        mlp=gated_mlp(normal, LAYERS, GELU()),
+        norm_4=rms_norm(normal, LAYERS),
+    )
+    return Transformer(
+        embedding=Embedding(normal(VOCAB, EMBED, scale=0.3), scale=2.5),
+        positions=None,
+        blocks=blocks,
+        norm=rms_norm(normal),
+        unembedding=None,
+        context=CONTEXT,
+        cap=SoftCap(6.0),
     )
 
 
@@ -211,6 +261,16 @@ def mlp(normal: Draws, layers: int) -> MLP:
         b_in=normal(layers, 64, scale=0.3),
         b_out=normal(layers, EMBED, scale=0.3),
         activation=GELU(),
+    )
+
+
+def gated_mlp(normal: Draws, layers: int, activation: GELU | SiLU) -> GatedMLP:
+    """Draws a stacked gated MLP."""
+    return GatedMLP(
+        w_gate=normal(layers, EMBED, 48, scale=0.25),
+        w_in=normal(layers, EMBED, 48, scale=0.25),
+        w_out=normal(layers, 48, EMBED, scale=0.25),
+        activation=activation,
     )
 
 

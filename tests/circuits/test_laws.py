@@ -1,6 +1,7 @@
 """Laws of the connected forward and of the methods that use it."""
 
 import functools
+import itertools
 
 import chex
 import equinox as eqx
@@ -21,12 +22,14 @@ MODELS = {
     "parallel": mijax.testing.tiny_parallel,
     "attention_only": mijax.testing.tiny_attention_only,
 }
+# Its attention writes as a whole, through a norm.
+WHOLE = {"sandwich": mijax.testing.tiny_sandwich}
 METRIC = mijax.logit_difference(3, 4)
 
 
 @functools.cache
 def model(name):
-    return MODELS[name](jax.random.key(0))
+    return (MODELS | WHOLE)[name](jax.random.key(0))
 
 
 @functools.cache
@@ -62,8 +65,10 @@ def test_full_is_the_clean_run_and_empty_the_corrupt_one(name):
         chex.assert_trees_all_close(jnp.stack(found), expected[:2], atol=1e-4)
 
 
-@pytest.mark.parametrize("ablation", ["counterfactual", "zero"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "ablation"),
+    [*itertools.product(MODELS, ("counterfactual", "zero")), ("sandwich", "zero")],
+)
 def test_exact_scores_are_those_of_patching_edge_by_edge(name, ablation):
     graph, given = circuits.Graph.of(model(name)), task(ablation)
     scores = circuits.discover(

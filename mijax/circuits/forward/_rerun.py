@@ -144,7 +144,8 @@ def without_sender(
     by_row = stated(block, "by_row")
     later = [] if writer is None else readers_after(graph, writer.name)
     whole = (stage.heads is None) and stage.names[0] in by_row
-    heads = writer is not None and stage.heads is not None
+    # A head that writes through a norm of all of them changes what the others write.
+    heads = stage.heads is not None and getattr(writer, "heads", None) is not None
     if writer is None or not set(later) <= set(by_row) or not (whole or heads):
         groups = group_receivers(graph, stage, apart=True)
         each = lambda group: run(group, groups).x[rows]  # noqa: E731

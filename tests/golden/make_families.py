@@ -1,0 +1,230 @@
+"""Tiny models of many decoder families and what `transformers` computes with them.
+
+Environment of its own (Python 3.11, CPU): torch==2.13.0, transformers==5.24.0,
+safetensors==0.8.0, numpy. No network. Run from anywhere, for all families or some:
+
+    python tests/golden/make_families.py [NAME ...]
+
+Writes `families/<name>.npz`; see README.md of this folder. The weights are not stored:
+`tests/family_weights.py` makes them again from the names and shapes in the file.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from family_weights import weights
+
+HERE = Path(__file__).parent / "families"
+VOCAB, SEQ, SHORT, STEPS = 64, 10, 6, 4
+SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": None,
+}
+ROPE = {"rope_type": "default", "rope_theta": 100.0}
+FULL, LOCAL = "full_attention", "sliding_attention"
+MIXED = [LOCAL, FULL, LOCAL]
+# Windows are shorter than the prompt, so that they matter; `...` leaves a key out.
+FAMILIES = {
+    "mistral": {
+        "model_type": "mistral",
+        "head_dim": 8,
+        "sliding_window": 3,
+        "rope_parameters": ROPE,
+        "rms_norm_eps": 1e-5,
+    },
+    "qwen2": {
+        "model_type": "qwen2",
+        "rope_parameters": ROPE,
+        "tie_word_embeddings": True,
+    },
+    "qwen2_window": {
+        "model_type": "qwen2",
+        "rope_parameters": ROPE,
+        "use_sliding_window": True,
+        "sliding_window": 3,
+        "max_window_layers": 1,
+    },
+    "qwen3": {
+        "model_type": "qwen3",
+        "head_dim": 8,
+        "rope_parameters": ROPE,
+        "tie_word_embeddings": True,
+    },
+    "gpt_neox": {
+        "model_type": "gpt_neox",
+        "hidden_size": 32,
+        "num_key_value_heads": ...,
+        "rope_parameters": ROPE | {"partial_rotary_factor": 0.5},
+        "layer_norm_eps": 1e-5,
+    },
+    "gpt_neox_serial": {
+        "model_type": "gpt_neox",
+        "num_key_value_heads": ...,
+        "rope_parameters": ROPE | {"partial_rotary_factor": 1.0},
+        "use_parallel_residual": False,
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+    },
+    "gemma": {
+        "model_type": "gemma",
+        "head_dim": 8,
+        "rope_parameters": ROPE,
+    },
+    "gemma2": {
+        "model_type": "gemma2",
+        "head_dim": 8,
+        "rope_parameters": ROPE,
+        "sliding_window": 3,
+        "layer_types": MIXED,
+        "query_pre_attn_scalar": 5,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+    },
+    "gemma3_text": {
+        "model_type": "gemma3_text",
+        "head_dim": 8,
+        "rope_parameters": {
+            LOCAL: ROPE,
+            FULL: {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0},
+        },
+        "sliding_window": 3,
+        "layer_types": MIXED,
+        "query_pre_attn_scalar": 5,
+    },
+    "olmo2": {
+        "model_type": "olmo2",
+        "rope_parameters": ROPE,
+        "rms_norm_eps": 1e-6,
+    },
+    "olmo3": {
+        "model_type": "olmo3",
+        "rope_parameters": {
+            LOCAL: ROPE,
+            FULL: {
+                "rope_type": "yarn",
+                "rope_theta": 100.0,
+                "factor": 8.0,
+                "original_max_position_embeddings": 12,
+                "attention_factor": 1.2,
+                "beta_fast": 1.5,
+                "beta_slow": 0.5,
+            },
+        },
+        "sliding_window": 3,
+        "layer_types": MIXED,
+    },
+    "phi3": {
+        "model_type": "phi3",
+        "rope_parameters": ROPE | {"partial_rotary_factor": 0.5},
+        "hidden_size": 32,
+        "sliding_window": 5,
+    },
+    "smollm3": {
+        "model_type": "smollm3",
+        "rope_parameters": ROPE,
+        "no_rope_layers": [1, 0, 1],
+    },
+    "granite": {
+        "model_type": "granite",
+        "rope_parameters": ROPE,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.6,
+        "residual_multiplier": 0.7,
+        "logits_scaling": 2.5,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+def main():
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
+    HERE.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or FAMILIES:
+        np.savez_compressed(HERE / f"{name}.npz", **golden(name, FAMILIES[name]))
+
+
+def golden(name, keys):
+    """Save a model as transformers does, give it other weights, and run it."""
+    keys = {key: value for key, value in (SIZES | keys).items() if value is not ...}
+    config = AutoConfig.for_model(**keys)
+    model = AutoModelForCausalLM.from_config(config)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        model.save_pretrained(folder)
+        shapes = {key: value.shape for key, value in load_file(path).items()}
+        save_file(weights(shapes), path, {"format": "pt"})
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="eager"
+        ).eval()
+        content = (Path(folder) / "config.json").read_text()
+    arrays = next(filter(None, (reference(model, seed) for seed in range(50))))
+    print(name, model.config.model_type, f"logits {arrays['logits'].std():.2f}")
+    for key, text in (("config", content), ("shapes", json.dumps(shapes))):
+        arrays[key] = np.frombuffer(text.encode(), np.uint8)
+    return arrays
+
+
+def reference(model, seed):
+    """Run a prompt; `None` if a greedy choice of a continuation is not clear."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(1, VOCAB, (1, SEQ), generator=generator)
+    outputs, handles = [], []
+    for layer in layers_of(model):
+        keep = lambda _module, _args, out: outputs.append(  # noqa: E731
+            (out if isinstance(out, torch.Tensor) else out[0])[0].numpy()
+        )
+        handles.append(layer.register_forward_hook(keep))
+    logits = model(tokens).logits[0].numpy()
+    for handle in handles:
+        handle.remove()
+    arrays = {
+        "tokens": tokens[0].numpy(),
+        "logits": logits,
+        "blocks": np.stack(outputs),
+    }
+    for length in (SEQ, SHORT):
+        new = greedy(model, tokens[:, :length])
+        if new is None:
+            return None
+        arrays[f"generated_{length}"] = new
+    return arrays
+
+
+def layers_of(model):
+    """Return the blocks: the longest list of modules."""
+    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
+    return max(lists, key=len)
+
+
+def greedy(model, prompt):
+    new = model.generate(
+        prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=STEPS,
+        min_new_tokens=STEPS, do_sample=False, pad_token_id=0, eos_token_id=None,
+    )[0, prompt.shape[1]:]  # fmt: skip
+    whole = torch.cat([prompt[0], new])[None]
+    top = model(whole).logits[0, prompt.shape[1] - 1 : -1].topk(2)
+    if not torch.equal(top.indices[:, 0], new):
+        raise ValueError("generation with a cache differs from the whole text")
+    clear = (top.values[:, 0] - top.values[:, 1]).min() > 1e-2
+    return new.numpy() if clear else None
+
+
+if __name__ == "__main__":
+    main()
