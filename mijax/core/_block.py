@@ -96,7 +96,7 @@ def stated(block: AbstractBlock, name: str) -> Any:
     defines = next(i for i, one in enumerate(order) if "__call__" in vars(one))
     found = (vars(one)[name] for one in order[: defines + 1] if name in vars(one))
     value = next(found, vars(AbstractBlock)[name])
-    return value.fget(block) if isinstance(value, property) else value
+    return value.__get__(block) if isinstance(value, property) else value
 
 
 class BlockValues(BlockSites[Any]):

@@ -74,7 +74,7 @@ class EditedModel(AbstractModel):
 
     model: AbstractModel
     edits: Sites[Any]
-    blocks: EditedBlock
+    blocks: AbstractBlock
 
     def embed(
         self, tokens: Int[Array, " rows"], position: Int[Array, " rows"]
@@ -160,7 +160,7 @@ def edited(model: AbstractModel, edits: Any) -> EditedModel:
     block = EditedBlock(
         model.blocks, eqx.combine(each, static), jnp.arange(layers, dtype=jnp.int32)
     )
-    return EditedModel(model, compose(edits), block)
+    return EditedModel(model=model, edits=compose(edits), blocks=block)
 
 
 def unedited(model: AbstractModel) -> AbstractModel:
