@@ -29,8 +29,16 @@ from mijax.core._sites import (
     get,
     span_ends,
 )
+from mijax.core._source_place import (
+    SOURCE,
+    check_source_place,
+    source_axes,
+    source_indices,
+)
+from mijax.core._sources import Patch
 
-AXES = ("layer", "position", "head", "feature", "coefficient")
+SITE_AXES = ("layer", "position", "head", "feature")
+AXES = (*SITE_AXES, "coefficient", *(SOURCE + axis for axis in SITE_AXES))
 PAIRS = ("layer", "head")
 
 
@@ -41,8 +49,9 @@ class Cells(NamedTuple):
         axes: the swept axes.
         shape: `(prompts, *sizes)`.
         places: per lane, `prompt` always; `layer`, `start`, `stop`, `head`, `feature`,
-            `coefficient` where swept or fixed. A boolean mask per lane stands for a
-            set: `[lane, size]`, or `[lane, layer, head]` for pairs, as `head`.
+            `coefficient` where swept or fixed; `source_layer` and the like where swept.
+            A boolean mask per lane stands for a set: `[lane, size]`, or `[lane, layer,
+            head]` for pairs, as `head`.
         coefficient: index into the swept coefficients per lane, 0 without them.
         coefficients: the swept coefficients, or `None`.
     """
@@ -132,6 +141,8 @@ def _names(over: Any) -> Mapping[Any, Any]:
 
 def _check_axis(name: str, placed: Placed) -> None:
     """Refuses an axis that the edit lacks or fixes."""
+    if name.startswith(SOURCE):
+        return
     if name == "coefficient":
         if not hasattr(placed.edit, "coefficient"):
             raise SiteError(
@@ -157,6 +168,8 @@ def _values(
             raise ShapeError(f"Coefficients are finite numbers, got {values!r:.60}.")
         found = found.astype(np.float32)
         return tuple(f"{value:g}" for value in found), {name: found}
+    if name != PAIRS and name.startswith(SOURCE):
+        return _sources(name, values, placed, batch[0])
     info = _info(placed.site, get(shapes, placed.site))
     if name == PAIRS:
         labels, each = labeled(every(name, info) if values is None else values)
@@ -171,6 +184,28 @@ def _values(
     size = size_of(info, axis)
     labels, each = labeled(range(size) if values is None else _listed(name, values))
     return labels, {name: single(axis, each, info, batch[0])}
+
+
+def _sources(
+    name: str, values: Any, placed: Placed, prompts: int
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Returns labels and indices of an axis of the source, `[value]` or per prompt."""
+    patch = placed.edit
+    if not isinstance(patch, Patch):
+        raise SiteError(f"{type(patch).__name__} has no {name} to sweep over.")
+    axis, axes = name.removeprefix(SOURCE), source_axes(patch.site, patch.place)
+    size = patch.source.shape[axes.index(axis) - len(axes)]
+    labels, each = labeled(range(size) if values is None else _listed(name, values))
+    found = []
+    for value in each:
+        place = source_indices({axis: value})
+        check_source_place(place, {axis: size}, prompts)
+        index = place[axis]
+        each_of = index.values if isinstance(index, PerPrompt) else index
+        found.append(np.asarray(each_of))
+    if any(index.ndim for index in found):
+        found = [np.broadcast_to(index, prompts) for index in found]
+    return labels, {name: np.stack(found)}
 
 
 def _info(name: str, spec: Any) -> SiteInfo:

@@ -17,6 +17,8 @@ from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._packed import Packed, Reads
 from mijax.core._rows import Place, Sequence
 from mijax.core._sites import BLOCK_SITES, Sites, empty, get, put
+from mijax.core._source_place import SOURCE
+from mijax.core._sources import moved
 
 
 class Base(eqx.Module):
@@ -149,7 +151,7 @@ class Tile(eqx.Module):
         lane: lane of each row.
         position: position of each row.
         place: the edit's indices per lane: layer, start, stop, head, feature,
-            coefficient; those that are absent mean everywhere.
+            coefficient, and those of a source; those that are absent mean everywhere.
         width: longest suffix.
     """
 
@@ -287,6 +289,9 @@ def _at_lanes(placed: Placed, tile: Tile, base: Sites[Any]) -> Sites[Any]:
     one: Any = placed.edit
     if "coefficient" in tile.place:
         one = eqx.tree_at(lambda e: e.coefficient, one, tile.place["coefficient"])
+    source = {key: i for key, i in tile.place.items() if key.startswith(SOURCE)}
+    if source:
+        one = moved(one, {key.removeprefix(SOURCE): i for key, i in source.items()})
     at = tile.place.get
     layer, start, stop = at("layer"), at("start"), at("stop")
     head, feature, site = at("head"), at("feature"), placed.site

@@ -9,9 +9,10 @@ import numpy as np
 from mijax._errors import ShapeError, SiteError, quoted
 from mijax.core._axis import Axis
 from mijax.core._integers import integers
-from mijax.core._resolve import check_axis, check_index, size_of
+from mijax.core._resolve import check_axis, check_index, last_axis, size_of
 from mijax.core._site_table import SiteInfo
 from mijax.core._sites import PerPrompt
+from mijax.core._source_place import SOURCE
 
 COEFFICIENT, WHERE = "coefficient", "where"
 
@@ -36,7 +37,13 @@ class Grid(NamedTuple):
         return tuple(len(axis.labels) for axis in self.axes)
 
 
-def grid(over: Any, info: SiteInfo, fixed: Sequence[str], batch: int | None) -> Grid:
+def grid(
+    over: Any,
+    info: SiteInfo,
+    fixed: Sequence[str],
+    batch: int | None,
+    source: SiteInfo | None = None,
+) -> Grid:
     """Lay out the cells of a sweep.
 
     Args:
@@ -47,6 +54,7 @@ def grid(over: Any, info: SiteInfo, fixed: Sequence[str], batch: int | None) -> 
         info: the site.
         fixed: axes that the edit fixes already.
         batch: number of examples.
+        source: the site with the sizes of a patch's source, if any.
 
     Returns:
         The cells.
@@ -57,21 +65,43 @@ def grid(over: Any, info: SiteInfo, fixed: Sequence[str], batch: int | None) -> 
     """
     named = _named(over)
     axes, columns = [], {}
-    for i, (name, values) in enumerate(named.items()):
-        joint = name if isinstance(name, tuple) else (name,)
-        for axis in joint:
-            if axis in fixed:
-                raise SiteError(
-                    f"The edit has a fixed {axis}: sweep over it or fix it."
-                )
-            if axis not in (COEFFICIENT, WHERE):
-                check_axis(axis, info)
-        labels, found = _column(name, values, info, batch)
-        axes.append(Axis(", ".join(joint), labels))
+    for i, (given, values) in enumerate(named.items()):
+        together = given if isinstance(given, tuple) else (given,)
+        joint = tuple(last_axis(axis, info) for axis in together)
+        if source is not None and joint[0].startswith(SOURCE):
+            labels, found = _source_column(joint[0], values, source, batch)
+        else:
+            _check_axes(joint, info, fixed)
+            name = joint if isinstance(given, tuple) else joint[0]
+            labels, found = _column(name, values, info, batch)
+        axes.append(Axis(", ".join(together), labels))
         columns |= {key: (array, i) for key, array in found.items()}
     shape = tuple(len(axis.labels) for axis in axes)
     places = {key: spread_masks(array, i, shape) for key, (array, i) in columns.items()}
     return Grid(tuple(axes), places, _layers(places))
+
+
+def _check_axes(names: tuple[str, ...], info: SiteInfo, fixed: Sequence[str]) -> None:
+    """Refuse axes that the site lacks or the edit fixes."""
+    for axis in names:
+        if axis in fixed:
+            raise SiteError(f"The edit has a fixed {axis}: sweep over it or fix it.")
+        if axis not in (COEFFICIENT, WHERE):
+            check_axis(axis, info)
+
+
+def _source_column(
+    name: str, values: Any, source: SiteInfo, batch: int | None
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Return the labels and the indices of an axis of the source."""
+    axis = last_axis(name.removeprefix(SOURCE), source)
+    check_axis(axis, source)
+    labels, found = _column(axis, values, source, batch)
+    if found[axis].dtype == bool:
+        raise ShapeError(
+            f"Axis {name!r} takes one index per cell: a source place is no group."
+        )
+    return labels, {SOURCE + axis: found[axis]}
 
 
 def _named(over: Any) -> dict[Any, Any]:

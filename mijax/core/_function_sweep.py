@@ -32,8 +32,11 @@ from mijax.core._harvest import harvest_parts
 from mijax.core._jobs import Piece, run_pieces
 from mijax.core._peak import peak_bytes
 from mijax.core._plan import Chunks
-from mijax.core._resolve import resolved
+from mijax.core._resolve import resolved, source_sizes
 from mijax.core._score import check_scores, scores
+from mijax.core._site_table import SiteInfo
+from mijax.core._source_place import SOURCE
+from mijax.core._sources import Patch, moved, with_sources
 from mijax.core._spot import OneOf, Spots, StaticLayer, applied
 from mijax.core._sweep_result import Sweep, Work
 from mijax.core._trace import trace
@@ -72,13 +75,14 @@ def sweep_function(
     """See `mijax.sweep`."""
     door = opened_function(model, inputs, edits)
     check_scores(metric)
+    edit = with_sources(compose(edit), over)
     swept = Swept(door, _only(edit, door), metric)
     info = door.sites[swept.edit.site]
     if isinstance(swept.edit.layer, StaticLayer):
         # Of a ragged site only the shape of this layer counts.
         info = info._replace(shapes=(info.shapes[swept.edit.layer.value],))
     fixed = [*swept.edit.axes, *([] if swept.edit.layer is None else ["layer"])]
-    cells = grid(over, info, fixed, door.batch)
+    cells = grid(over, info, fixed, door.batch, _source(swept.edit, info))
     if COEFFICIENT in cells.places and not hasattr(swept.edit.edit, COEFFICIENT):
         raise SiteError(
             f"{type(swept.edit.edit).__name__} has no coefficient to sweep over; Add, "
@@ -103,6 +107,16 @@ def sweep_function(
         for v, b in zip(values, of_base, strict=True)
     ]
     return dict(zip(names, found, strict=True)) if names else found[0]
+
+
+def _source(spots: Spots, info: SiteInfo) -> SiteInfo | None:
+    """Return the site with the sizes of a patch's source; `None` for other edits."""
+    patch = spots.edit
+    if not isinstance(patch, Patch) or not patch.place:
+        return None
+    sizes = source_sizes(patch.source, info, patch.place)
+    shape = tuple(sizes[axis] for axis in info.axes)
+    return info._replace(layers=sizes.get("layer"), shapes=(shape,))
 
 
 def _result(values: Any, base: Any, cells: Grid, work: Work, alone: bool) -> Sweep:
@@ -188,6 +202,8 @@ def _placed(
             edit = eqx.tree_at(lambda e: e.coefficient, edit, value)
         elif key == WHERE:
             mask = value if mask is None else mask & value
+        elif key.startswith(SOURCE):
+            edit = moved(edit, {key.removeprefix(SOURCE): value})
         elif key == "layer":
             at = value
         else:

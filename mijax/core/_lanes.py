@@ -13,6 +13,7 @@ from mijax.core._edits import Placed
 from mijax.core._plan import Lanes
 from mijax.core._rowwise import check_rowwise
 from mijax.core._sites import BLOCK_SITES, END
+from mijax.core._source_place import SOURCE
 
 
 def lanes_of(placed: Placed, grid: Cells, base: Base, causal: bool) -> Lanes:
@@ -24,6 +25,9 @@ def lanes_of(placed: Placed, grid: Cells, base: Base, causal: bool) -> Lanes:
         edits = [_with_coefficient(placed.edit, c) for c in grid.coefficients]
     check_rowwise(edits[0], base.site, layered)
     maps = [changed(one, base, layered) for one in edits]
+    if any(key.startswith(SOURCE) for key in index):
+        # One map per source place could be many, so that all lanes are run.
+        maps = [(np.ones(m.shape, bool), np.zeros(m.shape, bool)) for m, _ in maps]
     # coefficient layer prompt seq head
     differs, nans = (np.stack([np.asarray(m[i]) for m in maps]) for i in (0, 1))
     zero = np.zeros_like(index["prompt"])

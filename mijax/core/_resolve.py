@@ -1,5 +1,6 @@
 """Places of a `FunctionModel` checked against the model's own sites and axes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,7 +12,8 @@ from mijax._errors import PositionError, ShapeError, SiteError, nearest
 from mijax.core._edits import AbstractEdit, Compose, Placed, Span
 from mijax.core._site_table import SiteInfo, SiteTable, check_names
 from mijax.core._sites import END, PerPrompt, Site, Sites, filled, get, known
-from mijax.core._sources import Mean, Patch
+from mijax.core._source_place import check_source_place, source_shape_error
+from mijax.core._sources import Mean, Patch, moved
 from mijax.core._spot import Spots, StaticLayer, Whole
 
 
@@ -89,8 +91,7 @@ def axes_of(placed: Placed | Site, info: SiteInfo) -> dict[str, Any]:
     for axis, index in given.items():
         if index is None:
             continue
-        last = axis == "feature" and axis not in info.axes and info.axes
-        found[info.axes[-1] if last else axis] = index
+        found[last_axis(axis, info)] = index
     for axis in found:
         check_axis(axis, info)
     return found
@@ -158,7 +159,7 @@ def _check_mask(mask: Array, info: SiteInfo, layer: Any) -> None:
 def _operand(edit: AbstractEdit, info: SiteInfo, batch: int | None) -> AbstractEdit:
     """Return an edit whose operand is known to fit a site."""
     if isinstance(edit, Patch):
-        _check_source(edit.source, info, batch)
+        edit = _patch(edit, info, batch)
     if isinstance(edit, Mean):
         return Whole(_mean(edit, info))
     coefficient = getattr(edit, "coefficient", None)
@@ -169,6 +170,69 @@ def _operand(edit: AbstractEdit, info: SiteInfo, batch: int | None) -> AbstractE
             f"{batch or 'a single example'}: give one, or one per example."
         )
     return edit
+
+
+def _patch(patch: Patch, info: SiteInfo, batch: int | None) -> Patch:
+    """Return a patch whose source has its place, by names of the site's axes.
+
+    Raises:
+        SiteError: an index that the source does not have.
+        ShapeError: a source of other examples, or of a part of the site.
+    """
+    if not patch.place:
+        _check_source(patch.source, info, batch)
+        return patch
+    place = {last_axis(axis, info): index for axis, index in patch.place.items()}
+    for axis in place:
+        if axis != "layer":
+            check_axis(axis, info)
+    source = patch.source
+    if isinstance(source, tuple):
+        layer = known(place["layer"]) if "layer" in place else None
+        if layer is None or layer.ndim:
+            raise SiteError(
+                f"The source has layers of different shapes: give from_place one fixed "
+                f"layer of site {info.name!r}."
+            )
+        check_source_place({"layer": place["layer"]}, {"layer": len(source)}, batch)
+        one = source[int(layer)]
+        source = jnp.expand_dims(one, one.ndim - len(info.axes))
+        place["layer"] = jnp.zeros((), jnp.int32)
+    axes = source_sizes(source, info, place)
+    check_source_place(place, axes, batch)
+    own, lead = dict(zip(info.axes, info.shapes[0], strict=True)), len(axes)
+    own |= {"layer": info.layers}
+    # Of unequal layers only the size of the edited one counts, when it is traced.
+    wrong = [a for a in axes if a not in place and axes[a] != own[a]]
+    if (wrong and not info.ragged) or source.shape[:-lead] not in ((), (batch,)):
+        wants = {axis: "any" if axis in place else own[axis] for axis in axes}
+        raise source_shape_error(source.shape, wants, info.name)
+    return moved(Patch(source, patch.site), place)
+
+
+def source_sizes(
+    source: Any, info: SiteInfo, place: Mapping[str, Any]
+) -> dict[str, int]:
+    """Return the size of each axis of a source, without that of examples.
+
+    Raises:
+        ShapeError: a source of another rank.
+    """
+    layered = info.layers is not None or "layer" in place
+    axes = (*(("layer",) if layered else ()), *info.axes)
+    found = jnp.shape(source)
+    if len(found) not in (len(axes), len(axes) + 1):
+        raise ShapeError(
+            f"A source for site {info.name!r} has axes {' '.join(axes)}, and one more "
+            f"for examples; got shape {found}."
+        )
+    return dict(zip(axes, found[-len(axes) :], strict=True))
+
+
+def last_axis(axis: str, info: SiteInfo) -> str:
+    """Return the name of an axis, where `feature` stands for the last one."""
+    last = axis == "feature" and axis not in info.axes and info.axes
+    return info.axes[-1] if last else axis
 
 
 def _check_source(source: Any, info: SiteInfo, batch: int | None) -> None:

@@ -17,6 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mijax._errors import PositionError, ShapeError
 from mijax.core._mark import edited, site
+from mijax.core._sites import PerPrompt
+from mijax.core._source_place import repeated
 
 # What a block states in its `cache`, by name.
 Past = Mapping[str, Any]
@@ -239,7 +241,7 @@ class AbstractPlace(eqx.Module):
     """Which value an edit is given: how its operands and indices apply to it."""
 
     @abc.abstractmethod
-    def each(self, index: Array, x: Array) -> Array:
+    def each(self, index: Any, x: Array) -> Array:
         """Return a scalar, or a prompt's entry of `[prompt]`, broadcastable to `x`."""
 
     @abc.abstractmethod
@@ -251,8 +253,8 @@ class AbstractPlace(eqx.Module):
         """
 
     @abc.abstractmethod
-    def take(self, source: Array, x: Array) -> Array:
-        """Return the part of a whole site's activations that belongs to `x`."""
+    def take(self, source: Array, x: Array, at: Mapping[str, Any]) -> Array:
+        """Return a whole site's activations at `x`, or at other indices by axis."""
 
     @abc.abstractmethod
     def mean(self, mean: Any, x: Array) -> Array:
@@ -278,20 +280,23 @@ class Place(AbstractPlace):
         """Returns the place of what follows attention's keys and values in a block."""
         return Place(self.rows.after, self.layer)
 
-    def each(self, index: Array, x: Array) -> Array:
-        """Look up a scalar, or an array of one value per lane, for every row of `x`."""
+    def each(self, index: Any, x: Array) -> Array:
+        """Look up a scalar, or one value per lane or prompt, for every row of `x`."""
+        entry = self.rows.lane
+        if isinstance(index, PerPrompt):
+            entry, index = self.rows.prompt, jnp.asarray(index.values)
         if index.ndim == 0:
             return index
         if index.ndim > 1:
             raise PositionError(
                 f"An index holds one entry per prompt, got shape {index.shape}."
             )
-        if self.rows.lane is None:
+        if entry is None:
             raise PositionError(
                 f"An index of shape {index.shape} needs a batch of as many prompts, "
                 "but a single one is run."
             )
-        value = index[self.rows.lane]
+        value = index[entry]
         return value.reshape(value.shape + (1,) * (x.ndim - 1)) if value.ndim else value
 
     def among(self, sets: Array, x: Array, at: Any) -> Array:
@@ -320,25 +325,32 @@ class Place(AbstractPlace):
             )
         return value
 
-    def take(self, source: Array, x: Array) -> Array:
+    def take(self, source: Array, x: Array, at: Mapping[str, Any]) -> Array:
         """Return the source's rows: those of the same prompt, layer and position."""
-        rows, layered = self.rows, self.layer is not None
-        index: tuple[Any, ...] = (self.layer,) if layered else ()
-        if source.ndim > x.ndim + layered:
+        rows = self.rows
+        index = {axis: self.each(i, rows.position) for axis, i in at.items()}
+        layer = index.get("layer", self.layer)
+        position = index.get("position", rows.position)
+        position = jnp.broadcast_to(position, rows.position.shape)
+        lead: tuple[Any, ...] = () if layer is None else (layer,)
+        if source.ndim > x.ndim + len(lead):
             if rows.prompt is None:
                 raise ShapeError(
                     f"The source holds {source.shape[0]} prompts, but a single one is "
                     "run: index the source, or run the whole batch."
                 )
-            index = (rows.prompt, *index)
-        seq = source.shape[len(index)]
-        new = source[(*index, jnp.minimum(rows.position, seq - 1))]
+            lead = (rows.prompt, *lead)
+        seq = source.shape[len(lead)]
+        new = source[(*lead, jnp.minimum(position, seq - 1))]
+        for axis, i in (("head", 1), ("feature", x.ndim - 1)):
+            if axis in index:
+                new = repeated(new, index[axis], i, x.shape[i])
         if new.shape != x.shape:
             raise ShapeError(
                 f"The source has rows of shape {new.shape[1:]}, but the site has "
                 f"{x.shape[1:]}: both runs need the same model and prompt length."
             )
-        inside = (rows.position < seq).reshape((-1,) + (1,) * (x.ndim - 1))
+        inside = (position < seq).reshape((-1,) + (1,) * (x.ndim - 1))
         return jnp.where(inside, new.astype(x.dtype), x)
 
     def mean(self, mean: Any, x: Array) -> Array:

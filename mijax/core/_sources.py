@@ -1,5 +1,6 @@
 """Edits from activations: patching from another run, and mean ablation."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -12,13 +13,21 @@ from mijax.core._edits import AbstractEdit
 from mijax.core._operands import pick
 from mijax.core._rows import AbstractPlace, Place
 from mijax.core._sites import BLOCK_SITES, HEAD_SITES, Site
+from mijax.core._source_place import (
+    SOURCE,
+    check_source_place,
+    source_axes,
+    source_indices,
+    source_shape_error,
+    swept_sources,
+)
 
 
 class Patch(AbstractEdit):
     """Activation patching: replaces the activation by that of another run.
 
-    Reads the source at the same prompt, layer and position. Positions beyond the
-    source's end (during generation) are left alone.
+    Reads the source at the same prompt, layer and position, or at the indices of
+    `from_place`. Positions beyond the source's end (during generation) are left alone.
 
     Args:
         source: activations of the whole site as `capture(model, tokens, Site(name))`
@@ -33,15 +42,62 @@ class Patch(AbstractEdit):
 
     source: Any
     site: str | None = eqx.field(static=True, default=None)
+    place: dict[str, Any] = eqx.field(default_factory=dict, kw_only=True)
+
+    def from_place(
+        self,
+        *,
+        layer: Any = None,
+        position: Any = None,
+        head: Any = None,
+        feature: Any = None,
+        **axes: Any,
+    ) -> "Patch":
+        """Reads the source at a place other than the edited one.
+
+        Axes that are not given are read where the edit is placed. The source may then
+        come from another model, or from prompts of another length: only axes without
+        an index here have to be of the site's size.
+
+        Args:
+            layer: index of the source's layer, an integer or a traced integer, or one
+                for each prompt (`PerPrompt`).
+            position: token index in the source, or one per prompt (`[batch]`). Each
+                edited position reads it.
+            head: head in the source.
+            feature: index on the last axis.
+            **axes: index on any other axis of the site, by name.
+
+        Returns:
+            The same edit with a source place; `sweep` runs over an index that is not
+            given as `"source_layer"`, `"source_position"` and so on.
+
+        Raises:
+            SiteError: no index, a negative one, or a list that is not `PerPrompt`.
+            PositionError: a span of positions.
+
+        Examples:
+            >>> import jax, mijax
+            >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+            >>> one, other = jax.numpy.array([5, 6, 7]), jax.numpy.array([8, 9])
+            >>> acts = mijax.capture(model, one, "resid_post")
+            >>> moved = mijax.Patch(acts).from_place(layer=0, position=2)
+            >>> edit = moved.at("resid_post", layer=1, position=0)
+            >>> mijax.run(model, other, edit).shape
+            (2, 64)
+        """
+        given = {"layer": layer, "position": position, "head": head}
+        found = source_indices(given | {"feature": feature} | axes)
+        return Patch(self.source, self.site, place=self.place | found)
 
     def bind(self, site: Site) -> "Patch":
         """Pick the site's source."""
-        return Patch(pick(self.source, site), site.name)
+        return Patch(pick(self.source, site), site.name, place=self.place)
 
     def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
         """Refuse activations of other prompts, or of a part of the site."""
-        rank, layered = len(spec.shape), self.site in BLOCK_SITES
-        found = jnp.shape(self.source)
+        axes, found = source_axes(self.site, self.place), jnp.shape(self.source)
+        rank, layered = len(axes), self.site in BLOCK_SITES
         if len(found) not in (rank, rank + 1):
             raise ShapeError(
                 f"A source for site {self.site!r} has rank {rank}, or {rank + 1} with "
@@ -55,6 +111,9 @@ class Patch(AbstractEdit):
                 f"The source holds {found[0]} prompts, but a single one is run: index "
                 "the source, or run the whole batch."
             )
+        if self.place:
+            self._check_place(axes, spec, rows, batch)
+            return
         at = prompts + layered
         fits = found[:at] == (*own, *spec.shape[:layered])
         if not fits or found[at] not in rows:
@@ -70,9 +129,58 @@ class Patch(AbstractEdit):
                 "positions that both have."
             )
 
+    def _check_place(
+        self, axes: tuple[str, ...], spec: Any, rows: range, batch: tuple[int, ...]
+    ) -> None:
+        """Refuse a source that lacks its place, or differs in size elsewhere."""
+        found = jnp.shape(self.source)
+        sizes = dict(zip(axes, found[-len(axes) :], strict=True))
+        check_source_place(self.place, sizes, batch[0] if batch else None)
+        needs = dict(zip(reversed(axes), reversed(spec.shape), strict=False))
+        fits = found[: -len(axes)] in ((), batch)
+        for axis in axes:
+            if axis in self.place:
+                continue
+            size = sizes[axis]
+            fits &= size in rows if axis == "position" else size == needs[axis]
+        if not fits:
+            wants = {
+                axis: "any" if axis in self.place else needs[axis] for axis in axes
+            }
+            raise source_shape_error(found, wants, str(self.site))
+
     def __call__(self, x: Float[Array, "rows ..."], place: AbstractPlace) -> Array:
         """Return the part of the source that belongs to `x`."""
-        return _outside(place, self.site).take(self.source, x)
+        return _outside(place, self.site).take(self.source, x, self.place)
+
+
+def with_sources(edits: Any, over: Any) -> Any:
+    """Return a swept edit whose source has an index on each swept axis of the source.
+
+    Raises:
+        SiteError: an edit without a source, or a source whose index is fixed already.
+    """
+    axes = swept_sources(over)
+    if not axes:
+        return edits
+    is_patch = lambda node: isinstance(node, Patch)  # noqa: E731
+    patches = [n for n in jax.tree.leaves(edits, is_leaf=is_patch) if is_patch(n)]
+    if not patches:
+        raise SiteError(f"The edit has no {SOURCE}{axes[0]} to sweep over; Patch has.")
+    for axis in axes:
+        if any(axis in patch.place for patch in patches):
+            raise SiteError(
+                f"The source has a fixed {axis}: sweep over it or give from_place one."
+            )
+    first = {axis: jnp.int32(0) for axis in axes}
+    return jax.tree.map(
+        lambda n: moved(n, first) if is_patch(n) else n, edits, is_leaf=is_patch
+    )
+
+
+def moved(patch: Any, place: Mapping[str, Any]) -> Patch:
+    """Return a patch that reads its source at other indices."""
+    return Patch(patch.source, patch.site, place=patch.place | dict(place))
 
 
 class Mean(AbstractEdit):

@@ -1,6 +1,7 @@
 """Places in a `FunctionModel`: edits at any axis of a site, by name."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import equinox as eqx
@@ -30,8 +31,10 @@ class Spot(AbstractPlace):
     axes: tuple[str, ...] = eqx.field(static=True)
     loops: dict[str, Any]
 
-    def each(self, index: Array, x: Array) -> Array:
+    def each(self, index: Any, x: Array) -> Array:
         """Return a scalar, or this example's entry."""
+        if isinstance(index, PerPrompt):
+            index = jnp.asarray(index.values)
         if index.ndim == 0:
             return index
         if self.prompt is None or index.ndim > 1:
@@ -53,9 +56,15 @@ class Spot(AbstractPlace):
             )
         return value
 
-    def take(self, source: Any, x: Array) -> Array:
-        """Return the source's value of the same example and layer."""
-        value = self.part(source, x.ndim)
+    def take(self, source: Any, x: Array, at: Mapping[str, Any]) -> Array:
+        """Return the source's value of the same example and layer, or at a place."""
+        place = {axis: self.each(index, x) for axis, index in at.items()}
+        value = self.part(source, x.ndim, place)
+        for axis, index in place.items():
+            if axis in self.axes:
+                i = self.axes.index(axis)
+                one = jnp.take(value, index[None], axis=i)
+                value = jnp.repeat(one, x.shape[i], axis=i)
         if value.shape != x.shape:
             raise ShapeError(
                 f"The source has a value of shape {value.shape}, but the site's is "
@@ -63,13 +72,16 @@ class Spot(AbstractPlace):
             )
         return value.astype(x.dtype)
 
-    def part(self, source: Any, rank: int) -> Array:
+    def part(
+        self, source: Any, rank: int, at: Mapping[str, Any] = MappingProxyType({})
+    ) -> Array:
         """Index a whole site's activations by example, layer and loops."""
-        index = tuple(self.loops.values())
+        index = tuple(at.get(name, i) for name, i in self.loops.items())
+        layer = at.get("layer", self.layer)
         if isinstance(source, tuple):
-            source = source[self.layer]
-        elif self.layer is not None:
-            index = (self.layer, *index)
+            source = source[layer]
+        elif layer is not None:
+            index = (layer, *index)
         if source.ndim > rank + len(index):
             if self.prompt is None:
                 raise ShapeError(

@@ -34,7 +34,7 @@ from mijax.core._chunk import (
     run_chunk_jit,
     run_chunks_on,
 )
-from mijax.core._edits import Compose, Edits, Placed
+from mijax.core._edits import Compose, Edits, Placed, compose
 from mijax.core._function import FunctionModel
 from mijax.core._function_sweep import sweep_function
 from mijax.core._journal import Journal
@@ -46,6 +46,7 @@ from mijax.core._score import Metrics
 from mijax.core._several import joined
 from mijax.core._shapes import site_shapes
 from mijax.core._sites import END, Sites, filled, get
+from mijax.core._sources import with_sources
 from mijax.core._sweep_result import Sweep, Work
 from mijax.core._text import ModelLike, opened
 from mijax.core._tokens import PromptsLike, as_tokens, lengths_of
@@ -88,7 +89,9 @@ def sweep(
             `"coefficient"` are numbers. Of other axes a value is an index, or a list,
             range or slice: a group in one cell. `("layer", "head")` is an axis of
             pairs, or of lists of pairs. Values may be a mapping from labels to them.
-            With a `FunctionModel` any axis of the site, and `"where"` for masks.
+            `"source_layer"`, `"source_position"` and so on are indices that `Patch`
+            reads its source at (`from_place`). With a `FunctionModel` any axis of the
+            site, and `"where"` for masks.
         metric: a metric, or several by name. With a `FunctionModel` also a function
             `(output)` or `(output, example)`.
         edits: edits that stay in every run, and in the one that cells are compared
@@ -134,6 +137,7 @@ def sweep(
     given, lengths, tokens = tokens, lengths_of(tokens), as_tokens(tokens)
     options = {"lengths": lengths, "masked": True}
     batch = tokens if tokens.ndim == 2 else jax.device_put(np.asarray(tokens)[None])
+    edit = with_sources(compose(edit), over)
     placed = _only(check_edits(model, tokens, edit, operands=False, **options))
     shapes = site_shapes(model, batch.shape[1])
     check_keys(model, "A sweep")

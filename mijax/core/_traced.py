@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from mijax.core._sites import END, PerPrompt, Site, Sites, get, span_ends
+from mijax.core._source_place import source_axes
+from mijax.core._sources import Patch
 
 T = TypeVar("T")
 
@@ -72,6 +74,13 @@ def bounds_of_edit(placed: Any, shapes: Sites[Any], seq: int) -> Iterator[Bound]
     if placed.features is not None:
         size = get(shapes, placed.site).shape[-1]
         yield Bound(placed.features, size, f"A feature at site {placed.site!r}")
+    patch = placed.edit
+    if isinstance(patch, Patch):
+        axes = source_axes(placed.site, patch.place)
+        for axis, index in patch.place.items():
+            each = index.values if isinstance(index, PerPrompt) else index
+            size = patch.source.shape[axes.index(axis) - len(axes)]
+            yield Bound(each, size, f"The source {axis} at site {placed.site!r}")
     if placed.stop is not None:
         ends = jnp.where(placed.stop == END, seq, placed.stop)
         yield Bound(ends, seq + 1, f"The end of a span at site {placed.site!r}")
