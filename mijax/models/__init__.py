@@ -1,6 +1,7 @@
 """Families of models, and loading them.
 
-Adding a family is one file and one line. The file (`_gpt2.py` is a good one to copy):
+Adding a family is one file and one line. The file (`_qwen3.py` and `_gpt2.py` are good
+ones to copy):
 
 1. a spec, a frozen dataclass of the sizes, with `layers`;
 2. `init(spec, key, dtype)`, which builds the `Transformer` from the layers of
