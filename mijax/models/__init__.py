@@ -36,7 +36,9 @@ from mijax.models._gemma import GemmaSpec as GemmaSpec
 from mijax.models._gemma2 import Gemma2Spec as Gemma2Spec
 from mijax.models._gemma3 import Gemma3Spec as Gemma3Spec
 from mijax.models._gpt2 import GPT2Spec as GPT2Spec
+from mijax.models._gpt_neo import GPTNeoSpec as GPTNeoSpec
 from mijax.models._gpt_neox import GPTNeoXSpec as GPTNeoXSpec
+from mijax.models._gptj import GPTJSpec as GPTJSpec
 from mijax.models._granite import GraniteSpec as GraniteSpec
 from mijax.models._image_input import ImageInput as ImageInput
 from mijax.models._image_models import ImageModel as ImageModel
@@ -55,6 +57,8 @@ from mijax.models._native import describe as describe
 from mijax.models._native import save as save
 from mijax.models._olmo2 import Olmo2Spec as Olmo2Spec
 from mijax.models._olmo3 import Olmo3Spec as Olmo3Spec
+from mijax.models._opt import OPTSpec as OPTSpec
+from mijax.models._phi import PhiSpec as PhiSpec
 from mijax.models._phi3 import Phi3Spec as Phi3Spec
 from mijax.models._qwen2 import Qwen2Spec as Qwen2Spec
 from mijax.models._qwen3 import Qwen3Spec as Qwen3Spec

@@ -5,7 +5,8 @@ it has. What a block does in another order is another block class.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jaxtyping import Int, PRNGKeyArray
 from mijax.core import AbstractBlock
 from mijax.io import NonNegative, Positive, Size
 from mijax.models._config import ACTIVATIONS, Activation
-from mijax.models._init import Normal, rms_norm
+from mijax.models._init import Normal, layer_norm, rms_norm
 from mijax.models._leaves import head_sizes
 from mijax.nn import (
     MLP,
@@ -24,6 +25,7 @@ from mijax.nn import (
     Block,
     Embedding,
     GatedMLP,
+    ParallelBlock,
     RMSNorm,
     Rotary,
     Transformer,
@@ -53,6 +55,63 @@ class DecoderSpec:
     eps: NonNegative = 1e-5
     activation: Activation = "silu"
     tied: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainSpec:
+    """Sizes of decoders with LayerNorm and as many key heads as query heads."""
+
+    layers: Size
+    embed: Size
+    heads: Size
+    mlp: Size
+    vocab: Size
+    context: Size
+    eps: NonNegative = 1e-5
+    activation: Activation = "gelu_new"
+    tied: bool = True
+
+
+def layer_norm_decoder(
+    spec: Any,
+    key: PRNGKeyArray,
+    dtype: DTypeLike,
+    *,
+    kind: type[Block] | type[ParallelBlock] = Block,
+    leaves: Mapping[str, np.ndarray] = MappingProxyType({}),
+    positions: int | None = None,
+    head_bias: bool = False,
+    fields: Mapping[str, Any] = MappingProxyType({}),
+) -> Transformer:
+    """Draws a decoder with LayerNorm and an MLP with biases.
+
+    Args:
+        spec: the sizes.
+        key: seed of the weights, of standard deviation 0.02.
+        dtype: precision of the weights.
+        kind: class of the blocks.
+        leaves: what follows from the spec: frequencies, windows, slopes.
+        positions: number of learned positions.
+        head_bias: whether the unembedding has a bias.
+        fields: other fields of `Attention`.
+
+    Returns:
+        The model.
+    """
+    normal = Normal(key, dtype)
+    norms = (
+        layer_norm(spec.embed, dtype, spec.eps, layers=spec.layers) for _ in range(2)
+    )
+    heads = attention(normal, spec, leaves, **fields)
+    blocks = kind(next(norms), heads, next(norms), plain_mlp(normal, spec, dtype))
+    values = {}
+    if positions is not None:
+        values["positions"] = Embedding(normal(positions, spec.embed))
+    if head_bias:
+        bias = jnp.zeros(spec.vocab, dtype)
+        values["unembedding"] = Unembedding(normal(spec.vocab, spec.embed), bias)
+    norm = layer_norm(spec.embed, dtype, spec.eps)
+    return decoder(normal, spec, blocks, norm, **values)
 
 
 def rms_decoder(
@@ -93,7 +152,7 @@ def sandwich_norms(spec: Any, dtype: DTypeLike) -> list[RMSNorm]:
 
 
 def attention(
-    normal: Normal, spec: Any, leaves: dict[str, np.ndarray], **values: Any
+    normal: Normal, spec: Any, leaves: Mapping[str, np.ndarray], **values: Any
 ) -> Attention:
     """Draws attention with rotary positions.
 

@@ -13,13 +13,17 @@ from mijax.models._gemma import GEMMA
 from mijax.models._gemma2 import GEMMA2
 from mijax.models._gemma3 import GEMMA3
 from mijax.models._gpt2 import GPT2
+from mijax.models._gpt_neo import GPT_NEO
 from mijax.models._gpt_neox import GPT_NEOX
+from mijax.models._gptj import GPTJ
 from mijax.models._granite import GRANITE
 from mijax.models._init import check_dtype
 from mijax.models._llama import LLAMA
 from mijax.models._mistral import MISTRAL
 from mijax.models._olmo2 import OLMO2
 from mijax.models._olmo3 import OLMO3
+from mijax.models._opt import OPT
+from mijax.models._phi import PHI
 from mijax.models._phi3 import PHI3
 from mijax.models._qwen2 import QWEN2
 from mijax.models._qwen3 import QWEN3
@@ -41,6 +45,10 @@ FAMILIES: tuple[Family, ...] = (
     PHI3,
     SMOLLM3,
     GRANITE,
+    PHI,
+    GPT_NEO,
+    GPTJ,
+    OPT,
     ATTENTION_ONLY,
 )
 

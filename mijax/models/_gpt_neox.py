@@ -15,31 +15,23 @@ from jaxtyping import PRNGKeyArray
 
 from mijax.io import Gguf, Key, NonNegative, Only, Positive, Size
 from mijax.models._config import Activation, HubConfig, divide, read_hub_config
-from mijax.models._decoder import FREQUENCY, attention, biases, decoder, plain_mlp
+from mijax.models._decoder import FREQUENCY, PlainSpec, biases, layer_norm_decoder
 from mijax.models._decoder_config import read_fields
 from mijax.models._family import Family, Preset, Rule, Table, short
-from mijax.models._init import Normal, layer_norm
 from mijax.models._leaves import rules, tied_head
 from mijax.models._rope import frequencies, read_rope
 from mijax.nn import Block, ParallelBlock, Transformer
 
 
 @dataclasses.dataclass(frozen=True)
-class GPTNeoXSpec:
+class GPTNeoXSpec(PlainSpec):
     """Sizes of a GPT-NeoX; the first `rotated` features of a head are rotated.
 
     `parallel` says whether attention and MLP read the same stream.
     """
 
-    layers: Size
-    embed: Size
-    heads: Size
-    mlp: Size
-    vocab: Size
-    context: Size
-    rotated: Size
+    rotated: Size = 16
     rope_theta: Positive = 10000.0
-    eps: NonNegative = 1e-5
     activation: Activation = "gelu"
     parallel: bool = True
     bias: bool = True
@@ -48,15 +40,14 @@ class GPTNeoXSpec:
 
 def init(spec: GPTNeoXSpec, key: PRNGKeyArray, dtype: DTypeLike) -> Transformer:
     """Draws weights of standard deviation 0.02."""
-    normal = Normal(key, dtype)
-    norms = (
-        layer_norm(spec.embed, dtype, spec.eps, layers=spec.layers) for _ in range(2)
+    return layer_norm_decoder(
+        spec,
+        key,
+        dtype,
+        kind=ParallelBlock if spec.parallel else Block,
+        leaves=computed(spec),
+        fields=biases(spec, dtype, out=True) if spec.bias else {},
     )
-    given = biases(spec, dtype, out=True) if spec.bias else {}
-    heads = attention(normal, spec, computed(spec), **given)
-    kind = ParallelBlock if spec.parallel else Block
-    blocks = kind(next(norms), heads, next(norms), plain_mlp(normal, spec, dtype))
-    return decoder(normal, spec, blocks, layer_norm(spec.embed, dtype, spec.eps))
 
 
 def computed(spec: GPTNeoXSpec) -> dict[str, np.ndarray]:

@@ -4,8 +4,9 @@ Matrices are `[out, in]`, heads are consecutive rows. A family says under which 
 file has each leaf; tensors that hold several leaves are rules of the family.
 """
 
+import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,51 @@ GGUF_HEAD_NORMS = {
     f"blocks.attention.{x}_norm.weight": f"blk.{{layer}}.attn_{x}_norm.weight"
     for x in "qk"
 }
+
+
+def plain_names(
+    top: Mapping[str, str], layer: str, parts: Mapping[str, str]
+) -> dict[str, str]:
+    """Spell the names of parts that have a weight and a bias.
+
+    Args:
+        top: name of each leaf outside the blocks.
+        layer: what a block's names begin with.
+        parts: name of each part of a block: `norm_1`, `q`, `o`, `in`, ...
+
+    Returns:
+        The name of every leaf.
+    """
+    names = dict(top)
+    for part, name in parts.items():
+        for end in ("weight", "bias"):
+            leaf = PARTS.get(part, f"blocks.{part}.{end}").format(end[0])
+            names[leaf] = f"{layer}{name}.{end}"
+    return names
+
+
+# Leaves of the parts that are not norms, with `w` or `b` for their weight and bias.
+PARTS = {x: f"blocks.attention.{{}}_{x}" for x in "qkvo"}
+PARTS |= {x: f"blocks.mlp.{{}}_{x}" for x in ("in", "out")}
+
+
+def shared_norm(found: Sequence[Rule]) -> tuple[Rule, ...]:
+    """Let the norm that attention reads be the MLP's too, as a copy."""
+    return tuple(
+        dataclasses.replace(
+            rule,
+            into={
+                **rule.into,
+                **{
+                    leaf.replace("norm_1", "norm_2"): make
+                    for leaf, make in rule.into.items()
+                },
+            },
+        )
+        if any("norm_1" in leaf for leaf in rule.into)
+        else rule
+        for rule in found
+    )
 
 
 def rules(
@@ -137,6 +183,7 @@ def matrices(
 
     return {
         "embedding.weight": ((vocab, embed), same),
+        "positions.weight": ((spec.context, embed), same),
         "unembedding.weight": ((vocab, embed), same),
         "blocks.attention.w_q": reads(heads, order),
         "blocks.attention.w_k": reads(kv_heads, order),

@@ -39,6 +39,15 @@ SIZES = {
 ROPE = {"rope_type": "default", "rope_theta": 100.0}
 FULL, LOCAL = "full_attention", "sliding_attention"
 MIXED = [LOCAL, FULL, LOCAL]
+NAMELESS = dict.fromkeys(
+    (
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "intermediate_size",
+    ),
+    ...,
+)
 # Windows are shorter than the prompt, so that they matter; `...` leaves a key out.
 FAMILIES = {
     "mistral": {
@@ -148,6 +157,45 @@ FAMILIES = {
         "residual_multiplier": 0.7,
         "logits_scaling": 2.5,
         "tie_word_embeddings": True,
+    },
+    "phi": {
+        "model_type": "phi",
+        "hidden_size": 32,
+        "num_key_value_heads": 4,
+        "rope_parameters": ROPE | {"partial_rotary_factor": 0.5},
+    },
+    "gpt_neo": {
+        "model_type": "gpt_neo",
+        **NAMELESS,
+        "num_layers": 3,
+        "num_heads": 4,
+        "attention_types": [[["local"], 1], [["global", "local"], 1]],
+        "window_size": 3,
+    },
+    "gptj": {
+        "model_type": "gptj",
+        **NAMELESS,
+        "hidden_size": ...,
+        "max_position_embeddings": ...,
+        "n_embd": 32,
+        "n_head": 4,
+        "n_layer": 3,
+        "n_positions": 64,
+        "n_inner": 24,
+        "rotary_dim": 4,
+    },
+    "opt": {
+        "model_type": "opt",
+        "num_key_value_heads": ...,
+        "intermediate_size": ...,
+        "ffn_dim": 24,
+    },
+    "bloom": {
+        "model_type": "bloom",
+        **NAMELESS,
+        "max_position_embeddings": ...,
+        "n_layer": 3,
+        "n_head": 4,
     },
 }
 

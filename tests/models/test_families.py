@@ -279,6 +279,15 @@ PARAMETERS = {
     "gemma-2-27b": 27_227_128_320,
     "gemma-3-270m": 268_098_176,
     "gemma-3-1b": 999_885_952,
+    "gpt-neo-125m": 125_198_592,
+    # With a second copy of the norm that attention and MLP share.
+    "gpt-j-6b": 6_050_882_784 + 28 * 2 * 4096,
+    "phi-1.5": 1_418_270_720 + 24 * 2 * 2048,
+    "phi-2": 2_779_683_840 + 32 * 2 * 2560,
+    # Without the two rows of positions that no token reads.
+    "opt-125m": 125_239_296 - 2 * 768,
+    "opt-1.3b": 1_315_758_080 - 2 * 2048,
+    "opt-6.7b": 6_658_473_984 - 2 * 4096,
     "olmo-2-1b": 1_484_916_736,
     "olmo-2-7b": 7_298_617_344,
     "olmo-3-7b": 7_298_011_136,
