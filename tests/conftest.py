@@ -60,7 +60,7 @@ SLOW = (
     "circuits/test_learned.py::test_optimal_ablation",
     "circuits/test_learned.py::test_the_circuit_is_found",
     "circuits/test_learned.py::test_the_mask_is_the_planted_circuit",
-    "circuits/test_verify.py::test_paths_are_those_patched_by_hand",
+    "circuits/test_paths.py::test_paths_are_those_of_frozen_activations",
     "circuits/test_verify.py::test_verified_effects_are_exact",
     "core/test_compilation_cache.py",
     "core/test_laws.py::test_gradient",

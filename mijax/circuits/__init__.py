@@ -44,6 +44,7 @@ from mijax.circuits.evaluation._verify import Verification as Verification
 from mijax.circuits.evaluation._verify import verify as verify
 from mijax.circuits.forward._connected import Gate as Gate
 from mijax.circuits.forward._connected import Inputs as Inputs
+from mijax.circuits.forward._connected import OtherRun as OtherRun
 from mijax.circuits.forward._connected import Ran as Ran
 from mijax.circuits.forward._connected import Taps as Taps
 from mijax.circuits.forward._connected import connected as connected

@@ -1,4 +1,4 @@
-"""Path patching: what a head does through chosen receivers alone."""
+"""Path patching: what a node does through chosen receivers and mediators alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,28 +9,30 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from mijax._errors import ConfigError, ShapeError, SiteError
+from mijax._errors import ConfigError
 from mijax._progress import Progress, reports
 from mijax.circuits._task import Task, check_task
+from mijax.circuits.forward._connected import Gate, OtherRun, connected, enter, score
 from mijax.circuits.forward._graph import Graph, find
-from mijax.circuits.forward._ports import LETTERS
-from mijax.core import AbstractEdit, AbstractModel, Interval, Patch, Place, compose
+from mijax.circuits.forward._ports import PARTS
+from mijax.core import AbstractModel, Interval
 from mijax.core import interval as mean_interval
-from mijax.core.internal import checked, metric_of
+from mijax.core.internal import checked
 
 
 class Paths(eqx.Module):
-    """Effects of heads along paths.
+    """Effects of senders along paths.
 
     Attributes:
-        values: how much the metric falls when the corrupt run's head is heard by the
-            receivers, `[prompt, layer, head]`; of chosen senders `[prompt, sender]`.
+        values: fall of the metric when the receivers read what they would read if the
+            sender were ablated, `[prompt, sender]`; for all senders of a port
+            `[prompt, layer]`, or `[prompt, layer, head]`.
         base: metric of the clean run, `[prompt]`.
-        receivers: who hears it.
-        senders: the heads, in the order of `values`.
+        receivers: names of the receivers.
+        senders: names of the senders, in the order of `values`.
     """
 
-    values: Float[Array, "prompt *head"]
+    values: Float[Array, "prompt *sender"]
     base: Float[Array, " prompt"]
     receivers: tuple[str, ...] = eqx.field(static=True)
     senders: tuple[str, ...] = eqx.field(static=True)
@@ -48,40 +50,46 @@ def path_patch(
     receivers: str | Sequence[str],
     *,
     senders: str | Sequence[str] | None = None,
-    through_mlps: bool = True,
+    through: str | Sequence[str] | None = None,
     progress: Progress = None,
 ) -> Paths:
-    """Patches heads' paths to the receivers, exactly (Wang et al. 2022).
+    """Patches paths from senders to receivers, exactly (Wang et al. 2022).
 
-    Two runs per sender. In the first the head writes what it writes in the corrupt run
-    and all other heads what they write in the clean one; what the receivers read then
-    is kept. The second is the clean run in which the receivers have it
-    (arXiv:2211.00593, appendix B; Goldowsky-Dill et al. 2023, arXiv:2304.05969).
+    Two runs per sender. In the first the sender writes what the ablation replaces it
+    by, in the published form what it writes on the corrupt prompt. Only the mediators
+    read the stream that follows from it; all other nodes read the clean stream, so that
+    they write what they write in the clean run. The second is the clean run in which
+    the receivers read what they read in the first (arXiv:2211.00593, appendix B;
+    Goldowsky-Dill et al. 2023, arXiv:2304.05969).
 
     The cost is two runs of the model per prompt and sender, one if the receiver is the
-    logits, and two more per prompt for every `n_heads` senders. Receivers of one call
-    hear together, so they cost no more than one; to tell them apart, call once per
-    receiver. A head of the receiver's layer or a later one has no effect on it.
+    logits, and two more per prompt for every batch of senders. The receivers of one
+    call are patched together, so they cost no more than one; to tell them apart, call
+    once per receiver. A receiver that is computed before the sender has effect 0.
 
     Args:
-        model: a model with a site `z`.
-        task: clean and corrupt prompts, and the metric.
-        receivers: `"logits"`, or queries, keys and values of heads like `"a9.h9<q>"`.
-            Keys and values are those of one query head, also where heads share them:
-            the others of its group keep theirs.
-        senders: heads like `"a7.h3"`, which alone are run; all by default.
-        through_mlps: whether MLPs between the head and the receivers answer, as
-            published; else paths go through the residual stream alone.
+        model: any model whose blocks read and write a stream.
+        task: prompts, metric and ablation.
+        receivers: `"logits"`, or receivers of the graph, such as queries, keys and
+            values of heads and MLPs: `"a9.h9<q>"`, `"m3"`. Keys and values are those of
+            one query head, also where heads share them: the others of its group keep
+            theirs.
+        senders: senders of the graph such as `"a7.h3"`, `"m2"` and `"input"`, or the
+            name of a port, which means all its senders, such as `"mlp_out"`. By default
+            the port that writes first in a block, `"attn_out"` of a transformer.
+        through: mediators, by name of a node such as `"m3"` or of a receiver such as
+            `"a5.h1<v>"`; `()` patches the direct path alone. By default all MLPs, as
+            published.
         progress: called with senders done and their number; `None` draws a bar after
             three seconds in a terminal or notebook, `False` none.
 
     Returns:
-        The effect of each head.
+        The effect of each sender.
 
     Raises:
-        SiteError: there is no such receiver or sender.
-        ConfigError: logits together with heads, an MLP as receiver, or none at all.
-        ShapeError: the task has no corrupt prompts.
+        SiteError: the graph has no such receiver, sender or mediator.
+        ConfigError: logits together with other receivers, no receiver or no sender.
+        ShapeError: the ablation needs corrupt prompts, and the task has none.
 
     Examples:
         >>> import mijax
@@ -90,132 +98,115 @@ def path_patch(
         >>> task = Task([[5, 6, 7]], [[5, 9, 7]], metric=metric)
         >>> path_patch(model, task, "a2.h1<q>").values.shape  # prompt, layer, head
         (1, 3, 4)
-        >>> paths = path_patch(model, task, "a2.h1<k>", senders=["a0.h3", "a1.h0"])
+        >>> paths = path_patch(model, task, "m2", senders=["a0.h3", "m0"], through="m1")
         >>> paths.values.shape, paths.senders
-        ((1, 2), ('a0.h3', 'a1.h0'))
+        ((1, 2), ('a0.h3', 'm0'))
     """
     check_task(model, task)
     graph = Graph.of(model)
-    n_heads = _n_heads(graph)
-    ears = [n for n in graph.receivers if (".h" in n and "<" in n) or n == "logits"]
-    hears = _hears(graph, names := _named(receivers, ears, graph.receivers, "receiver"))
-    heads = tuple(name for name in graph.senders if ".h" in name)
-    chosen = heads if senders is None else _named(senders, heads, heads, "sender")
-    if task.corrupt is None:
-        raise ShapeError("Path patching needs corrupt prompts: give them to the task.")
-    mlp = any(port.name == "mlp_out" for port in graph.ports.writes)
-    fixed = mlp and not through_mlps
-    at = np.array([heads.index(name) for name in chosen], np.int32)
+    names = _named(receivers, graph.receivers, "receiver")
+    if "logits" in names and len(names) > 1:
+        raise ConfigError(
+            "The logits are the only receiver of a call, since they read what all "
+            f"others write; got {', '.join(names)}."
+        )
+    chosen, shape = _senders(graph, senders)
+    reads = np.isin(graph.receivers, names)
+    mediates = _mediators(graph, through)
+    at = np.array([graph.sender(name) for name in chosen], np.int32)
     # Batches of one size, so that there is one program; the last sender fills up.
-    size = -(-len(at) // -(-len(at) // n_heads))
+    size = -(-len(at) // -(-len(at) // graph.ports.writers))
     found, base = [], jnp.zeros(0)
     for start in range(0, len(at), size):
-        rows = np.minimum(np.arange(start, start + size), len(at) - 1)
-        values, base = _patched(model, task, hears, jnp.asarray(at[rows]), fixed)
+        rows = jnp.asarray(at[np.minimum(np.arange(start, start + size), len(at) - 1)])
+        values, base = _patched(
+            *(model, graph, task, rows),
+            *(jnp.asarray(reads), jnp.asarray(mediates)),
+            logits="logits" in names,
+        )
         found.append(values)
         if progress:
             values.block_until_ready()
             progress(min(start + size, len(at)), len(at))
     values = jnp.concatenate(found, 1)[:, : len(at)]
-    if senders is None:
-        values = values.reshape(-1, graph.n_layers, n_heads)
-    return Paths(values, base, names, chosen)
+    return Paths(values.reshape(-1, *shape), base, names, chosen)
 
 
-class Hear(AbstractEdit):
-    """Replaces the activation of some heads of each layer by that of another run."""
-
-    source: Float[Array, "layer seq heads head_dim"]
-    heads: Bool[Array, "layer heads"]
-
-    def __call__(self, x: Float[Array, "rows ..."], place: Place) -> Array:
-        """Returns the other run's rows where a head is meant."""
-        new = self.source[place.layer, place.rows.position]
-        return jnp.where(self.heads[place.layer][:, None], new, x)
-
-
-def _named(
-    given: Any, names: Sequence[str], known: Sequence[str], kind: str
-) -> tuple[str, ...]:
-    """Returns the names that were given, and refuses those that nobody has."""
+def _named(given: Any, names: tuple[str, ...], kind: str) -> tuple[str, ...]:
+    """Returns the names that were given, and refuses unknown ones."""
     chosen = (given,) if isinstance(given, str) else given
     if not isinstance(chosen, Sequence) or not all(isinstance(n, str) for n in chosen):
         # Shown whole: a tuple is rather a layer and a head than two names.
-        chosen, known = (given,), ()
+        find(given, names, kind)
     for name in chosen:
-        if name not in known:
-            find(name, tuple(names), kind)
+        find(name, names, kind)
     if not chosen:
         raise ConfigError(f"Path patching needs at least one {kind}.")
     return tuple(chosen)
 
 
-def _n_heads(graph: Graph) -> int:
-    """Returns the number of heads of a block."""
-    heads = [port.heads for port in graph.ports.writes if port.heads is not None]
-    if not heads:
-        raise SiteError(
-            "Path patching needs blocks whose heads write one by one "
-            f"(`stream.write`); this graph has {', '.join(graph.senders[-2:])}."
-        )
-    return heads[0]
+def _senders(graph: Graph, given: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Returns names of senders, and the shape in which their effects are returned."""
+    given = graph.ports.writes[0].name if given is None else given
+    port = next((p for p in graph.ports.writes if p.name == given), None)
+    if port is None:
+        chosen = _named(given, graph.senders, "sender")
+        return chosen, (len(chosen),)
+    layers = range(graph.n_layers)
+    names = tuple(name for layer in layers for name in port.names(layer))
+    heads = () if port.heads is None else (port.heads,)
+    return names, (graph.n_layers, *heads)
 
 
-def _hears(graph: Graph, names: Sequence[str]) -> dict[str, Array]:
-    """Returns which heads hear, by letter; nothing for the logits."""
-    found = {}
-    for name in names:
-        node, _, letter = name.partition("<")
-        if name == "logits" and len(names) == 1:
-            return {}
-        if not letter:
-            raise ConfigError(
-                f"Receivers of a path are 'logits' alone, or queries, keys and values "
-                f"of heads; got {', '.join(names)}."
-            )
-        layer, head = (int(part[1:]) for part in node.split("."))
-        mask = found.setdefault(
-            letter[0], np.zeros((graph.n_layers, _n_heads(graph)), bool)
-        )
-        mask[layer, head] = True
-    return {letter: jnp.asarray(found[letter]) for letter in LETTERS if letter in found}
+def _mediators(graph: Graph, given: Any) -> Bool[np.ndarray, " receiver"]:
+    """Returns the receivers that see the change of the sender, the logits too."""
+    if given is None:
+        mlp = PARTS["mlp"]
+        mlps = [p for p in graph.ports.reads if p.part.rpartition(".")[2] == mlp]
+        layers = range(graph.n_layers)
+        given = [
+            name for port in mlps for layer in layers for name in port.names(layer)
+        ]
+    nodes = graph.senders[len(graph.inputs) :] + graph.receivers[:-1]
+    names = _named(given, nodes, "mediator") if given else ()
+    pairs = ((name, graph.owner(name)) for name in graph.receivers)
+    names = (*names, "logits")
+    return np.array([name in names or owner in names for name, owner in pairs])
 
 
 @eqx.filter_jit
 def _patched(
     model: AbstractModel,
+    graph: Graph,
     task: Task,
-    hears: dict[str, Array],
     senders: Int[Array, " sender"],
-    fixed: bool,
+    reads: Bool[Array, " receiver"],
+    mediates: Bool[Array, " receiver"],
+    *,
+    logits: bool,
 ) -> tuple[Float[Array, "prompt sender"], Float[Array, " prompt"]]:
-    """Patches the paths of some heads, counted over all layers."""
-    assert task.corrupt is not None
-    corrupt = task.corrupt
+    """Patches the paths of some senders."""
 
     def one(prompt: Array) -> tuple[Array, Array]:
-        tokens = task.clean[prompt]
-        clean = model(tokens, prompt=prompt)[1]
-        other = model(corrupt[prompt])[1].blocks.z
-        full = metric_of(model, task.metric, tokens, compose(), prompt)
-        n_layers, _, n_heads, _ = other.shape
+        reference = task.ablation.reference(model, graph, task, prompt)
+        inputs = enter(model, graph, task.clean[prompt])
+        clean = connected(model, graph, inputs, prompt=prompt)
+        full = score(model, task.metric, clean.final, prompt)
 
-        def of_head(sender: Array) -> Array:
-            sends = (jnp.arange(n_layers * n_heads) == sender).reshape(
-                n_layers, 1, n_heads, 1
+        def of_sender(sender: Array) -> Array:
+            others = jnp.arange(len(graph.senders)) != sender
+            sent = connected(
+                *(model, graph, inputs),
+                prompt=prompt,
+                gate=Gate(nodes=others[:, None]),
+                reference=reference,
+                other=OtherRun(~mediates, clean),
             )
-            edits = [Patch(jnp.where(sends, other, clean.blocks.z)).at("z")]
-            if fixed:
-                edits.append(Patch(clean.blocks.mlp_out).at("mlp_out"))
-            if hears:
-                acts = model(tokens, edits, prompt=prompt)[1]
-                edits = [
-                    Hear(getattr(acts.blocks, letter), heads).at(letter)
-                    for letter, heads in hears.items()
-                ]
-            patched = metric_of(model, task.metric, tokens, compose(edits), prompt)
-            return full - patched
+            if not logits:
+                received = OtherRun(reads, sent)
+                sent = connected(model, graph, inputs, prompt=prompt, other=received)
+            return full - score(model, task.metric, sent.final, prompt)
 
-        return jax.vmap(of_head)(senders), full
+        return jax.vmap(of_sender)(senders), full
 
     return jax.lax.map(one, jnp.arange(len(task), dtype=jnp.int32))

@@ -111,6 +111,18 @@ class Ran(eqx.Module):
     before: Float[Array, "layer write rows embed"]
 
 
+class OtherRun(eqx.Module):
+    """Receivers that read the stream of another run.
+
+    Attributes:
+        receivers: which of them, `[receiver]`.
+        run: the other run, of the same prompt.
+    """
+
+    receivers: Bool[Array, " receiver"]
+    run: Ran
+
+
 class Stream(AbstractStream):
     """The stream inside one block; arrays hold this block's slice, `None` is unused."""
 
@@ -123,6 +135,8 @@ class Stream(AbstractStream):
     constant: Bool[Array, " writer"] | None = None
     reference: Float[Array, "writer rows embed"] | None = None
     taps: Taps = Taps()
+    elsewhere: Bool[Array, " reader"] | None = None
+    other: Float[Array, "write rows embed"] | None = None
     written: tuple[Array, ...] = ()
     before: tuple[Array, ...] = ()
 
@@ -143,6 +157,9 @@ class Stream(AbstractStream):
     def seen(self, start: int, stop: int) -> Float[Array, "reader rows embed"]:
         """Returns what the block's receivers from `start` to `stop` see."""
         x = jnp.broadcast_to(self.x, (stop - start, *self.x.shape))
+        if self.elsewhere is not None and self.other is not None:
+            elsewhere = self.elsewhere[start:stop, None, None]
+            x = jnp.where(elsewhere, self.other[len(self.before)], x)
         if self.taps.receivers is not None:
             x = x + self.taps.receivers[start:stop]
         if self.sent is None or self.edges is None:
@@ -202,6 +219,7 @@ def connected(
     gate: Gate | None = None,
     reference: Float[Array, "sender rows embed"] | None = None,
     taps: Taps | None = None,
+    other: OtherRun | None = None,
 ) -> Ran:
     """Runs a model with a stream of its own for every receiver.
 
@@ -215,6 +233,7 @@ def connected(
             where the gate stops something.
         taps: what is added at receivers and senders: the gradient in it is the
             gradient there.
+        other: receivers that read the stream of another run instead.
 
     Returns:
         The stream that the logits read, and what every sender wrote.
@@ -237,6 +256,7 @@ def connected(
     """
     gate, reference = checked(gate, reference, inputs.rest.dtype)
     taps = Taps() if taps is None else taps
+    elsewhere = None if other is None else other.receivers
     size, first = len(graph.inputs), jnp.arange(graph.n_layers) * graph.ports.writers
     start = _begin(graph, inputs, gate, reference, taps)
     arrays, static = eqx.partition(model.blocks, eqx.is_array)
@@ -260,10 +280,14 @@ def connected(
             _by_layer(taps.receivers, graph.n_layers, graph.ports.readers),
             _by_layer(taps.senders, graph.n_layers, graph.ports.writers, skip=size),
         ),
+        _by_layer(elsewhere, graph.n_layers, graph.ports.readers),
+        None if other is None else other.run.before,
     )
     (x, sent), (written, before) = jax.lax.scan(
         body, (start.x, start.sent), (arrays, first + size, own)
     )
+    if other is not None:
+        x = jnp.where(other.receivers[-1], other.run.final, x)
     if sent is not None and gate.edges is not None:
         x = x - missing(gate.edges[:, -1:], sent)[0]
     if taps.receivers is not None:
