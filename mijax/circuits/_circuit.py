@@ -90,6 +90,34 @@ class Circuit(eqx.Module):
         return cls(graph, edges)
 
     @classmethod
+    def from_nodes(cls, graph: Graph, names: Iterable[str]) -> "Circuit":
+        """Makes the circuit of all edges among some nodes, the input and the logits.
+
+        The reverse is `nodes`. The circuit of a published list of heads is that of the
+        heads and of all MLPs, if its paper keeps these.
+
+        Args:
+            graph: senders and receivers.
+            names: nodes, for instance `["a9.h6", "m3"]`.
+
+        Returns:
+            The circuit.
+
+        Raises:
+            SiteError: there is no such node.
+
+        Examples:
+            >>> graph = Graph.decoder(2, heads=2)
+            >>> circuit = Circuit.from_nodes(graph, ["a0.h1", "m1"])
+            >>> circuit.nodes(), circuit.n_edges  # a0.h1 reads the input three times
+            (('input', 'a0.h1', 'm1', 'logits'), 8)
+        """
+        inside = np.zeros(len(graph.senders), bool)
+        inside[: len(graph.inputs)] = True
+        inside[[graph.sender(name) for name in names if name != "logits"]] = True
+        return cls(graph, among(graph, inside))
+
+    @classmethod
     def full(cls, graph: Graph) -> "Circuit":
         """Returns the whole model."""
         return cls(graph, graph.edges)
@@ -200,6 +228,13 @@ def owners(graph: Graph) -> Int[np.ndarray, " receiver"]:
     return np.array(
         [index.get(graph.owner(name) or "", -1) for name in graph.receivers]
     )
+
+
+def among(
+    graph: Graph, inside: Bool[np.ndarray, " sender"]
+) -> Bool[np.ndarray, "sender receiver"]:
+    """Returns the edges among some senders' nodes and the logits."""
+    return graph.edges & inside[:, None] & np.append(inside, True)[owners(graph)]
 
 
 def touched(circuit: Circuit) -> Bool[np.ndarray, " sender"]:

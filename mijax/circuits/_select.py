@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from mijax._errors import ConfigError
-from mijax.circuits._circuit import Circuit, owners
+from mijax.circuits._circuit import Circuit, among, owners
 from mijax.circuits._scores import Scores
 from mijax.core.internal import checked
 
@@ -227,6 +227,6 @@ def made(scores: Scores, mask: Bool[np.ndarray, "..."], wanted: bool) -> Circuit
     else:
         neurons = mask if scores.level == "neuron" else None
         inside = mask if neurons is None else np.any(neurons, axis=1)
-        edges = graph.edges & inside[:, None] & np.append(inside, True)[owners(graph)]
+        edges = among(graph, inside)
     circuit = Circuit(graph, edges, neurons)
     return prune(circuit) if wanted else circuit

@@ -66,6 +66,26 @@ def test_edge_circuits_do_what_the_reference_s_do(name, kind):
     chex.assert_trees_all_close(values, expected, atol=tolerance(name, kind))
 
 
+@pytest.mark.parametrize("name", GOLDENS)
+def test_a_list_of_nodes_is_the_run_in_which_all_others_are_corrupt(name):
+    """All edges among nodes: what others write is replaced, for every reader."""
+    found, one = golden(name), trained(name)
+    names = ("a0.h1", "a1.h3", "m1", "a2.h0")
+    circuit = Circuit.from_nodes(Graph.of(one), names)
+    assert circuit.nodes() == ("input", *names, "logits")
+    assert Circuit.from_nodes(circuit.graph, circuit.nodes()) == circuit
+    logits, acts = mijax.run(one, found["corrupt"]), {}
+    for site in ("z", "mlp_out"):
+        acts[site] = mijax.capture(one, found["corrupt"], mijax.Site(site))
+    heads = [[h for h in range(4) if f"a{i}.h{h}" not in names] for i in range(3)]
+    edits = [mijax.Patch(acts["z"]).at("z", layer=i, head=heads[i]) for i in range(3)]
+    edits += [mijax.Patch(acts["mlp_out"]).at("mlp_out", layer=[0, 2])]
+    expected = golden_task(name).metric(mijax.run(one, found["clean"], edits))
+    values = circuits.run_circuits(one, golden_task(name), circuit)[0]
+    chex.assert_trees_all_close(values, np.asarray(expected), atol=1e-4)
+    assert np.abs(values - golden_task(name).metric(logits)).max() > 0.1
+
+
 @pytest.mark.parametrize("kind", ["patching", "zero"])
 @pytest.mark.parametrize("level", ["node", "neuron"])
 @pytest.mark.parametrize("name", GOLDENS)

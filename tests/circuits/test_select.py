@@ -173,3 +173,14 @@ def test_what_is_refused(unchecked):
     small = Graph.decoder(1, heads=1)
     with pytest.raises(ShapeError, match="different graphs"):
         Circuit.full(small) & Circuit.full(GRAPH)
+
+
+def test_circuits_of_nodes_have_all_edges_among_them():
+    nodes = random_scores(0, "node")
+    best = circuits.top(nodes, 7, prune=False)
+    assert "input" in best.nodes()
+    assert Circuit.from_nodes(GRAPH, best.nodes()) == best
+    assert Circuit.from_nodes(GRAPH, GRAPH.senders) == Circuit.full(GRAPH)
+    assert Circuit.from_nodes(GRAPH, ()).names() == ("logits <- input",)
+    with pytest.raises(SiteError, match=r"sender 'm7'.*form 'input'"):
+        Circuit.from_nodes(GRAPH, ["m7"])
