@@ -32,20 +32,26 @@ def sites(name):
     )
 
 
-HEAD_SITES = ("q", "k", "v", "scores", "pattern", "z")
+HEAD_SITES = (
+    *("q", "k", "v", "q_rotated", "k_rotated"),
+    *("scores", "pattern", "z", "result"),
+)
 BLOCK_SITES = tuple(BlockSites.__dataclass_fields__)
+
+ROTARY_OR_GATED = ("q_rotated", "k_rotated", "mlp_gate", "mlp_up")
 
 # Every site of one model, and of the others those where their blocks differ.
 BLOCK_CASES = [
-    *(("gpt2", s) for s in BLOCK_SITES),
+    *(("gpt2", s) for s in BLOCK_SITES if s not in ROTARY_OR_GATED),
     *(("llama", s) for s in ("k", "v", "pattern", "z", "mlp_post")),
+    *(("llama", s) for s in ("attn_norm_scale", "k_rotated", "mlp_up")),
     *(("parallel", s) for s in ("resid_pre", "k", "mlp_out")),
     *(("attention_only", s) for s in ("q", "resid_post")),
     *(("sandwich", s) for s in ("resid_pre", "k")),
 ]
 HEAD_CASES = [
-    *(("gpt2", s) for s in ("q", "scores", "pattern")),
-    *(("llama", s) for s in ("k", "v", "z")),
+    *(("gpt2", s) for s in ("q", "scores", "pattern", "result")),
+    *(("llama", s) for s in ("k", "v", "k_rotated", "z")),
     ("attention_only", "k"),
 ]
 

@@ -9,6 +9,7 @@ from mijax._errors import ShapeError, SiteError
 from mijax.core._block import stated
 from mijax.core._cached import AbstractCached
 from mijax.core._model import AbstractModel
+from mijax.core._sites import Sites
 from mijax.core._tokens import padded_lengths
 
 UNMASKED = (
@@ -67,3 +68,16 @@ def masked_lengths(
     if lengths is not None and not stated(model.blocks, "masks_padding"):
         raise ShapeError(UNMASKED)
     return lengths
+
+
+def check_kept_keys(edits: Sites[Any], verb: str) -> None:
+    """Refuse edits of rotated keys where a run goes on from keys before rotary.
+
+    Raises:
+        SiteError: an edit at `k_rotated`.
+    """
+    if edits.blocks.k_rotated is not None:
+        raise SiteError(
+            f"{verb} keeps keys from before rotary positions, so later tokens would "
+            "not see an edit at 'k_rotated': edit 'k'."
+        )

@@ -14,7 +14,7 @@ from mijax.core._arguments import checked
 from mijax.core._buckets import bucket
 from mijax.core._cached import Fixed
 from mijax.core._check import check_edits
-from mijax.core._check_stated import check_cache
+from mijax.core._check_stated import check_cache, check_kept_keys
 from mijax.core._edits import edit
 from mijax.core._ends import finish
 from mijax.core._integers import integers
@@ -119,6 +119,7 @@ def generate(  # noqa: PLR0913 - each limit has the name that users know
     shapes = site_shapes(model, shape[1])
     check_cache(model, "generate")
     check_generated(record, shapes)
+    check_kept_keys(record, "generate")
     context = getattr(model, "context", None)
     if context is not None and shape[1] + steps > context:
         raise PositionError(

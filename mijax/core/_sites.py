@@ -29,30 +29,42 @@ class BlockSites(eqx.Module, Generic[T]):
     | sites | shape |
     |---|---|
     | `resid_pre attn_out resid_mid mlp_in mlp_out resid_post` | `[seq, embed]` |
-    | `q k v z` | `[seq, heads, head_dim]` |
+    | `attn_norm_scale mlp_norm_scale` | `[seq, 1]` |
+    | `q k v q_rotated k_rotated z` | `[seq, heads, head_dim]` |
     | `scores pattern` | `[seq, heads, key_seq]` |
-    | `mlp_pre mlp_post` | `[seq, mlp]` |
+    | `result` | `[seq, heads, embed]` |
+    | `mlp_pre mlp_gate mlp_up mlp_post` | `[seq, mlp]` |
 
-    `q` and `k` are what the projections give, before a norm of theirs and before rotary
-    embedding; `k` and `v` are per-query-head views under grouped-query attention;
-    `scores` are what the softmax reads, after a soft cap and before the causal mask;
-    `attn_out` and `mlp_out` are what is added to the residual stream, after a norm that
-    follows them;
-    `mlp_in` is what the MLP reads, after its norm; `mlp_pre` of a gated MLP is the
-    input of its activation function.
+    `attn_norm_scale` and `mlp_norm_scale` are the numbers that the norms before
+    attention and before the MLP divide by. `q` and `k` are what the projections give,
+    before a norm of theirs and before rotary embedding, `q_rotated` and `k_rotated`
+    what rotary embedding gives; keys and `v` are per-query-head views under
+    grouped-query attention; `scores` are what the softmax reads, after a soft cap and
+    before the causal mask; `result` is what each head writes, `z` times its output
+    weights; `attn_out` and `mlp_out` are what is added to the residual stream, after a
+    norm that follows them; `mlp_in` is what the MLP reads, after its norm. In a gated
+    MLP `mlp_pre` is the input of the activation function, `mlp_gate` its output and
+    `mlp_up` the other factor of `mlp_post`.
     """
 
     resid_pre: T
+    attn_norm_scale: T
     q: T
     k: T
     v: T
+    q_rotated: T
+    k_rotated: T
     scores: T
     pattern: T
     z: T
+    result: T
     attn_out: T
     resid_mid: T
+    mlp_norm_scale: T
     mlp_in: T
     mlp_pre: T
+    mlp_gate: T
+    mlp_up: T
     mlp_post: T
     mlp_out: T
     resid_post: T
@@ -109,7 +121,10 @@ def _at_site(value: Any) -> str:
 BLOCK_SITES = tuple(BlockSites.__dataclass_fields__)
 SITES = ("embed", *BLOCK_SITES, "resid_final", "logits")
 INDICES = ("layer", "position", "head", "feature")
-HEAD_SITES = ("q", "k", "v", "scores", "pattern", "z")
+HEAD_SITES = (
+    *("q", "k", "v", "q_rotated", "k_rotated"),
+    *("scores", "pattern", "z", "result"),
+)
 
 
 def empty() -> Sites[Any]:

@@ -26,7 +26,7 @@ from mijax.core._check import (
     check_metric,
     rows_of,
 )
-from mijax.core._check_stated import check_keys, masked_lengths
+from mijax.core._check_stated import check_kept_keys, check_keys, masked_lengths
 from mijax.core._chunk import (
     Base,
     Tile,
@@ -195,6 +195,7 @@ def _staying(edits: Sites[Any]) -> Sites[Any]:
                 f"An edit at {name!r} cannot stay under a sweep of a decoder: put it "
                 "at resid_post of the last layer, or into the metric."
             )
+    check_kept_keys(edits, "A sweep with edits in every run")
     return edits
 
 

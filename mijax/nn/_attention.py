@@ -94,7 +94,7 @@ class Attention(eqx.Module):
         k = self._shared(rows, "k", project(for_k, self.w_k, self.b_k))
         v = self._shared(rows, "v", project(for_v, self.w_v, self.b_v))
         past_k, past_v = (past["k"], past["v"]) if past is not None else (None, None)
-        pattern = self._pattern(q, k, rows, _thinned(past_k, k))
+        pattern = self._pattern(q, k, rows, past_k)
         values = rows.keys(v, _thinned(past_v, v))
         grouped = pattern.reshape(
             *pattern.shape[:-3], v.shape[1], -1, *pattern.shape[-2:]
@@ -130,14 +130,17 @@ class Attention(eqx.Module):
     ) -> Float[Array, "*lane heads seq key_seq"]:
         """Compute the scores of queries with keys, and their softmax."""
         asking = rows.after
-        heads, kv_heads, head_dim = q.shape[1], k.shape[1], q.shape[2]
         q, k = self.q_norm(q), self.k_norm(k)
-        past_k = None if past_k is None else self.k_norm(past_k)
         if self.rotary is not None:
-            q, k = self.rotary(q, asking.position), self.rotary(k, rows.position)
-            if past_k is not None:
+            q = site("q_rotated", self.rotary(q, asking.position), HEADS)
+            k = self._shared(rows, "k_rotated", self.rotary(k, rows.position))
+        if past_k is not None:
+            past_k = self.k_norm(_thinned(past_k, k))
+            if self.rotary is not None:
                 past_k = self.rotary(past_k, jnp.arange(past_k.shape[1]))
-        queries, keys = asking.queries(q), self.keys(rows.keys(k, past_k))
+        heads, kv_heads, head_dim = q.shape[1], k.shape[1], q.shape[2]
+        queries = asking.queries(q)
+        keys = self.keys(rows.keys(k, past_k))
         queries = queries.reshape(*queries.shape[:-2], kv_heads, -1, head_dim)
         scale = head_dim**-0.5 if self.scale is None else self.scale
         scores = scale * self.product("...qhgd,...khd->...hgqk", queries, keys)

@@ -5,6 +5,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mijax.core import site
+from mijax.core.internal import edited
+
+SCALE = "position scale"
+
 
 class Embedding(eqx.Module):
     """A table with one row per token or position, `scale * weight[n, embed]`.
@@ -91,11 +96,13 @@ class LayerNorm(eqx.Module):
     bias: Float[Array, "*layer embed"] | None
     eps: float = eqx.field(static=True, default=1e-5)
 
-    def __call__(self, x: Float[Array, "*rows embed"]) -> Float[Array, "*rows embed"]:
-        """Normalises the last axis."""
+    def __call__(
+        self, x: Float[Array, "*rows embed"], scale: str | None = None
+    ) -> Float[Array, "*rows embed"]:
+        """Normalises the last axis; `scale` names what it divides by, as a site."""
         wide = x.astype(jnp.float32)
         wide = wide - wide.mean(-1, keepdims=True)
-        wide = wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + self.eps)
+        wide = wide * inverse_root((wide**2).mean(-1, keepdims=True) + self.eps, scale)
         if self.weight is not None:
             wide = wide * self.weight
         if self.bias is not None:
@@ -112,13 +119,29 @@ class RMSNorm(eqx.Module):
     weight: Float[Array, "*layer embed"] | None
     eps: float = eqx.field(static=True, default=1e-5)
 
-    def __call__(self, x: Float[Array, "*rows embed"]) -> Float[Array, "*rows embed"]:
-        """Normalises the last axis."""
+    def __call__(
+        self, x: Float[Array, "*rows embed"], scale: str | None = None
+    ) -> Float[Array, "*rows embed"]:
+        """Normalises the last axis; `scale` names what it divides by, as a site."""
         wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt((wide**2).mean(-1, keepdims=True) + self.eps)
+        wide = wide * inverse_root((wide**2).mean(-1, keepdims=True) + self.eps, scale)
         if self.weight is not None:
             wide = wide * self.weight
         return wide.astype(x.dtype)
+
+
+def inverse_root(square: Array, name: str | None) -> Array:
+    """Return `1 / sqrt(square)`, of which the root is a site if it has a name.
+
+    Where each head has a norm to itself, as in runs of circuits, there is no site.
+    """
+    inverse = jax.lax.rsqrt(square)
+    if name is None or square.ndim != 2:
+        return inverse
+    root = jnp.sqrt(square)
+    scale = site(name, root, SCALE)
+    # The ratio of a scale that an edit leaves as it is is 1, bit for bit.
+    return inverse * (root / scale) if edited(name) else inverse
 
 
 class GELU(eqx.Module):

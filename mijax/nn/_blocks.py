@@ -1,12 +1,22 @@
 """Residual blocks."""
 
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
 from jaxtyping import Array
 
-from mijax.core import AbstractBlock, AbstractCached, AbstractRows, AbstractStream, Past
+from mijax.core import (
+    AbstractBlock,
+    AbstractCached,
+    AbstractRows,
+    AbstractStream,
+    Past,
+    site,
+)
+from mijax.core.internal import edited
 from mijax.nn._attention import Attention
 from mijax.nn._basic import Identity, LayerNorm, RMSNorm
 from mijax.nn._mlp import AbstractMLP
@@ -36,7 +46,9 @@ class Block(AbstractBlock):
         """Computes the block; see `AbstractBlock`."""
         z = attend(self, stream, rows, past)
         stream = write_heads(self, stream.keep(rows), z).mark("resid_mid")
-        mlp = self.mlp(stream.read("mlp_in", norm=self.norm_2))
+        mlp = self.mlp(
+            stream.read("mlp_in", norm=scaled(self.norm_2, "mlp_norm_scale"))
+        )
         return stream.add("mlp_out", mlp)
 
 
@@ -65,7 +77,9 @@ class ParallelBlock(AbstractBlock):
         """Computes the block; see `AbstractBlock`."""
         z = attend(self, stream, rows, past)
         stream = stream.keep(rows)
-        mlp = self.mlp(stream.read("mlp_in", norm=self.norm_2))
+        mlp = self.mlp(
+            stream.read("mlp_in", norm=scaled(self.norm_2, "mlp_norm_scale"))
+        )
         return write_heads(self, stream, z).add("mlp_out", mlp)
 
 
@@ -96,9 +110,10 @@ class SandwichBlock(AbstractBlock):
     ) -> Any:
         """Computes the block; see `AbstractBlock`."""
         z = attend(self, stream, rows, past)
-        out = self.norm_2(self.attention.out(z))
+        out = self.norm_2(heads_out(self.attention, z))
         stream = stream.keep(rows).add("attn_out", out).mark("resid_mid")
-        out = self.norm_4(self.mlp(stream.read("mlp_in", norm=self.norm_3)))
+        norm = scaled(self.norm_3, "mlp_norm_scale")
+        out = self.norm_4(self.mlp(stream.read("mlp_in", norm=norm)))
         return stream.add("mlp_out", out)
 
 
@@ -126,10 +141,30 @@ class AttentionBlock(AbstractBlock):
 def attend(block: Any, stream: Any, rows: AbstractRows, past: Past | None) -> Array:
     """Reads the stream for queries, keys and values, and mixes the values."""
     attention = block.attention
-    inputs = stream.read("q", "k", "v", heads=attention.heads, norm=block.norm_1)
+    norm = scaled(block.norm_1, "attn_norm_scale")
+    inputs = stream.read("q", "k", "v", heads=attention.heads, norm=norm)
     return attention(inputs, rows, past)
 
 
 def write_heads(block: Any, stream: Any, z: Array) -> Any:
     """Adds what every head writes."""
-    return stream.write("attn_out", z, block.attention.w_o, block.attention.b_o)
+    attention = block.attention
+    out = heads_out(attention, z)
+    if edited("result"):
+        return stream.add("attn_out", out)
+    return stream.write("attn_out", z, attention.w_o, attention.b_o)
+
+
+def heads_out(attention: Attention, z: Array) -> Array:
+    """Returns the output of attention, to which each head's part is a site."""
+    each = jnp.einsum("nhd,hde->nhe", z, attention.w_o)
+    result = site("result", each, "position head embed")
+    out = attention.out(z)
+    # Heads that an edit leaves as they are change nothing, bit for bit.
+    return out + (result - each).sum(1) if edited("result") else out
+
+
+def scaled(norm: Any, name: str) -> Any:
+    """Returns a norm that marks the number it divides by."""
+    known = isinstance(norm, LayerNorm | RMSNorm)
+    return partial(norm, scale=name) if known else norm

@@ -41,7 +41,8 @@ class MLP(AbstractMLP):
 class GatedMLP(AbstractMLP):
     """`w_out @ (activation(w_gate @ x) * (w_in @ x))` (Shazeer 2020, arXiv:2002.05202).
 
-    `mlp_pre` is the gate's input to the activation, `mlp_post` the product.
+    `mlp_pre` is the gate's input to the activation and `mlp_gate` its output; `mlp_up`
+    is the other factor, and `mlp_post` the product.
     """
 
     w_gate: Float[Array, "*layer embed mlp"]
@@ -53,5 +54,7 @@ class GatedMLP(AbstractMLP):
     def __call__(self, x: Float[Array, "rows embed"]) -> Float[Array, "rows embed"]:
         """Computes the MLP at the rows."""
         pre = site("mlp_pre", x @ self.w_gate, MLP_AXES)
-        post = self.product("nm,nm->nm", self.activation(pre), x @ self.w_in)
+        gate = site("mlp_gate", self.activation(pre), MLP_AXES)
+        up = site("mlp_up", x @ self.w_in, MLP_AXES)
+        post = self.product("nm,nm->nm", gate, up)
         return site("mlp_post", post, MLP_AXES) @ self.w_out
