@@ -21,6 +21,7 @@ reference implementation on a tiny random model whose norms and biases are not t
 from mijax.models._attention_only import AttentionOnlySpec as AttentionOnlySpec
 from mijax.models._cifar_resnet import CifarResNet as CifarResNet
 from mijax.models._cifar_resnet import CifarResNetSpec as CifarResNetSpec
+from mijax.models._coco import COCO_NAMES as COCO_NAMES
 from mijax.models._config import HubConfig as HubConfig
 from mijax.models._config import read_hub_config as read_hub_config
 from mijax.models._detections import Detections as Detections

@@ -14,6 +14,7 @@ from mijax.viz._heatmap import attention_grid as attention_grid
 from mijax.viz._heatmap import heatmap as heatmap
 from mijax.viz._heatmap import heatmaps as heatmaps
 from mijax.viz._html import Page as Page
+from mijax.viz._image_boxes import image_boxes as image_boxes
 from mijax.viz._images import image_grid as image_grid
 from mijax.viz._labels import readable as readable
 from mijax.viz._page import attention_page as attention_page
