@@ -1,8 +1,13 @@
-"""Random weights of tiny models, which NumPy makes from their names."""
+"""Files of tiny models; NumPy makes their weights from their names."""
 
+import json
 import zlib
+from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import save_file
+
+GOLDEN = Path(__file__).parent / "golden" / "families"
 
 
 def weights(shapes):
@@ -21,3 +26,21 @@ def one(name, shape):
     else:
         value = 0.3 * noise
     return value.astype(np.float32)
+
+
+def golden(name):
+    return np.load(GOLDEN / f"{name}.npz")
+
+
+def text(array):
+    return json.loads(array.tobytes())
+
+
+def write(folder, name, change=None):
+    """Writes the folder that transformers saved, with a change of its config."""
+    arrays = golden(name)
+    config, tensors = text(arrays["config"]), weights(text(arrays["shapes"]))
+    (change or (lambda config, tensors: None))(config, tensors)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors, folder / "model.safetensors")
+    return folder
