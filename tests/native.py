@@ -121,13 +121,13 @@ def native(name):
     old, keys = model("gpt2"), iter(jax.random.split(jax.random.key(11), 12))
     norm = nn.RMSNorm(1 + draw(next(keys), EMBED))
     mixer = Mixer(
-        draw(next(keys), EMBED, INNER),
+        draw(next(keys), EMBED, INNER, scale=0.15),
         draw(next(keys), TAPS, INNER, scale=0.6),
         draw(next(keys), INNER, INNER, scale=1.0),
-        draw(next(keys), INNER, SIZE, scale=0.6),
-        draw(next(keys), INNER, SIZE, scale=0.6),
+        draw(next(keys), INNER, SIZE, scale=0.25),
+        draw(next(keys), INNER, SIZE, scale=0.25),
     )
-    w_out, attention = draw(next(keys), INNER, EMBED, scale=1.5), old.blocks.attention
+    w_out, attention = draw(next(keys), INNER, EMBED), old.blocks.attention
     blocks = {
         "recurrent": RecurrentBlock(norm, mixer, w_out),
         "hybrid": HybridBlock(norm, attention, mixer, w_out),

@@ -48,6 +48,21 @@ class AbstractCached(eqx.Module):
             position: position of the token in each prompt.
         """
 
+    def at_lanes(
+        self,
+        past: Shaped[Array, "prompt ..."],
+        prompt: Int[Array, " lane"],
+        start: Int[Array, " lane"],
+    ) -> Shaped[Array, "..."]:
+        """Return the past that a block is given for the lanes of a sweep.
+
+        Args:
+            past: the value in the unedited run, one layer.
+            prompt: prompt of each lane.
+            start: first position that each lane runs.
+        """
+        return past
+
 
 @final
 class PerToken(AbstractCached):
@@ -107,6 +122,15 @@ class Recurrent(AbstractCached):
     ) -> Shaped[Array, "..."]:
         """Return the state after the last token; padding has not entered it."""
         return value[last]
+
+    def at_lanes(
+        self,
+        past: Shaped[Array, "prompt seq ..."],
+        prompt: Int[Array, " lane"],
+        start: Int[Array, " lane"],
+    ) -> Shaped[Array, "lane ..."]:
+        """Return the state before each lane's first row."""
+        return past[prompt, jnp.maximum(start - 1, 0)]
 
     def extend(
         self, past: Shaped[Array, "layer prompt ..."], total: int

@@ -7,7 +7,7 @@ from jaxtyping import Array, Int
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core._block import stated
-from mijax.core._cached import AbstractCached
+from mijax.core._cached import AbstractCached, Fixed
 from mijax.core._model import AbstractModel
 from mijax.core._sites import Sites
 from mijax.core._tokens import padded_lengths
@@ -33,6 +33,15 @@ def check_cache(model: AbstractModel, verb: str) -> Mapping[str, AbstractCached]
             "nn.Attention.cache`."
         )
     return found
+
+
+def mixes_once(kinds: Mapping[str, AbstractCached]) -> bool:
+    """Return True if tokens are mixed in one place of a block, its attention.
+
+    After it a block goes on with `stream.keep(rows)`, so that the last block computes
+    only the rows that are read. One that mixes tokens again needs every row.
+    """
+    return {n for n, kind in kinds.items() if not isinstance(kind, Fixed)} == {"k", "v"}
 
 
 def check_keys(model: AbstractModel, verb: str) -> None:

@@ -10,8 +10,10 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from mijax.core._block import apply_block
+from mijax.core._check_stated import check_cache, mixes_once
 from mijax.core._edits import AbstractEdit, Compose, Placed, edit
 from mijax.core._held import held
+from mijax.core._keeping import cached
 from mijax.core._metric import AbstractMetric, wide
 from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._packed import Packed, Reads
@@ -22,11 +24,13 @@ from mijax.core._sources import moved
 
 
 class Base(eqx.Module):
-    """The unedited run: what lanes reuse, and what the metric says of it."""
+    """The unedited run: what lanes reuse, and what the metric says of it.
+
+    `past` is the blocks' cache, a value per token and kind.
+    """
 
     x: Float[Array, "layer prompt seq embed"]
-    k: Float[Array, "layer prompt seq heads head_dim"]
-    v: Float[Array, "layer prompt seq heads head_dim"]
+    past: dict[str, Float[Array, "layer prompt ..."]]
     last: Float[Array, "prompt seq embed"]
     site: Float[Array, "..."]
     reads: Int[Array, "prompt reads"]
@@ -55,10 +59,10 @@ def run_base(
         lengths: number of tokens before padding, where the model is not causal.
 
     Returns:
-        The residual stream, keys and values at every layer, the last residual stream,
-        and the site's activations (with a layer axis of 1 outside the blocks).
+        The residual stream and the cache at every layer, the last residual stream, and
+        the site's activations (with a layer axis of 1 outside the blocks).
     """
-    seq = tokens.shape[1]
+    seq, kinds = tokens.shape[1], check_cache(model, "A sweep")
     edits = empty() if edits is None else edits
     # A block that is run again applies its edit at `resid_pre` again, so then what is
     # kept is what the block before it returned.
@@ -71,24 +75,25 @@ def run_base(
 
         def select(kept: Any, acts: Any, layer: Array) -> Any:
             of_site = getattr(acts, site) if site in BLOCK_SITES else None
-            return kept, (getattr(acts, stream), acts.k, acts.v, of_site)
+            past = cached(acts, kinds, rows)
+            return kept, (getattr(acts, stream), past, of_site)
 
-        want = {stream, "k", "v", *({site} & set(BLOCK_SITES))}
+        want = {stream, *kinds, *({site} & set(BLOCK_SITES))}
         last, (_, kept) = scan_blocks(
             *(model, embed, edits.blocks, rows), want=want, select=select
         )
-        x, k, v, of_site = kept
+        x, past, of_site = kept
         of_site = embed[None] if of_site is None else of_site
         if stream == "resid_post":
             x = jnp.concatenate([embed[None], x[:-1]])
-        return x, k, v, of_site, last
+        return x, past, of_site, last
 
     prompts = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-    x, k, v, of_site, last = jax.vmap(one, out_axes=(1, 1, 1, 1, 0))(tokens, prompts)
+    x, past, of_site, last = jax.vmap(one, out_axes=(1, 1, 1, 0))(tokens, prompts)
     reads = jax.vmap(lambda prompt: metric.reads(prompt, seq))(prompts)
     read = jnp.take_along_axis(last, reads[..., None], axis=1)
     found = measure(model, metric, read, prompts)
-    return Base(x, k, v, last, of_site, reads, found, held(edits), lengths)
+    return Base(x, past, last, of_site, reads, found, held(edits), lengths)
 
 
 def measure(
@@ -230,7 +235,8 @@ def run_chunk(
     arrays, static = eqx.partition(model.blocks, eqx.is_array)
     reads = base.reads[tiles.prompt]
     # Reading few rows of each lane, the last block goes on with these alone.
-    narrow = reads[0].size < tiles.lane.shape[1]
+    kinds = check_cache(model, "A sweep")
+    narrow = reads[0].size < tiles.lane.shape[1] and mixes_once(kinds)
 
     def start(tile: Tile) -> Array:
         rows = tile.rows(seq)
@@ -239,13 +245,15 @@ def run_chunk(
         return edit(_at_lanes(placed, tile, empty()).embed, x, Place(rows))
 
     def block(layer: Array, x: Array, tile: Tile, read: Array | None) -> Array:
-        arrays_of, k, v = jax.tree.map(
-            lambda a: _at(a, layer), (arrays, base.k, base.v)
-        )
+        here, every = jax.tree.map(lambda a: _at(a, layer), (arrays, base.past))
+        past = {
+            name: kind.at_lanes(every[name], tile.prompt, tile.start)
+            for name, kind in kinds.items()
+        }
         place = Place(tile.rows(seq, read, base.lengths), layer)
-        one = eqx.combine(arrays_of, static)
+        one = eqx.combine(here, static)
         edits = _at_lanes(placed, tile, base.edits).blocks
-        return apply_block(one, x, edits, place, {"k": k, "v": v}, want=())[0]
+        return apply_block(one, x, edits, place, past, want=())[0]
 
     def each(one: Callable[..., Array], out: Array, layer: Any) -> Array:
         """Set `out[i] = one(i, tile, out)` for the tiles that have started."""

@@ -39,6 +39,11 @@ class EditedBlock(AbstractBlock):
         """What generation and sweeps keep of earlier tokens, as the block states it."""
         return stated(self.block, "cache")
 
+    @property
+    def masks_padding(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """True if no token of the block reads padding, as the block states it."""
+        return stated(self.block, "masks_padding")
+
     def __call__(
         self, stream: AbstractStream, rows: AbstractRows, past: Past | None = None
     ) -> Any:

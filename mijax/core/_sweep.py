@@ -26,7 +26,7 @@ from mijax.core._check import (
     check_metric,
     rows_of,
 )
-from mijax.core._check_stated import check_kept_keys, check_keys, masked_lengths
+from mijax.core._check_stated import check_cache, check_kept_keys, masked_lengths
 from mijax.core._chunk import (
     Base,
     Tile,
@@ -140,7 +140,7 @@ def sweep(
     edit = with_sources(compose(edit), over)
     placed = _only(check_edits(model, tokens, edit, operands=False, **options))
     shapes = site_shapes(model, batch.shape[1])
-    check_keys(model, "A sweep")
+    check_cache(model, "A sweep")
     grid = cells(placed, over, shapes, (batch.shape[0], batch.shape[1]), spans)
     rows = rows_of(placed, batch.shape[1], batch.shape[1])
     if isinstance(over, Mapping) and over.get("position") is not None:
@@ -157,7 +157,7 @@ def sweep(
     values = np.repeat(np.asarray(base.metric), cell_count, axis=0)
     work = Work(len(values))
     if lanes.cell.size:
-        plan = pack(lanes, _cost(shapes, batch.shape[1], lanes), chunks.memory)
+        plan = pack(lanes, _cost(shapes, batch.shape[1], lanes, base), chunks.memory)
         sizes = (plan.rows, plan.per_chunk)
         job = (model, batch, placed, before, measured, lanes, sizes, grid)
         job += () if masked is None else (masked,)
@@ -213,19 +213,26 @@ def _only(edits: Sites[Any]) -> Placed:
     return placed
 
 
-def _cost(shapes: Sites[Any], seq: int, lanes: Lanes) -> Cost:
+def _cost(shapes: Sites[Any], seq: int, lanes: Lanes, base: Base) -> Cost:
     """Estimates the working memory of a row and of a lane."""
     blocks = shapes.blocks
     size = blocks.resid_pre.dtype.itemsize
     embed = blocks.resid_pre.shape[-1]
     mlp = 0 if blocks.mlp_post is None else blocks.mlp_post.shape[-1]
-    heads, head_dim = blocks.z.shape[-2:]
+    heads, head_dim = (0, 0) if blocks.z is None else blocks.z.shape[-2:]
     width = int(lanes.length.max())
+    # Of one token, beyond the keys and values that are counted with the heads.
+    state = sum(
+        int(np.prod(value.shape[3:]))
+        for name, value in base.past.items()
+        if name not in ("k", "v")
+    )
     return Cost(
         layers=blocks.resid_pre.shape[0],
         state_bytes=size * embed,
         row_bytes=size * (6 * embed + 3 * mlp + 4 * heads * head_dim),
-        lane_bytes=heads * (12 * width * seq + 2 * size * head_dim * (seq + width)),
+        lane_bytes=heads * (12 * width * seq + 2 * size * head_dim * (seq + width))
+        + 3 * size * state * width,
         overhead=layer_overhead(),
         row_flops=2 * embed * (4 * heads * head_dim + 3 * mlp),
     )

@@ -93,6 +93,7 @@ class SandwichBlock(AbstractBlock):
     """
 
     cache: ClassVar[Mapping[str, AbstractCached] | None] = Attention.cache
+    masks_padding: ClassVar[bool] = True
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"norm_1": "attention", "norm_3": "mlp"}
     )

@@ -268,7 +268,7 @@ def finish(
         )
 
     def step(layer: Array, x: Array, reads: Reads | None = None) -> Array:
-        past = {"k": base.k[layer], "v": base.v[layer]}
+        past = {name: value[layer] for name, value in base.past.items()}
         return run_block(block_at(model, layer), x, rows(reads), past)
 
     x = jax.lax.fori_loop(layer, layers - 1, step, x.reshape(-1, embed))
