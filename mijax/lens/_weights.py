@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -66,8 +67,7 @@ def tables_of(
 ) -> tuple[Float[np.ndarray, "vocab embed"], Float[np.ndarray, "vocab embed"]]:
     """Returns the embedding, and the unembedding with the final norm in it."""
     table = np.asarray(model.embedding.weight, dtype)
-    scale = model.embedding.scale
-    embedding = table if scale is None else table * np.asarray(scale, dtype)
+    embedding = np.asarray(model.embedding(jnp.arange(len(table))), dtype)
     if model.unembedding is not None:
         table = np.asarray(model.unembedding.weight, dtype)
     return embedding, through(model.norm, table, axis=1)

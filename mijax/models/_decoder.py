@@ -21,6 +21,7 @@ from mijax.models._init import Normal, layer_norm, rms_norm
 from mijax.models._leaves import head_sizes
 from mijax.nn import (
     MLP,
+    Alibi,
     Attention,
     Block,
     Embedding,
@@ -35,6 +36,7 @@ from mijax.nn import (
 FREQUENCY = "blocks.attention.rotary.frequency"
 SCALE = "blocks.attention.rotary.scale"
 WINDOW = "blocks.attention.window"
+SLOPE = "blocks.attention.alibi.slope"
 # The window of a layer that reads every token before its own.
 EVERY = 2**31 - 1
 
@@ -178,6 +180,7 @@ def attention(
         w_o=normal(n, heads, head_dim, embed),
         rotary=rotary,
         window=stored.get(WINDOW),
+        alibi=Alibi(stored[SLOPE]) if SLOPE in stored else None,
         **values,
     )
 

@@ -8,6 +8,7 @@ from jaxtyping import PRNGKeyArray
 
 from mijax._errors import LoadError, nearest
 from mijax.models._attention_only import ATTENTION_ONLY
+from mijax.models._bloom import BLOOM
 from mijax.models._family import Family, Preset
 from mijax.models._gemma import GEMMA
 from mijax.models._gemma2 import GEMMA2
@@ -49,6 +50,7 @@ FAMILIES: tuple[Family, ...] = (
     GPT_NEO,
     GPTJ,
     OPT,
+    BLOOM,
     ATTENTION_ONLY,
 )
 

@@ -175,7 +175,7 @@ def fused(spec: Any, name: str, *, by_head: bool) -> list[Rule]:
             {f"blocks.attention.w_{x}": weight(i) for i, x in enumerate("qkv")},
         )
     ]
-    if spec.bias:
+    if getattr(spec, "bias", True):
         into = {f"blocks.attention.b_{x}": bias(i) for i, x in enumerate("qkv")}
         found.append(Rule(f"{name}.bias", (width,), into))
     return found

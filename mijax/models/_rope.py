@@ -19,7 +19,7 @@ def frequencies(theta: float, rotated: int) -> Float[np.ndarray, " half"]:
     return theta ** -(np.arange(0, rotated, 2) / rotated)
 
 
-def llama3(
+def stretched(
     frequency: Float[np.ndarray, " half"],
     *,
     factor: float,

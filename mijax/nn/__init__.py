@@ -3,6 +3,7 @@
 from mijax.nn._attention import Attention as Attention
 from mijax.nn._basic import GELU as GELU
 from mijax.nn._basic import AcrossHeads as AcrossHeads
+from mijax.nn._basic import Alibi as Alibi
 from mijax.nn._basic import Embedding as Embedding
 from mijax.nn._basic import Identity as Identity
 from mijax.nn._basic import LayerNorm as LayerNorm

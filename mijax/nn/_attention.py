@@ -12,6 +12,7 @@ from mijax.core import AbstractCached, AbstractRows, Past, PerToken, site
 from mijax.core.internal import HEADS, edited
 from mijax.nn._basic import (
     AcrossHeads,
+    Alibi,
     Identity,
     LayerNorm,
     Product,
@@ -43,6 +44,7 @@ class Attention(eqx.Module):
             `scores` comes after it: scores are what the softmax reads, up to the mask.
         window: tokens that a query reads, its own included, one number for each layer;
             `None` reads all tokens before it in every layer.
+        alibi: bias of the scores by distance; `scores` come after it.
     """
 
     w_q: Float[Array, "*layer embed heads head_dim"]
@@ -63,6 +65,7 @@ class Attention(eqx.Module):
     scale: float | None = eqx.field(static=True, default=None)
     cap: Identity | SoftCap = Identity()
     window: Int[Array, "*layer"] | None = None
+    alibi: Alibi | None = None
 
     cache: ClassVar[Mapping[str, AbstractCached]] = MappingProxyType(
         {"k": PerToken(), "v": PerToken()}
@@ -145,6 +148,8 @@ class Attention(eqx.Module):
         scale = head_dim**-0.5 if self.scale is None else self.scale
         scores = scale * self.product("...qhgd,...khd->...hgqk", queries, keys)
         scores = self.cap(scores.reshape(*scores.shape[:-4], heads, *scores.shape[-2:]))
+        if self.alibi is not None:
+            scores = self.alibi(scores, asking.distance())
         scores = asking.mark_grid("scores", scores)
         real = None if self.causal else rows.real_keys()
         reads = jnp.expand_dims(asking.causal(self.window), -3) if self.causal else real

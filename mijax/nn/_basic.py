@@ -1,5 +1,7 @@
 """Embeddings, norms, activations and rotary positions."""
 
+from collections.abc import Callable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,18 +16,20 @@ SCALE = "position scale"
 class Embedding(eqx.Module):
     """A table with one row per token or position, `scale * weight[n, embed]`.
 
-    `scale` is rounded to the precision of the weights, as Gemma does.
+    `scale` is rounded to the precision of the weights, as Gemma does. `norm` is
+    applied to the rows (Bloom).
     """
 
     weight: Float[Array, "n embed"]
     scale: float | None = eqx.field(static=True, default=None)
+    norm: Callable[[Array], Array] | None = None
 
     def __call__(self, index: Int[Array, "*rows"]) -> Float[Array, "*rows embed"]:
         """Looks up rows."""
         rows = self.weight[index]
-        return (
-            rows if self.scale is None else rows * jnp.asarray(self.scale, rows.dtype)
-        )
+        if self.scale is not None:
+            rows = rows * jnp.asarray(self.scale, rows.dtype)
+        return rows if self.norm is None else self.norm(rows)
 
 
 class Unembedding(eqx.Module):
@@ -45,6 +49,27 @@ class Unembedding(eqx.Module):
             return logits if self.bias is None else logits + self.bias
         logits = jnp.einsum("...d,...kd->...k", x, self.weight[ids])
         return logits if self.bias is None else logits + self.bias[ids]
+
+
+class Alibi(eqx.Module):
+    r"""Subtracts a head's slope times the distance from every score.
+
+    $s_{qk} - m_h (q - k)$ (Press et al. 2022, arXiv:2108.12409).
+
+    Attributes:
+        slope: $m_h$, one for each head.
+    """
+
+    slope: Float[Array, "*layer heads"]
+
+    def __call__(
+        self,
+        scores: Float[Array, "*lane heads seq key_seq"],
+        distance: Int[Array, "*lane seq key_seq"],
+    ) -> Float[Array, "*lane heads seq key_seq"]:
+        """Adds the bias to scores."""
+        far = jnp.expand_dims(distance, -3).astype(jnp.float32)
+        return scores - (self.slope[:, None, None] * far).astype(scores.dtype)
 
 
 class Identity(eqx.Module):

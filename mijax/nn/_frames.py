@@ -97,6 +97,11 @@ def centre_writing(model: Transformer) -> Transformer:
                 "centre_writing needs LayerNorm, which ignores the mean of the "
                 f"residual stream; {type(norm).__name__} of this model reads it."
             )
+    if model.embedding.norm is not None:
+        raise FrameError(
+            "centre_writing needs an embedding without a norm; this one has "
+            f"{type(model.embedding.norm).__name__}."
+        )
     head = untied(model)
     attention, embedding, positions = blocks.attention, model.embedding, model.positions
     attention = replace(

@@ -38,7 +38,10 @@ def test_what_a_config_does_not_say_is_refused(name, tmp_path):
 # Numbers of parameters of the published weights, by preset.
 PARAMETERS = {
     "gpt2": 124_439_808,
+    "llama-2-7b": 6_738_415_616,
+    "llama-3.1-8b": 8_030_261_248,
     "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
     "smollm2-135m": 134_515_008,
     "mistral-7b-v0.1": 7_241_732_096,
     "mistral-7b-v0.3": 7_248_023_552,
@@ -65,6 +68,7 @@ PARAMETERS = {
     "gemma-2-27b": 27_227_128_320,
     "gemma-3-270m": 268_098_176,
     "gemma-3-1b": 999_885_952,
+    "bloom-560m": 559_214_592,
     "gpt-neo-125m": 125_198_592,
     # With a second copy of the norm that attention and MLP share.
     "gpt-j-6b": 6_050_882_784 + 28 * 2 * 4096,
