@@ -64,6 +64,8 @@ from mijax.models._phi import PhiSpec as PhiSpec
 from mijax.models._phi3 import Phi3Spec as Phi3Spec
 from mijax.models._qwen2 import Qwen2Spec as Qwen2Spec
 from mijax.models._qwen3 import Qwen3Spec as Qwen3Spec
+from mijax.models._sharding import Sharding as Sharding
+from mijax.models._sharding import shard as shard
 from mijax.models._smollm3 import SmolLM3Spec as SmolLM3Spec
 from mijax.models._yolo26 import DetectorOutput as DetectorOutput
 from mijax.models._yolo26 import Yolo26 as Yolo26

@@ -20,6 +20,7 @@ from jaxtyping import PRNGKeyArray
 from mijax._errors import LoadError, nearest
 from mijax.io import Gguf, Tensors
 from mijax.io.internal import check_weights
+from mijax.models._parts import Parts, Placing
 
 Into = Mapping[str, Callable[[np.ndarray], np.ndarray]]
 # Arrays, or the shapes of arrays.
@@ -113,7 +114,13 @@ class Family:
 
 
 def assemble(
-    family: Family, spec: Any, source: Tensors, table: Table, dtype: DTypeLike
+    family: Family,
+    spec: Any,
+    source: Tensors,
+    table: Table,
+    dtype: DTypeLike,
+    *,
+    place: Placing | None = None,
 ) -> Any:
     """Builds a model of a weight file, using every tensor exactly once.
 
@@ -126,6 +133,8 @@ def assemble(
         source: the weight file.
         table: its names.
         dtype: precision of the weights.
+        place: where each weight belongs, by its path and shape; the default device if
+            it is not given.
 
     Returns:
         The model.
@@ -143,10 +152,13 @@ def assemble(
     leaves = leaf_shapes(skeleton)
     arrays: dict[str, jax.Array] = {}
     for rule in rules:
-        arrays |= read_rule(rule, source, names, leaves, spec.layers)
+        parts = {name: Parts(name, leaves[name], place) for name in rule.into}
+        read_rule(rule, source, names, parts, spec.layers)
+        arrays |= {name: parts.pop(name).array() for name in rule.into}
     for name, twin in table.same.items():
         check_same(source, names, name, twin)
-    return fill_tree(skeleton, family.computed(spec) | arrays, str(source.path))
+    arrays = family.computed(spec) | arrays
+    return fill_tree(skeleton, arrays, str(source.path), place=place)
 
 
 def leaf_shapes(tree: Any) -> Leaves:
@@ -160,13 +172,20 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def fill_tree(skeleton: Any, arrays: Mapping[str, Any], where: str) -> Any:
+def fill_tree(
+    skeleton: Any,
+    arrays: Mapping[str, Any],
+    where: str,
+    *,
+    place: Placing | None = None,
+) -> Any:
     """Puts named arrays into a skeleton.
 
     Args:
         skeleton: a tree of shapes.
         arrays: an array for each of its leaves.
         where: what error messages name.
+        place: where each array belongs; the default device if it is not given.
 
     Returns:
         The tree.
@@ -191,7 +210,9 @@ def fill_tree(skeleton: Any, arrays: Mapping[str, Any], where: str) -> Any:
                 f"{where}: '{name}' has shape {array.shape}, the spec asks for "
                 f"{leaf.shape}. Use the spec that belongs to the weights."
             )
-        return array
+        return (
+            array if place is None else jax.device_put(array, place(name, leaf.shape))
+        )
 
     return jax.tree_util.tree_map_with_path(put, skeleton)
 
@@ -261,17 +282,19 @@ def each_layer(rule: Rule, layers: int) -> list[str]:
 
 
 def read_rule(
-    rule: Rule, source: Tensors, names: Mapping[str, str], leaves: Leaves, layers: int
-) -> dict[str, jax.Array]:
+    rule: Rule,
+    source: Tensors,
+    names: Mapping[str, str],
+    parts: Mapping[str, Parts],
+    layers: int,
+) -> None:
     """Reads the tensors of a rule into the leaves that they fill."""
-    out = {leaf: np.empty(leaves[leaf].shape, leaves[leaf].dtype) for leaf in rule.into}
     stacked = "{layer}" in rule.name
     for layer, name in enumerate(each_layer(rule, layers)):
         real = names[name]
         tensor = check_weights(source.read(real), real, source.path)
         for leaf, transform in rule.into.items():
-            out[leaf][layer if stacked else ...] = transform(tensor)
-    return {leaf: jnp.asarray(out.pop(leaf)) for leaf in tuple(out)}
+            parts[leaf].fill(layer if stacked else None, transform(tensor))
 
 
 def check_same(source: Tensors, names: Mapping[str, str], name: str, twin: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from mijax._errors import LoadError, nearest
@@ -37,6 +38,8 @@ from mijax.models._init import check_dtype
 from mijax.models._llama import LLAMA
 from mijax.models._llama2c import Llama2c, is_llama2c, llama2c_tokenizer
 from mijax.models._native import read_checkpoint, read_native
+from mijax.models._parts import Placing
+from mijax.models._sharding import Sharding, placing, put
 from mijax.nn import Transformer
 
 # Name, and the installed package that carries the model as a GGUF file.
@@ -91,7 +94,11 @@ class Loaded:
 
 
 def load(
-    name_or_path: str | os.PathLike[str], *, dtype: DTypeLike = jnp.float32
+    name_or_path: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    mesh: Mesh | None = None,
+    sharding: Sharding | None = None,
 ) -> Loaded:
     """Loads a model.
 
@@ -114,6 +121,10 @@ def load(
             A name wins over a folder that is called the same; write `./name` for that.
         dtype: precision of the weights, such as `"bfloat16"`; rotary frequencies stay
             in float32.
+        mesh: devices over which the weights are spread while they are read, so that
+            no device holds more than its part.
+        sharding: which axes of weights are split over which axes of the mesh;
+            `Sharding()` by default.
 
     Returns:
         The model, its tokenizer, spec, source and digest.
@@ -121,15 +132,17 @@ def load(
     Raises:
         LoadError: no such model, a file that is broken or unsafe, or a model that is
             not supported.
-        ConfigError: a dtype that is not of floating-point numbers.
+        ConfigError: a dtype that is not of floating-point numbers, or a mesh along
+            which nothing is split.
         NetworkError: the hub cannot be reached.
     """
     check_dtype(dtype)
+    place = None if mesh is None else placing(mesh, sharding)
     name, path = os.fspath(name_or_path), Path(name_or_path)
     if name in EMBEDDED_NAMES:
-        return load_folder(EMBEDDED / name, name, dtype)
+        return load_folder(EMBEDDED / name, name, dtype, place)
     if name in WHEELS:
-        return load_gguf(find_wheel(name), name, dtype)
+        return load_gguf(find_wheel(name), name, dtype, place)
     if name in presets():
         hub_id = presets()[name].hub
         if hub_id is None:
@@ -137,30 +150,33 @@ def load(
                 f"'{name}' has no published weights. Make random ones with "
                 f"mijax.models.init('{name}', key), or load a folder."
             )
-        return load_folder(download_model(hub_id), name, dtype)
+        return load_folder(download_model(hub_id), name, dtype, place)
     if path.is_dir():
-        return load_folder(path, name, dtype)
+        return load_folder(path, name, dtype, place)
     if path.suffix == ".gguf" or is_llama2c(path):
         load_file = load_gguf if path.suffix == ".gguf" else load_llama2c
-        return load_file(path, name, dtype)
+        return load_file(path, name, dtype, place)
     refuse_file(path)
     if HUB_ID.fullmatch(name):
-        return load_folder(download_model(name), name, dtype)
+        return load_folder(download_model(name), name, dtype, place)
     hint = nearest(name, [*WHEELS, *EMBEDDED_NAMES, *presets()])
     raise LoadError(f"There is no model or folder '{name}'.{hint}")
 
 
-def load_folder(folder: Path, source: str, dtype: DTypeLike) -> Loaded:
+def load_folder(
+    folder: Path, source: str, dtype: DTypeLike, place: Placing | None
+) -> Loaded:
     """Loads a folder of any kind."""
     if is_checkpoint(folder):
         model, spec = read_checkpoint(folder, checkpoint_metadata(folder), dtype)
+        model = model if place is None else put(model, place)
         files = [file for file in folder.rglob("*") if file.is_file()]
         return Loaded(model, tokenizer_in(folder, {}), spec, source, digest(files))
     path = folder / "config.json"
     config = read_json(path)
     tensors = open_weights(folder)
     if "mijax" in config:
-        model, spec = read_native(config, str(path), tensors, dtype)
+        model, spec = read_native(config, str(path), tensors, dtype, place)
     else:
         family = family_named(config.get("model_type"), str(path))
         if family.from_config is None or family.table is None:
@@ -170,7 +186,7 @@ def load_folder(folder: Path, source: str, dtype: DTypeLike) -> Loaded:
             )
         spec = family.from_config(config, str(path))
         check_heads(spec, str(path))
-        model = assemble(family, spec, tensors, family.table(spec), dtype)
+        model = assemble(family, spec, tensors, family.table(spec), dtype, place=place)
     text = tokenizer_in(folder, config)
     # Last, since errors of the readers above say more about what is wrong.
     check_files(folder)
@@ -210,7 +226,9 @@ class SpecialTokens:
     eos_token_id: TokenIds = None
 
 
-def load_gguf(path: Path, source: str, dtype: DTypeLike) -> Loaded:
+def load_gguf(
+    path: Path, source: str, dtype: DTypeLike, place: Placing | None
+) -> Loaded:
     """Loads a GGUF file."""
     gguf = Gguf(path)
     architecture = gguf.record(General).architecture
@@ -223,17 +241,19 @@ def load_gguf(path: Path, source: str, dtype: DTypeLike) -> Loaded:
         )
     spec = family.from_gguf(gguf)
     check_heads(spec, str(path))
-    model = assemble(family, spec, gguf, family.gguf_table(spec), dtype)
+    model = assemble(family, spec, gguf, family.gguf_table(spec), dtype, place=place)
     text, reason = gguf_tokenizer(gguf)
     return Loaded(model, text, spec, source, digest(gguf.files), reason)
 
 
-def load_llama2c(path: Path, source: str, dtype: DTypeLike) -> Loaded:
+def load_llama2c(
+    path: Path, source: str, dtype: DTypeLike, place: Placing | None
+) -> Loaded:
     """Load a file of llama2.c."""
     file = Llama2c(path)
     spec = file.spec()
     assert LLAMA.gguf_table is not None
-    model = assemble(LLAMA, spec, file, LLAMA.gguf_table(spec), dtype)
+    model = assemble(LLAMA, spec, file, LLAMA.gguf_table(spec), dtype, place=place)
     text, reason = llama2c_tokenizer(path, spec.vocab)
     return Loaded(model, text, spec, source, digest(file.files), reason)
 

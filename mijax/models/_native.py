@@ -28,6 +28,7 @@ from mijax.io.internal import check_weights
 from mijax.models._config import TokenIds, check_heads
 from mijax.models._families import family_named, family_of
 from mijax.models._family import Family, fill_tree, leaf_shapes
+from mijax.models._parts import Placing
 from mijax.nn import FRAMES, Transformer
 
 VERSION = 1
@@ -141,13 +142,18 @@ def build(
 
 
 def read_native(
-    config: Mapping[str, Any], path: str, tensors: Tensors, dtype: DTypeLike
+    config: Mapping[str, Any],
+    path: str,
+    tensors: Tensors,
+    dtype: DTypeLike,
+    place: Placing | None,
 ) -> tuple[Transformer, Any]:
     """Builds the model of a folder that `save` wrote."""
     family, spec, frame = read_description(config, path)
     check_sizes(spec, tensors.shapes, str(tensors.path))
     skeleton = framed(family, spec, frame, dtype)
-    return fill_tree(skeleton, Lazy(tensors, whole(skeleton)), str(tensors.path)), spec
+    arrays = Lazy(tensors, whole(skeleton))
+    return fill_tree(skeleton, arrays, str(tensors.path), place=place), spec
 
 
 def read_checkpoint(
