@@ -323,15 +323,18 @@ def run_chunk_jit(
 @eqx.filter_jit
 def run_chunks_on(
     mesh: Mesh,
+    over: tuple[str, ...],
     shared: tuple[AbstractModel, AbstractMetric, Placed, Base],
     chunks: Tile,
 ) -> Float[Array, "device tile lane ..."]:
-    """Runs one chunk per device.
+    """Runs one chunk per device, or per group of devices that hold a model together.
 
     Args:
         mesh: the devices.
-        shared: the first arguments of `run_chunk`, on every device.
-        chunks: a chunk per device; every array has a leading device axis.
+        over: axes of the mesh that tell the groups apart. Along the others the
+            compiler follows the sharding of the weights.
+        shared: the first arguments of `run_chunk`.
+        chunks: a chunk per group; every array has a leading axis of groups.
 
     Returns:
         The metric per lane.
@@ -343,10 +346,13 @@ def run_chunks_on(
         tiles = jax.tree.map(lambda a: a[0], chunks)
         return run_chunk(model, metric, placed, base, tiles)[None]
 
-    lanes = PartitionSpec(mesh.axis_names)
+    lanes = PartitionSpec(over)
+    if not over:
+        return on_device(arrays, chunks)
     return jax.shard_map(
         on_device,
         mesh=mesh,
+        axis_names=set(over),
         in_specs=(PartitionSpec(), lanes),
         out_specs=lanes,
         check_vma=False,

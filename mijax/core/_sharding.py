@@ -1,10 +1,11 @@
 """Arrays spread over devices with explicit axes, which `jax.make_mesh` makes."""
 
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import jax
 from jax.core import Tracer
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mijax._errors import ShapeError
 
@@ -48,3 +49,34 @@ def _automatic(leaf: T) -> T:
     types = (AxisType.Auto,) * len(mesh.axis_names)
     same = Mesh(mesh.devices, mesh.axis_names, axis_types=types)
     return jax.device_put(leaf, NamedSharding(same, sharding.spec))
+
+
+def spare_axes(tree: Any, mesh: Mesh) -> tuple[str, ...]:
+    """Return the axes of a mesh along which no array of a model is split.
+
+    Args:
+        tree: the model.
+        mesh: the devices.
+
+    Returns:
+        Names of axes, over which other work can be spread.
+    """
+    taken = {
+        name for spec in _specs(tree, mesh) for name in jax.tree.leaves(tuple(spec))
+    }
+    return tuple(name for name in mesh.axis_names if name not in taken)
+
+
+def on_mesh(tree: Any, mesh: Mesh) -> bool:
+    """Return whether the arrays of a model are on the devices of a mesh."""
+    return any(True for _ in _specs(tree, mesh))
+
+
+def _specs(tree: Any, mesh: Mesh) -> Iterator[PartitionSpec]:
+    for leaf in jax.tree.leaves(tree):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and (
+            sharding.mesh.axis_names == mesh.axis_names
+            and sharding.device_set == set(mesh.devices.flat)
+        ):
+            yield sharding.spec

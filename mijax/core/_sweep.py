@@ -7,6 +7,7 @@ Lanes that change nothing are known without running. The rows of many lanes are 
 into one flat list (`Packed`), so shapes are static whatever the cells are.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ from mijax.core._plan import Chunks, Cost, Lanes, Plan, layer_overhead, pack
 from mijax.core._score import Metrics
 from mijax.core._several import joined
 from mijax.core._shapes import site_shapes
+from mijax.core._sharding import on_mesh, spare_axes
 from mijax.core._sites import END, Sites, filled, get
 from mijax.core._sources import with_sources
 from mijax.core._sweep_result import Sweep, Work
@@ -96,7 +98,8 @@ def sweep(
             `(output)` or `(output, example)`.
         edits: edits that stay in every run, and in the one that cells are compared
             with: noise under causal tracing, for instance.
-        mesh: devices over which chunks of lanes are spread.
+        mesh: devices over which chunks of lanes are spread, along the axes that do not
+            split the weights (see `mijax.models.load`).
         progress: called with the number of lanes done and their total; `None` draws a
             bar after three seconds in a terminal or notebook, `False` none.
         chunks: memory budget, and the file from which an interrupted sweep resumes;
@@ -162,7 +165,7 @@ def sweep(
         job = (model, batch, placed, before, measured, lanes, sizes, grid)
         job += () if masked is None else (masked,)
         call = _program(model, measured, placed, base, mesh)
-        devices = 1 if mesh is None else mesh.devices.size
+        devices = 1 if mesh is None else _groups(model, mesh)
         ready = _Job(call, devices, _feed(plan, grid))
         with Journal(chunks.resume, job) as journal:
             _run(ready, plan, values, progress, journal)
@@ -301,15 +304,24 @@ def _program(
             return run_chunk_jit(model, metric, placed, base, tiles)
 
         return alone
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    shared = eqx.filter_shard((model, metric, placed, base), everywhere)
-    spread = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    mesh = Mesh(mesh.devices, mesh.axis_names)
+    lanes, everywhere = spare_axes(model, mesh), NamedSharding(mesh, PartitionSpec())
+    metric, placed = eqx.filter_shard((metric, placed), everywhere)
+    # What is computed from a model on the mesh is there as well.
+    if not on_mesh(model, mesh):
+        model, base = eqx.filter_shard((model, base), everywhere)
+    spread = NamedSharding(mesh, PartitionSpec(lanes))
 
     def call(group: list[Tile]) -> Array:
         stacked = jax.tree.map(lambda *a: jax.device_put(np.stack(a), spread), *group)
-        return run_chunks_on(mesh, shared, stacked)
+        return run_chunks_on(mesh, lanes, (model, metric, placed, base), stacked)
 
     return call
+
+
+def _groups(model: AbstractModel, mesh: Mesh) -> int:
+    """Return the number of groups of devices that each hold a whole model."""
+    return math.prod(mesh.shape[name] for name in spare_axes(model, mesh))
 
 
 class _Job(NamedTuple):
