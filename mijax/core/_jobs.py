@@ -9,6 +9,7 @@ import numpy as np
 
 from mijax._progress import Progress
 from mijax.core._journal import Journal
+from mijax.core._sharding import everywhere
 
 
 class Piece(NamedTuple):
@@ -68,7 +69,7 @@ def run_pieces(
                     if journal.due():
                         collect()
                         journal.save(values, done)
-                waiting.append((i, pieces[i].call()))
+                waiting.append((i, everywhere(pieces[i].call())))
             collect()
             done = len(pieces)
             report()

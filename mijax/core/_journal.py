@@ -8,7 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental.multihost_utils import broadcast_one_to_all
 
 from mijax._errors import OutputError
 from mijax.core._digest import digest
@@ -21,7 +23,8 @@ SECONDS_BETWEEN_SAVES = 30.0
 class Journal:
     """Finished chunks of one job on disk; with no path it does nothing.
 
-    Used as a context manager, it keeps other processes out of the file.
+    Used as a context manager, it keeps other processes out of the file. Of several
+    processes of one job (`jax.distributed`) the first reads and writes it.
 
     Args:
         path: the file, or `None`.
@@ -32,8 +35,10 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, job: Any):
-        self.path = None if path is None else Path(path)
-        self.digest = "" if path is None else digest(job)
+        self._shared = path is not None and jax.process_count() > 1
+        first = jax.process_index() == 0
+        self.path = Path(path) if path is not None and first else None
+        self.digest = "" if self.path is None else digest(job)
         self.done = 0
         self._saved = time.monotonic()
         self._lock = contextlib.ExitStack()
@@ -58,6 +63,12 @@ class Journal:
             OutputError: if the file belongs to another job or was not written by
                 `save`, in full and as it is.
         """
+        self._read(values)
+        if self._shared:
+            kept, done = broadcast_one_to_all((values, self.done))
+            values[...], self.done = kept, int(done)
+
+    def _read(self, values: np.ndarray) -> None:
         if self.path is None or not os.path.lexists(self.path):
             return
         try:

@@ -1,5 +1,6 @@
 """Arrays spread over devices with explicit axes, which `jax.make_mesh` makes."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -65,6 +66,32 @@ def spare_axes(tree: Any, mesh: Mesh) -> tuple[str, ...]:
         name for spec in _specs(tree, mesh) for name in jax.tree.leaves(tuple(spec))
     }
     return tuple(name for name in mesh.axis_names if name not in taken)
+
+
+def everywhere(tree: T) -> T:
+    """Return results of which each of several processes holds the whole.
+
+    Each process must call it at the same point, since it communicates.
+
+    Args:
+        tree: arrays, spread over a mesh of several processes or not.
+
+    Returns:
+        The tree; with one process as it was given.
+    """
+    return tree if jax.process_count() == 1 else jax.tree.map(_everywhere, tree)
+
+
+def _everywhere(leaf: T) -> T:
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return leaf
+    assert isinstance(leaf.sharding, NamedSharding)
+    return _copied(leaf, NamedSharding(leaf.sharding.mesh, PartitionSpec()))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _copied(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(leaf, sharding)
 
 
 def on_mesh(tree: Any, mesh: Mesh) -> bool:

@@ -46,7 +46,7 @@ from mijax.core._plan import Chunks, Cost, Lanes, Plan, layer_overhead, pack
 from mijax.core._score import Metrics
 from mijax.core._several import joined
 from mijax.core._shapes import site_shapes
-from mijax.core._sharding import on_mesh, spare_axes
+from mijax.core._sharding import everywhere, on_mesh, spare_axes
 from mijax.core._sites import END, Sites, filled, get
 from mijax.core._sources import with_sources
 from mijax.core._sweep_result import Sweep, Work
@@ -305,11 +305,11 @@ def _program(
 
         return alone
     mesh = Mesh(mesh.devices, mesh.axis_names)
-    lanes, everywhere = spare_axes(model, mesh), NamedSharding(mesh, PartitionSpec())
-    metric, placed = eqx.filter_shard((metric, placed), everywhere)
+    lanes, copied = spare_axes(model, mesh), NamedSharding(mesh, PartitionSpec())
+    metric, placed = eqx.filter_shard((metric, placed), copied)
     # What is computed from a model on the mesh is there as well.
     if not on_mesh(model, mesh):
-        model, base = eqx.filter_shard((model, base), everywhere)
+        model, base = eqx.filter_shard((model, base), copied)
     spread = NamedSharding(mesh, PartitionSpec(lanes))
 
     def call(group: list[Tile]) -> Array:
@@ -368,7 +368,7 @@ def _run(
                 if journal.due():
                     collect()
                     journal.save(values, done)
-            waiting.append((i, job.call(group)))
+            waiting.append((i, everywhere(job.call(group))))
         collect()
         done = len(chunks)
         report()

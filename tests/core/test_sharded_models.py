@@ -54,6 +54,23 @@ def test_methods_equal_one_device(name, single):
     chex.assert_trees_all_close(results(sharded, mesh), single, atol=1e-5)
 
 
+def test_activations_to_train_on():
+    corpus = mijax.data.Corpus.from_ids([range(1, 60)], separator=0)
+    tokens = mijax.data.Tokens(corpus, seq=10, batch=2)
+
+    def rows(llama, mesh):
+        site = Site("resid_post", layer=1)
+        sizes = {"batch": 8, "buffer": 32, "mesh": mesh}
+        source = mijax.data.Activations(llama, tokens, site, **sizes)
+        return source.batch(source.start())[1].x
+
+    mesh, _ = MESHES["both"]
+    sharded = models.shard(model("llama"), mesh)
+    ours, single = rows(sharded, mesh), rows(model("llama"), None)
+    assert ours.sharding.spec == P("data")
+    chex.assert_trees_all_close(ours, single, atol=1e-5)
+
+
 def test_loading_reads_each_part_to_its_device(tmp_path):
     folder = Path(__file__).parents[1] / "golden" / "hf" / "llama"
     mesh = mesh_of(data=2, model=2)
