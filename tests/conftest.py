@@ -69,6 +69,7 @@ SLOW = (
     "core/test_sweep.py::test_mesh",
     "dictionaries/test_strengths.py",
     "dictionaries/test_training.py",
+    "experiment/test_distributed.py",
     "experiments/",
     "reliability/",
     "test_docs.py::test_python_blocks",

@@ -115,6 +115,7 @@ def patched(
             mijax.Patch(acts).at(site),
             over=over,
             metric=task.logit_difference(),
+            mesh=run.mesh,
             progress=progress,
             chunks=chunks,
         )

@@ -78,6 +78,8 @@ def _call(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             f"`mijax run {arguments.name}`."
         )
     result = executed(plan, arguments, quiet=True)
+    if result is None:
+        return 0
     print_verdicts(result.verdicts)
     print_place(result)
     return 0 if result.passed else 1

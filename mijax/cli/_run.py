@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from mijax._errors import ConfigError
 from mijax.cli._console import Watcher, bars, output, print_numbers, print_verdicts
+from mijax.cli._distributed import add_distributed_arguments, join
 from mijax.cli._parser import Commands, command
 from mijax.experiment import Plan, Result, execute, load, option_help
 
@@ -44,6 +45,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="show this; with NAME, the options of its config as well",
     )
+    add_distributed_arguments(parser)
 
 
 def prepared(arguments: argparse.Namespace, rest: Sequence[str]) -> Plan | None:
@@ -65,8 +67,17 @@ def prepared(arguments: argparse.Namespace, rest: Sequence[str]) -> Plan | None:
     return None
 
 
-def executed(plan: Plan, arguments: argparse.Namespace, *, quiet: bool) -> Result:
-    """Runs the experiment under progress bars."""
+def executed(
+    plan: Plan, arguments: argparse.Namespace, *, quiet: bool
+) -> Result | None:
+    """Runs the experiment under progress bars.
+
+    Returns:
+        The result; `None` in all but the first of several processes.
+    """
+    if not join(arguments):
+        execute(plan, out=arguments.out)
+        return None
     with bars() as progress:
         watcher = Watcher(progress, quiet=quiet)
         return execute(plan, out=arguments.out, observer=watcher)
@@ -77,6 +88,8 @@ def _call(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     if plan is None:
         return 0
     result = executed(plan, arguments, quiet=False)
+    if result is None:
+        return 0
     if result.numbers:
         print_numbers(result.numbers)
     if result.verdicts:

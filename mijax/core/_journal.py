@@ -63,10 +63,19 @@ class Journal:
             OutputError: if the file belongs to another job or was not written by
                 `save`, in full and as it is.
         """
-        self._read(values)
+        error = None
+        try:
+            self._read(values)
+        except OutputError as refused:
+            error = refused
         if self._shared:
-            kept, done = broadcast_one_to_all((values, self.done))
+            state = (values, np.array([self.done, error is not None]))
+            kept, (done, failed) = broadcast_one_to_all(state)
             values[...], self.done = kept, int(done)
+            if failed and error is None:
+                error = OutputError("The first process refuses the file to resume from.")
+        if error is not None:
+            raise error
 
     def _read(self, values: np.ndarray) -> None:
         if self.path is None or not os.path.lexists(self.path):

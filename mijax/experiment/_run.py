@@ -8,12 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, final, runtime_checkable
 
+import numpy as np
+
 from mijax._errors import ConfigError, OutputError, ShapeError
 from mijax.experiment._config import Expected, Value
 from mijax.experiment._files import writable, write
 from mijax.experiment._observer import Cell, Number, Observer, Progress, Silent, Table
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
     from matplotlib.figure import Figure
 
 
@@ -95,6 +98,14 @@ class Run:
         with writable(self._scratch):
             self._scratch.mkdir(parents=True, exist_ok=True)
         return self._scratch
+
+    @property
+    def mesh(self) -> "Mesh | None":
+        """All devices of all processes along an axis `data`; `None` if there is one."""
+        import jax  # noqa: PLC0415  (`mijax list` must not wait for it)
+
+        devices = np.array(jax.devices())
+        return jax.sharding.Mesh(devices, ("data",)) if len(devices) > 1 else None
 
     @contextmanager
     def progress(self, name: str) -> Iterator[Progress]:

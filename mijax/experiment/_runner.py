@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from mijax._errors import OutputError
 from mijax.experiment._files import writable, write, write_json
 from mijax.experiment._observer import Observer, Silent
 from mijax.experiment._plan import Plan, load
+from mijax.experiment._processes import meet, other_process
 from mijax.experiment._record import Compiles, counting_compiles, environment
 from mijax.experiment._report import report_page
 from mijax.experiment._result import Result
@@ -35,7 +37,8 @@ def execute(
     Work happens in `<out>.partial`; a finished run moves its files to `out`, where it
     replaces an older run if mijax wrote everything in it. A killed run leaves
     `<out>.partial` behind; the next call with the same config, and the same Python
-    files, finds its scratch folder there.
+    files, finds its scratch folder there. Of several processes (`jax.distributed`) all
+    run the experiment, with one scratch folder, and the first writes everything else.
 
     Args:
         source: a name from `mijax list`, a YAML file, a folder with an `experiment.py`,
@@ -56,6 +59,8 @@ def execute(
     plan = plan.override(overrides) if overrides else plan
     folder = Path(out) if out is not None else default_folder(plan)
     partial = Path(f"{folder}.partial")
+    if other_process():
+        return _followed(plan, folder, partial)
     watcher = observer or Silent()
     _check_replaceable(folder)
     with writable(folder):
@@ -64,10 +69,13 @@ def execute(
         work, resumed = _prepare(partial, plan, watcher)
         scratch = partial / _SCRATCH
         run = Run(work, expected=plan.expected, observer=watcher, scratch=scratch)
+        meet("the working folder is ready")
         start = time.perf_counter()
         with counting_compiles() as compiles:
             plan.function(plan.config, run)
         seconds = time.perf_counter() - start
+        # The scratch folder stays until no process needs it.
+        meet("the experiment has run")
         result = _write_up(plan, run, folder=folder, seconds=seconds)
         record = _record(plan, run, compiles, seconds=seconds, resumed=resumed)
         write_json(work / "record.json", record)
@@ -75,6 +83,18 @@ def execute(
         publish(work, folder)
         _remove(partial, watcher)
     return result
+
+
+def _followed(plan: Plan, folder: Path, partial: Path) -> Result:
+    """Run as one of the other processes, whose files nobody keeps."""
+    meet("the working folder is ready")
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as own:
+        run = Run(Path(own), expected=plan.expected, scratch=partial / _SCRATCH)
+        plan.function(plan.config, run)
+        seconds = time.perf_counter() - start
+        meet("the experiment has run")
+        return _write_up(plan, run, folder=folder, seconds=seconds)
 
 
 def default_folder(plan: Plan) -> Path:
