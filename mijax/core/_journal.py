@@ -73,7 +73,9 @@ class Journal:
             kept, (done, failed) = broadcast_one_to_all(state)
             values[...], self.done = kept, int(done)
             if failed and error is None:
-                error = OutputError("The first process refuses the file to resume from.")
+                error = OutputError(
+                    "The first process refuses the file to resume from."
+                )
         if error is not None:
             raise error
 

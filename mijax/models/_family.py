@@ -157,8 +157,8 @@ def assemble(
         arrays |= {name: parts.pop(name).array() for name in rule.into}
     for name, twin in table.same.items():
         check_same(source, names, name, twin)
-    arrays = family.computed(spec) | arrays
-    return fill_tree(skeleton, arrays, str(source.path), place=place)
+    weights = family.computed(spec) | arrays
+    return fill_tree(skeleton, weights, str(source.path), place=place)
 
 
 def leaf_shapes(tree: Any) -> Leaves:

@@ -8,6 +8,7 @@ has its name in GGUF files here, since both rotate neighboring features.
 import dataclasses
 import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ class Llama2c:
         self.path = path
         self.files = (path,)
         self.header = read_header(path)
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         self.offsets: dict[str, int] = {}
         offset = HEADER.size
         for name, shape, count in layout(self.header):
@@ -66,8 +67,9 @@ class Llama2c:
                 # Nothing reads the tables of rotary frequencies any more.
                 if name not in UNREAD:
                     real = name.replace("{layer}", str(layer))
-                    self.shapes[real], self.offsets[real] = shape, offset
+                    shapes[real], self.offsets[real] = shape, offset
                 offset += 4 * math.prod(shape)
+        self.shapes: Mapping[str, tuple[int, ...]] = shapes
 
     def read(self, name: str) -> np.ndarray:
         """Read one array, in float32."""
