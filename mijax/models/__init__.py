@@ -22,6 +22,11 @@ from mijax.models._attention_only import AttentionOnlySpec as AttentionOnlySpec
 from mijax.models._bloom import BloomSpec as BloomSpec
 from mijax.models._cifar_resnet import CifarResNet as CifarResNet
 from mijax.models._cifar_resnet import CifarResNetSpec as CifarResNetSpec
+from mijax.models._clip import CLIP as CLIP
+from mijax.models._clip import CLIPSpec as CLIPSpec
+from mijax.models._clip import CLIPTextSpec as CLIPTextSpec
+from mijax.models._clip import ZeroShot as ZeroShot
+from mijax.models._clip import clip_spec as clip_spec
 from mijax.models._coco import COCO_NAMES as COCO_NAMES
 from mijax.models._config import HubConfig as HubConfig
 from mijax.models._config import read_hub_config as read_hub_config
@@ -67,6 +72,8 @@ from mijax.models._qwen3 import Qwen3Spec as Qwen3Spec
 from mijax.models._sharding import Sharding as Sharding
 from mijax.models._sharding import shard as shard
 from mijax.models._smollm3 import SmolLM3Spec as SmolLM3Spec
+from mijax.models._vit import VisionTransformer as VisionTransformer
+from mijax.models._vit import ViTSpec as ViTSpec
 from mijax.models._yolo26 import DetectorOutput as DetectorOutput
 from mijax.models._yolo26 import Yolo26 as Yolo26
 from mijax.models._yolo26 import Yolo26Spec as Yolo26Spec

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 from mijax._errors import LoadError
 from mijax.io import Index, Only, read_record
-from mijax.nn import GELU, ReLU, SiLU
+from mijax.nn import GELU, QuickGELU, ReLU, SiLU
 
 C = TypeVar("C", bound="HubConfig")
 
@@ -20,6 +20,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": GELU(approximate=True),
     "gelu_fast": GELU(approximate=True),
     "gelu": GELU(approximate=False),
+    "quick_gelu": QuickGELU(),
     "relu": ReLU(),
     "silu": SiLU(),
     "swish": SiLU(),

@@ -12,6 +12,7 @@ from mijax.models._pixels import BYTE, bytes_of, pixels_of, resized
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+METHODS = ("linear", "cubic")
 AXES = ("channel", "row", "column")
 
 
@@ -25,10 +26,11 @@ class ImageInput:
     Attributes:
         mean: one number per channel, in pixels from 0 to 1.
         std: one number per channel.
-        resize: length of the shorter side afterwards (bilinear, antialiased, rounded
+        resize: length of the shorter side afterwards (antialiased, rounded
             to 8 bits as Pillow does); `None` keeps the size.
         crop: side of the central square that is cut out; `None` keeps everything.
         layout: axes of the result in order.
+        method: resizing, `linear` (bilinear) or `cubic` (bicubic).
 
     Raises:
         ConfigError: a layout that does not name each axis once, or `mean` and `std` of
@@ -46,12 +48,17 @@ class ImageInput:
     resize: int | None = None
     crop: int | None = None
     layout: str = "channel row column"
+    method: str = "linear"
 
     def __post_init__(self) -> None:
         if sorted(self.layout.split()) != sorted(AXES):
             raise ConfigError(
                 f"layout is {self.layout!r}; name {', '.join(AXES)} in the order of "
                 "the model's input."
+            )
+        if self.method not in METHODS:
+            raise ConfigError(
+                f"method is {self.method!r}; give one of {', '.join(METHODS)}."
             )
         if len(self.mean) != len(self.std):
             raise ConfigError(
@@ -92,7 +99,7 @@ class ImageInput:
             return pixels
         short = min(pixels.shape[:2])
         height, width = (self.resize * side // short for side in pixels.shape[:2])
-        return resized(pixels, height, width)
+        return resized(pixels, height, width, method=self.method)
 
     def _cropped(self, pixels: Float[Array, "row column channel"]) -> Array:
         if self.crop is None:

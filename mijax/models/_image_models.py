@@ -13,14 +13,22 @@ from jaxtyping import PRNGKeyArray
 from mijax._errors import LoadError, nearest
 from mijax.io import SafeTensors, Tensors, digest
 from mijax.models._cifar_resnet import CIFAR_RESNET
+from mijax.models._clip import CLIP_FAMILY, CLIPSpec, assemble_clip
 from mijax.models._family import Family, Preset, assemble
 from mijax.models._image_input import ImageInput
 from mijax.models._init import check_dtype
 from mijax.models._letterbox import Letterbox
 from mijax.models._mobilenet_v2 import MOBILENET_V2
+from mijax.models._vit_family import VIT
 from mijax.models._yolo26 import YOLO26
 
-IMAGE_FAMILIES: tuple[Family, ...] = (CIFAR_RESNET, MOBILENET_V2, YOLO26)
+IMAGE_FAMILIES: tuple[Family, ...] = (
+    CIFAR_RESNET,
+    CLIP_FAMILY,
+    MOBILENET_V2,
+    VIT,
+    YOLO26,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +118,12 @@ def load_image_model(
     tensors: Tensors = SafeTensors(file)
     if family.renamed is not None:
         tensors = family.renamed(tensors)
-    assert family.table is not None
-    model = assemble(family, preset.spec, tensors, family.table(preset.spec), dtype)
+    if isinstance(preset.spec, CLIPSpec):
+        model = assemble_clip(preset.spec, tensors, dtype)
+    else:
+        assert family.table is not None
+        table = family.table(preset.spec)
+        model = assemble(family, preset.spec, tensors, table, dtype)
     source = os.fspath(path)
     given = preset.input if input is None else input
     return ImageModel(model, given, preset.spec, source, digest(tensors.files))

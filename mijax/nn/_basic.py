@@ -187,6 +187,14 @@ class SiLU(eqx.Module):
         return jax.nn.silu(x)
 
 
+class QuickGELU(eqx.Module):
+    """`x * sigmoid(1.702 x)`, which CLIP uses for GELU."""
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Applies the activation."""
+        return x * jax.nn.sigmoid(1.702 * x)
+
+
 class ReLU(eqx.Module):
     """Rectified linear unit, `max(x, 0)`."""
 

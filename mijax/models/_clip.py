@@ -1,0 +1,332 @@
+"""CLIP (Radford et al. 2021, arXiv:2103.00020): an image tower and a text tower.
+
+The image tower is a `VisionTransformer`, the text tower a `mijax.nn.Transformer`, so
+that each has the sites of its kind. Weight files have the names of Hugging Face.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from mijax._errors import LoadError
+from mijax.core import site
+from mijax.io import Only, Size, Tensors
+from mijax.models._config import ACTIVATIONS
+from mijax.models._family import Family, Preset, Rule, Table, assemble, listed, same
+from mijax.models._image_input import ImageInput
+from mijax.models._init import Normal, layer_norm
+from mijax.models._leaves import plain_names, rules
+from mijax.models._vit import VisionTransformer, ViTSpec, blocks
+from mijax.models._vit import init as init_vision
+from mijax.models._vit_family import VIT
+from mijax.nn import Embedding, Transformer, Unembedding
+
+TOWERS = {
+    "vision": ("vision_model.", "visual_projection."),
+    "text": ("text_model.", "text_projection."),
+}
+SCALE = "logit_scale"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLIPTextSpec:
+    """Sizes of the text tower.
+
+    Attributes:
+        layers: number of blocks.
+        embed: width of the residual stream.
+        heads: attention heads of a block.
+        mlp: neurons of a block.
+        projection: features that texts and images share.
+        vocab: number of tokens.
+        context: most tokens of a text.
+        activation: activation of the MLPs.
+        eps: epsilon of the norms.
+    """
+
+    layers: Size
+    embed: Size
+    heads: Size
+    mlp: Size
+    projection: Size
+    vocab: Size = 49408
+    context: Size = 77
+    activation: Annotated[str, Only(*ACTIVATIONS)] = "quick_gelu"
+    eps: float = 1e-5
+
+    # What blocks of both towers are made of.
+    tied, qkv_bias, scale = False, True, None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CLIPSpec:
+    """Sizes of both towers.
+
+    Attributes:
+        vision: sizes of the image tower.
+        text: sizes of the text tower.
+    """
+
+    vision: ViTSpec
+    text: CLIPTextSpec
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks of the image tower."""
+        return self.vision.layers
+
+
+class CLIP(eqx.Module):
+    """Both towers of a CLIP.
+
+    Attributes:
+        vision: the image tower; its output is the site `projected`.
+        text: the text tower; its logits are projections at every position.
+        log_scale: logarithm of the factor of similarities.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, mijax
+        >>> sizes = (1, 8, 2, 16)
+        >>> spec = clip_spec(sizes, sizes, patch=4, image=8, shared=4)
+        >>> model = mijax.models.init_image_model(spec, jax.random.key(0))
+        >>> zero_shot = model.zero_shot(jnp.array([[1, 5, 9], [1, 6, 9]]))
+        >>> zero_shot(jnp.ones((3, 8, 8))).shape
+        (2,)
+    """
+
+    vision: VisionTransformer
+    text: Transformer
+    log_scale: Float[Array, ""]
+
+    def image_features(
+        self, image: Float[Array, "channel row column"]
+    ) -> Float[Array, " feature"]:
+        """Return the features of one preprocessed image, of length 1."""
+        return _unit(self.vision(image))
+
+    def text_features(self, tokens: Int[Array, " seq"]) -> Float[Array, " feature"]:
+        """Return the features of one text, of length 1.
+
+        Args:
+            tokens: token ids; the text ends at its largest id, the end token. What
+                comes after it does not matter.
+        """
+        projected, _ = self.text(tokens)
+        return _unit(projected[tokens.argmax()])
+
+    def zero_shot(self, tokens: Int[Array, "class seq"]) -> "ZeroShot":
+        """Return a classifier of images whose classes are texts.
+
+        Args:
+            tokens: token ids of each class, such as of "a photo of a cat".
+
+        Returns:
+            A model of one image that `mijax.model` takes.
+        """
+        features = jax.vmap(self.text_features)(tokens)
+        return ZeroShot(self.vision, jnp.exp(self.log_scale) * features)
+
+
+class ZeroShot(eqx.Module):
+    """A classifier of images by texts; its output is the site `logits`.
+
+    Attributes:
+        vision: the image tower.
+        weight: features of each class, times the factor of similarities.
+    """
+
+    vision: VisionTransformer
+    weight: Float[Array, "class feature"]
+
+    def __call__(
+        self, image: Float[Array, "channel row column"]
+    ) -> Float[Array, " class"]:
+        """Return the logits of one preprocessed image."""
+        features = site("features", _unit(self.vision(image)), "feature")
+        return site("logits", self.weight @ features, "class")
+
+
+def _unit(x: Float[Array, " feature"]) -> Float[Array, " feature"]:
+    """Return a vector of length 1."""
+    return x / jnp.linalg.norm(x)
+
+
+def init(spec: CLIPSpec, key: PRNGKeyArray, dtype: DTypeLike) -> CLIP:
+    """Draw random weights."""
+    keys = jax.random.split(key)
+    vision = _image_tower(init_vision(spec.vision, keys[0], dtype))
+    text = init_text(spec.text, keys[1], dtype)
+    return CLIP(vision, text, jnp.log(jnp.array(1 / 0.07, dtype)))
+
+
+def _image_tower(model: VisionTransformer) -> VisionTransformer:
+    return dataclasses.replace(model, output=("projected", "feature"))
+
+
+def init_text(spec: CLIPTextSpec, key: PRNGKeyArray, dtype: DTypeLike) -> Transformer:
+    """Draw random weights of the text tower."""
+    normal = Normal(key, dtype)
+    return Transformer(
+        embedding=Embedding(normal(spec.vocab, spec.embed)),
+        positions=Embedding(normal(spec.context, spec.embed, scale=0.01)),
+        blocks=blocks(spec, normal, dtype, causal=True),
+        norm=layer_norm(spec.embed, dtype, spec.eps),
+        unembedding=Unembedding(normal(spec.projection, spec.embed)),
+        context=spec.context,
+    )
+
+
+def text_table(spec: CLIPTextSpec) -> Table:
+    """Return names and shapes of the tensors of the text tower."""
+    top = {
+        "embedding.weight": "text_model.embeddings.token_embedding.weight",
+        "positions.weight": "text_model.embeddings.position_embedding.weight",
+        "norm.weight": "text_model.final_layer_norm.weight",
+        "norm.bias": "text_model.final_layer_norm.bias",
+    }
+    parts = {x: f"self_attn.{x}_proj" for x in "qkv"} | {"o": "self_attn.out_proj"}
+    parts |= {"norm_1": "layer_norm1", "norm_2": "layer_norm2"}
+    parts |= {"in": "mlp.fc1", "out": "mlp.fc2"}
+    names = plain_names(top, "text_model.encoder.layers.{layer}.", parts)
+    shape = (spec.projection, spec.embed)
+    head = Rule("text_projection.weight", shape, {"unembedding.weight": same})
+    return Table((*rules(spec, names), head), ignored=(r"text_model\..*position_ids",))
+
+
+TEXT = Family(
+    name="clip_text",
+    spec=CLIPTextSpec,
+    init=init_text,
+    presets={},
+    table=text_table,
+)
+
+
+class Tower:
+    """The tensors of one tower.
+
+    Args:
+        source: the file.
+        start: what names of the tower begin with.
+    """
+
+    def __init__(self, source: Tensors, start: tuple[str, ...]) -> None:
+        self.source, self.path, self.files = source, source.path, source.files
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            name: shape
+            for name, shape in source.shapes.items()
+            if name.startswith(start)
+        }
+
+    def read(self, name: str) -> np.ndarray:
+        """Read one tensor."""
+        return self.source.read(name)
+
+
+def assemble_clip(spec: CLIPSpec, source: Tensors, dtype: DTypeLike) -> CLIP:
+    """Build a CLIP from a file.
+
+    Raises:
+        LoadError: a tensor is missing, unused or of the wrong shape.
+    """
+    towers = {name: Tower(source, start) for name, start in TOWERS.items()}
+    used = {SCALE}.union(*(tower.shapes for tower in towers.values()))
+    if unused := sorted(source.shapes.keys() - used):
+        raise LoadError(
+            f"{source.path}: unused {listed(unused)}. A CLIP has names that begin with "
+            f"{', '.join(sum(TOWERS.values(), ()))}, and {SCALE}."
+        )
+    if source.shapes.get(SCALE) not in ((), (1,)):
+        raise LoadError(f"{source.path}: missing '{SCALE}', one number.")
+    assert VIT.table is not None
+    assert VIT.renamed is not None
+    vision = assemble(
+        VIT,
+        spec.vision,
+        VIT.renamed(towers["vision"]),
+        VIT.table(spec.vision),
+        dtype,
+    )
+    text = assemble(TEXT, spec.text, towers["text"], text_table(spec.text), dtype)
+    scale = jnp.asarray(source.read(SCALE).reshape(()), dtype)
+    return CLIP(_image_tower(vision), text, scale)
+
+
+def clip_spec(
+    vision: tuple[int, int, int, int],
+    text: tuple[int, int, int, int],
+    *,
+    patch: int,
+    shared: int,
+    image: int = 224,
+    activation: str = "quick_gelu",
+    **more: Any,
+) -> CLIPSpec:
+    """Return a spec from layers, width, heads and neurons of each tower.
+
+    Args:
+        vision: sizes of the image tower.
+        text: sizes of the text tower.
+        patch: side of a patch, in pixels.
+        shared: features that texts and images share.
+        image: side of an image, in pixels.
+        activation: `quick_gelu` for weights of OpenAI, `gelu` for those of LAION.
+        **more: vocabulary and context of the text tower.
+    """
+    layers, embed, heads, mlp = vision
+    tower = ViTSpec(
+        layers=layers,
+        embed=embed,
+        heads=heads,
+        mlp=mlp,
+        patch=patch,
+        image=image,
+        classes=shared,
+        activation=activation,
+        eps=1e-5,
+        pre_norm=True,
+        patch_bias=False,
+        head_bias=False,
+    )
+    layers, embed, heads, mlp = text
+    words = CLIPTextSpec(
+        layers=layers,
+        embed=embed,
+        heads=heads,
+        mlp=mlp,
+        projection=shared,
+        activation=activation,
+        **more,
+    )
+    return CLIPSpec(vision=tower, text=words)
+
+
+PIXELS = ImageInput(
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+    resize=224,
+    crop=224,
+    method="cubic",
+)
+BASE, BASE_TEXT = (12, 768, 12, 3072), (12, 512, 8, 2048)
+LARGE, LARGE_TEXT = (24, 1024, 16, 4096), (12, 768, 12, 3072)
+CLIP_FAMILY = Family(
+    name="clip",
+    spec=CLIPSpec,
+    init=init,
+    presets={
+        f"clip-vit-{name}": Preset(spec, input=PIXELS)
+        for name, spec in {
+            "base-patch32": clip_spec(BASE, BASE_TEXT, patch=32, shared=512),
+            "base-patch16": clip_spec(BASE, BASE_TEXT, patch=16, shared=512),
+            "large-patch14": clip_spec(LARGE, LARGE_TEXT, patch=14, shared=768),
+        }.items()
+    },
+)

@@ -1,0 +1,335 @@
+"""Vision transformers: ViT, DINOv2, the image tower of CLIP.
+
+Dosovitskiy et al. 2021, arXiv:2010.11929; Oquab et al. 2023, arXiv:2304.07193; Darcet
+et al. 2023, arXiv:2309.16588 (registers); Radford et al. 2021, arXiv:2103.00020. Blocks
+are `mijax.nn.Block`, those of the decoders, with attention that is not causal.
+
+Weight files have the names of timm, Hugging Face or vit-pytorch; see `_vit_files.py`.
+"""
+
+import dataclasses
+from typing import Annotated, Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from mijax._errors import ConfigError, ShapeError
+from mijax.core import site
+from mijax.core.internal import Sequence, run_block
+from mijax.io import Index, Only, Size
+from mijax.models._config import ACTIVATIONS
+from mijax.models._init import Normal, layer_norm
+from mijax.models._position_grid import resized_positions
+from mijax.nn import (
+    MLP,
+    Attention,
+    Block,
+    Embedding,
+    Identity,
+    LayerNorm,
+    Transformer,
+    Unembedding,
+)
+
+EMBED = "position embed"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTSpec:
+    """Sizes of a vision transformer.
+
+    Attributes:
+        layers: number of blocks.
+        embed: width of the residual stream.
+        heads: attention heads of a block.
+        mlp: neurons of a block.
+        patch: side of a patch, in pixels.
+        image: side of the images that positions were learned for, in pixels.
+        classes: outputs of the head; 0 for none.
+        channels: channels of an image.
+        registers: tokens after the class token that no patch belongs to.
+        positioned: tokens before the patches that have positions.
+        activation: activation of the MLPs.
+        eps: epsilon of the norms.
+        scale: factor of attention scores, `head_dim ** -0.5` without it.
+        hidden: neurons of a hidden layer in the head; 0 for a linear head.
+        pool: what the head reads, `token` (the class token) or `mean` (of patches,
+            before the last norm).
+        pre_norm: True if a norm comes before the blocks (CLIP).
+        final_norm: False if there is no last norm.
+        patch_bias: False if patches are embedded without a bias.
+        qkv_bias: False if queries, keys and values have no biases.
+        head_bias: False if the head has no bias.
+        antialias: True if positions are resized with antialiasing.
+    """
+
+    layers: Size
+    embed: Size
+    heads: Size
+    mlp: Size
+    patch: Size
+    image: Size
+    classes: Index = 0
+    channels: Size = 3
+    registers: Index = 0
+    positioned: Index = 1
+    activation: Annotated[str, Only(*ACTIVATIONS)] = "gelu"
+    eps: float = 1e-6
+    scale: float | None = None
+    hidden: Index = 0
+    pool: Annotated[str, Only("token", "mean")] = "token"
+    pre_norm: bool = False
+    final_norm: bool = True
+    patch_bias: bool = True
+    qkv_bias: bool = True
+    head_bias: bool = True
+    antialias: bool = False
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.image // self.patch
+
+    # Sizes that rules of decoders ask for.
+    tied, vocab, context = False, 0, 0
+
+
+class VisionTransformer(eqx.Module):
+    """A vision transformer of any family.
+
+    Position 0 is the class token, then come registers, then patches along rows. Sites
+    are those of a decoder: `embed`, `resid_pre`, `q`, `k`, `v`, `scores`, `pattern`,
+    `z`, `attn_out`, `mlp_post`, `resid_post`, ... with a layer for each block, then
+    `resid_final`, `pooled`, and `logits` if there is a head. LayerScale is part of the
+    output weights, so that the output of a head is what it adds to the stream.
+
+    Attributes:
+        patch: embedding of patches.
+        class_token: the class token, `[1, embed]`.
+        registers: tokens after it, `[register, embed]`, or `None`.
+        prefix_positions: positions of the first of these, or `None`.
+        positions: positions of patches, `[row, column, embed]`.
+        pre_norm: norm before the blocks.
+        blocks: stacked blocks.
+        norm: the last norm.
+        hidden: hidden layer of the head, or `None`.
+        head: the head, or `None`.
+        pool: what the head reads.
+        antialias: True if positions are resized with antialiasing.
+        output: name and axis of the head's site.
+    """
+
+    patch: eqx.nn.Conv2d
+    class_token: Float[Array, "1 embed"]
+    registers: Float[Array, "register embed"] | None
+    prefix_positions: Float[Array, "positioned embed"] | None
+    positions: Float[Array, "rows columns embed"]
+    pre_norm: LayerNorm | Identity
+    blocks: Block
+    norm: LayerNorm | Identity
+    hidden: eqx.nn.Linear | None
+    head: Unembedding | None
+    pool: str = eqx.field(static=True)
+    antialias: bool = eqx.field(static=True)
+    output: tuple[str, str] = eqx.field(static=True, default=("logits", "class"))
+
+    def __call__(
+        self, image: Float[Array, "channel row column"]
+    ) -> Float[Array, " output"]:
+        """Return the logits of one preprocessed image.
+
+        Args:
+            image: sides that are multiples of the patch.
+
+        Returns:
+            Class logits; what the head would read where there is none.
+
+        Raises:
+            ShapeError: an image of another rank, or with other sides.
+        """
+        x = site("embed", self.embed(image), EMBED)
+        rows = Sequence(jnp.arange(len(x), dtype=jnp.int32))
+        arrays, static = eqx.partition(self.blocks, eqx.is_array)
+
+        def step(x: Array, layer: Any) -> tuple[Array, None]:
+            return run_block(eqx.combine(layer, static), x, rows), None
+
+        x, _ = jax.lax.scan(step, x, arrays)
+        if self.pool == "mean":
+            x = self.norm(x[len(self.prefix) :].mean(0))
+        else:
+            x = site("resid_final", self.norm(x), EMBED)[0]
+        x = site("pooled", x, "embed")
+        if self.hidden is not None:
+            x = site(
+                "head_hidden", jax.nn.gelu(self.hidden(x), approximate=False), "mlp"
+            )
+        return (
+            x
+            if self.head is None
+            else site(self.output[0], self.head(x), self.output[1])
+        )
+
+    def embed(
+        self, image: Float[Array, "channel row column"]
+    ) -> Float[Array, "position embed"]:
+        """Return the residual stream that enters the first block."""
+        side = self.patch.kernel_size[0]
+        if image.ndim != 3 or any(n % side or not n for n in image.shape[1:]):
+            raise ShapeError(
+                f"The image has shape {list(image.shape)}, expected [channel, row, "
+                f"column] with sides that are multiples of {side}. Use the "
+                "preprocessing that comes with the model."
+            )
+        patches = self.patch(image)
+        _, rows, columns = patches.shape
+        grid = resized_positions(
+            self.positions, rows, columns, antialias=self.antialias
+        )
+        patches = patches.transpose(1, 2, 0) + grid
+        prefix = self.prefix
+        if self.prefix_positions is not None:
+            count = len(self.prefix_positions)
+            prefix = prefix.at[:count].add(self.prefix_positions)
+        x = jnp.concatenate([prefix, patches.reshape(rows * columns, -1)])
+        return self.pre_norm(x)
+
+    @property
+    def prefix(self) -> Float[Array, "prefix embed"]:
+        """Class token and registers."""
+        if self.registers is None:
+            return self.class_token
+        return jnp.concatenate([self.class_token, self.registers])
+
+    def on_tokens(
+        self, images: Float[Array, "batch channel row column"]
+    ) -> tuple[Transformer, Int[Array, "batch position"]]:
+        """Return the model of some images as a transformer that reads tokens.
+
+        The residual streams that enter the first block become the table of token
+        embeddings, one token for each position of each image. So every method for
+        decoders applies: direct logit attribution, lenses, circuits of heads and edges.
+        Logits are those of the head at every position; position 0 is the classifier's.
+
+        Args:
+            images: preprocessed images.
+
+        Returns:
+            The transformer, and the tokens of each image.
+
+        Raises:
+            ConfigError: a head with a hidden layer, without one, or of the mean.
+
+        Examples:
+            >>> import jax, mijax
+            >>> spec = mijax.models.ViTSpec(
+            ...     layers=2, embed=16, heads=2, mlp=32, patch=4, image=8, classes=3
+            ... )
+            >>> vit = mijax.models.init_image_model(spec, jax.random.key(0))
+            >>> model, tokens = vit.on_tokens(jax.numpy.ones((1, 3, 8, 8)))
+            >>> split = mijax.lens.direct_logit_attribution
+            >>> split(model, tokens, 1, position=0).heads.shape  # image, layer, head
+            (1, 2, 2)
+        """
+        if self.head is None or self.hidden is not None or self.pool != "token":
+            raise ConfigError(
+                "on_tokens takes a model whose linear head reads the class token. Use "
+                "mijax.model(vit, image) with this one."
+            )
+        embedded = jax.vmap(self.embed)(images)
+        batch, count, embed = embedded.shape
+        model = Transformer(
+            embedding=Embedding(embedded.reshape(-1, embed)),
+            positions=None,
+            blocks=self.blocks,
+            norm=self.norm,
+            unembedding=self.head,
+        )
+        return model, jnp.arange(batch * count, dtype=jnp.int32).reshape(batch, count)
+
+
+def init(spec: ViTSpec, key: PRNGKeyArray, dtype: DTypeLike) -> VisionTransformer:
+    """Draw random weights."""
+    check(spec)
+    normal, embed = Normal(key, dtype), spec.embed
+    patch = eqx.nn.Conv2d(
+        spec.channels,
+        embed,
+        spec.patch,
+        spec.patch,
+        use_bias=spec.patch_bias,
+        dtype=dtype,
+        key=next(normal.keys),
+    )
+    hidden, width = None, embed
+    if spec.hidden:
+        linear = eqx.nn.Linear(embed, spec.hidden, dtype=dtype, key=next(normal.keys))
+        hidden, width = linear, spec.hidden
+    bias = jnp.zeros(spec.classes, dtype) if spec.head_bias else None
+    head = Unembedding(normal(spec.classes, width), bias) if spec.classes else None
+    norms = {
+        name: layer_norm(embed, dtype, spec.eps) if there else Identity()
+        for name, there in (("pre", spec.pre_norm), ("final", spec.final_norm))
+    }
+    return VisionTransformer(
+        patch=patch,
+        class_token=normal(1, embed),
+        registers=normal(spec.registers, embed) if spec.registers else None,
+        prefix_positions=normal(spec.positioned, embed) if spec.positioned else None,
+        positions=normal(spec.grid, spec.grid, embed),
+        pre_norm=norms["pre"],
+        blocks=blocks(spec, normal, dtype, causal=False),
+        norm=norms["final"],
+        hidden=hidden,
+        head=head,
+        pool=spec.pool,
+        antialias=spec.antialias,
+    )
+
+
+def check(spec: ViTSpec) -> None:
+    """Refuse sizes that do not fit each other."""
+    if spec.image % spec.patch or spec.embed % spec.heads:
+        raise ConfigError(
+            f"image {spec.image} has to be a multiple of patch {spec.patch}, and embed "
+            f"{spec.embed} of heads {spec.heads}."
+        )
+    if spec.positioned > 1 + spec.registers:
+        raise ConfigError(
+            f"positioned is {spec.positioned}, but there are {1 + spec.registers} "
+            "tokens before the patches."
+        )
+
+
+def blocks(spec: Any, normal: Normal, dtype: DTypeLike, *, causal: bool) -> Block:
+    """Draw the blocks of either tower."""
+    n, embed, heads = spec.layers, spec.embed, spec.heads
+    head_dim = embed // heads
+
+    def bias() -> Array | None:
+        return jnp.zeros((n, heads, head_dim), dtype) if spec.qkv_bias else None
+
+    attention = Attention(
+        w_q=normal(n, embed, heads, head_dim),
+        w_k=normal(n, embed, heads, head_dim),
+        w_v=normal(n, embed, heads, head_dim),
+        w_o=normal(n, heads, head_dim, embed),
+        b_q=bias(),
+        b_k=bias(),
+        b_v=bias(),
+        b_o=jnp.zeros((n, embed), dtype),
+        causal=causal,
+        scale=spec.scale,
+    )
+    mlp = MLP(
+        w_in=normal(n, embed, spec.mlp),
+        w_out=normal(n, spec.mlp, embed),
+        b_in=jnp.zeros((n, spec.mlp), dtype),
+        b_out=jnp.zeros((n, embed), dtype),
+        activation=ACTIVATIONS[spec.activation],
+    )
+    norms = (layer_norm(embed, dtype, spec.eps, layers=n) for _ in range(2))
+    return Block(next(norms), attention, next(norms), mlp)
