@@ -13,6 +13,7 @@ from mijax.models._family import Family, Preset
 from mijax.models._gemma import GEMMA
 from mijax.models._gemma2 import GEMMA2
 from mijax.models._gemma3 import GEMMA3
+from mijax.models._gemma3_multimodal import GEMMA3_MULTIMODAL
 from mijax.models._gpt2 import GPT2
 from mijax.models._gpt_neo import GPT_NEO
 from mijax.models._gpt_neox import GPT_NEOX
@@ -41,6 +42,7 @@ FAMILIES: tuple[Family, ...] = (
     GEMMA,
     GEMMA2,
     GEMMA3,
+    GEMMA3_MULTIMODAL,
     OLMO2,
     OLMO3,
     PHI3,

@@ -17,7 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from family_weights import weights
@@ -190,6 +194,34 @@ FAMILIES = {
         "intermediate_size": ...,
         "ffn_dim": 24,
     },
+    # The text model of a multimodal checkpoint.
+    "gemma3": {
+        "model_type": "gemma3",
+        **dict.fromkeys(SIZES, ...),
+        "mm_tokens_per_image": 1,
+        "text_config": SIZES
+        | {
+            "head_dim": 8,
+            "rope_parameters": {
+                LOCAL: ROPE,
+                FULL: {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0},
+            },
+            "sliding_window": 3,
+            "layer_types": MIXED,
+            "query_pre_attn_scalar": 5,
+        },
+        "vision_config": {
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "image_size": 4,
+            "patch_size": 2,
+        },
+        "image_token_index": 62,
+        "boi_token_index": 61,
+        "eoi_token_index": 63,
+    },
     "bloom": {
         "model_type": "bloom",
         **NAMELESS,
@@ -212,15 +244,15 @@ def golden(name, keys):
     """Save a model as transformers does, give it other weights, and run it."""
     keys = {key: value for key, value in (SIZES | keys).items() if value is not ...}
     config = AutoConfig.for_model(**keys)
-    model = AutoModelForCausalLM.from_config(config)
+    whole = hasattr(config, "vision_config")
+    kind = AutoModelForImageTextToText if whole else AutoModelForCausalLM
+    model = kind.from_config(config)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         model.save_pretrained(folder)
         shapes = {key: value.shape for key, value in load_file(path).items()}
         save_file(weights(shapes), path, {"format": "pt"})
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation="eager"
-        ).eval()
+        model = kind.from_pretrained(folder, attn_implementation="eager").eval()
         content = (Path(folder) / "config.json").read_text()
     arrays = next(filter(None, (reference(model, seed) for seed in range(50))))
     print(name, model.config.model_type, f"logits {arrays['logits'].std():.2f}")

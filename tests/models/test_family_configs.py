@@ -22,7 +22,8 @@ def test_what_a_config_does_not_say_is_refused(name, tmp_path):
         tensors["model.layers.0.extra.weight"] = np.zeros(3, np.float32)
 
     def layers(config, tensors):
-        config[next(k for k in LAYERS if k in config)] = 2
+        sizes = config.get("text_config", config)
+        sizes[next(k for k in LAYERS if k in sizes)] = 2
 
     for change, word in (
         (unknown, "attention_sinks"),
@@ -68,6 +69,10 @@ PARAMETERS = {
     "gemma-2-27b": 27_227_128_320,
     "gemma-3-270m": 268_098_176,
     "gemma-3-1b": 999_885_952,
+    # Without the vision tower and the projection of images.
+    "gemma-3-4b": 4_300_079_472 - 416_866_032 - 1152 * 2561,
+    "gemma-3-12b": 12_187_325_040 - 416_866_032 - 1152 * 3841,
+    "gemma-3-27b": 27_432_406_640 - 416_866_032 - 1152 * 5377,
     "bloom-560m": 559_214_592,
     "gpt-neo-125m": 125_198_592,
     # With a second copy of the norm that attention and MLP share.
@@ -192,6 +197,22 @@ OLDER = {
         "sliding_window": 512,
         "use_bidirectional_attention": False,
         "vocab_size": 262144,
+    },
+    "gemma-3-4b": {
+        "model_type": "gemma3",
+        "boi_token_index": 255999,
+        "eoi_token_index": 256000,
+        "image_token_index": 262144,
+        "mm_tokens_per_image": 256,
+        "text_config": {
+            "hidden_size": 2560,
+            "intermediate_size": 10240,
+            "model_type": "gemma3_text",
+            "num_hidden_layers": 34,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "sliding_window": 1024,
+        },
+        "vision_config": {"hidden_size": 1152},
     },
     "olmo-3-7b": {
         "model_type": "olmo3",
