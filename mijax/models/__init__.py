@@ -30,6 +30,8 @@ from mijax.models._clip import clip_spec as clip_spec
 from mijax.models._coco import COCO_NAMES as COCO_NAMES
 from mijax.models._config import HubConfig as HubConfig
 from mijax.models._config import read_hub_config as read_hub_config
+from mijax.models._convnext import ConvNeXt as ConvNeXt
+from mijax.models._convnext import ConvNeXtSpec as ConvNeXtSpec
 from mijax.models._detections import Detections as Detections
 from mijax.models._detections import detections as detections
 from mijax.models._families import init as init
@@ -69,6 +71,8 @@ from mijax.models._phi import PhiSpec as PhiSpec
 from mijax.models._phi3 import Phi3Spec as Phi3Spec
 from mijax.models._qwen2 import Qwen2Spec as Qwen2Spec
 from mijax.models._qwen3 import Qwen3Spec as Qwen3Spec
+from mijax.models._resnet import ResNet as ResNet
+from mijax.models._resnet import ResNetSpec as ResNetSpec
 from mijax.models._sharding import Sharding as Sharding
 from mijax.models._sharding import shard as shard
 from mijax.models._smollm3 import SmolLM3Spec as SmolLM3Spec

@@ -14,18 +14,22 @@ from mijax._errors import LoadError, nearest
 from mijax.io import SafeTensors, Tensors, digest
 from mijax.models._cifar_resnet import CIFAR_RESNET
 from mijax.models._clip import CLIP_FAMILY, CLIPSpec, assemble_clip
+from mijax.models._convnext import CONVNEXT
 from mijax.models._family import Family, Preset, assemble
 from mijax.models._image_input import ImageInput
 from mijax.models._init import check_dtype
 from mijax.models._letterbox import Letterbox
 from mijax.models._mobilenet_v2 import MOBILENET_V2
+from mijax.models._resnet import RESNET
 from mijax.models._vit_family import VIT
 from mijax.models._yolo26 import YOLO26
 
 IMAGE_FAMILIES: tuple[Family, ...] = (
     CIFAR_RESNET,
     CLIP_FAMILY,
+    CONVNEXT,
     MOBILENET_V2,
+    RESNET,
     VIT,
     YOLO26,
 )

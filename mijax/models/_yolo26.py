@@ -15,23 +15,15 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from mijax._errors import ShapeError
 from mijax.core import site
 from mijax.io import Size
-from mijax.models._family import (
-    Family,
-    Preset,
-    Rule,
-    Table,
-    leaf_shapes,
-    path_name,
-    same,
-)
+from mijax.models._family import Family, Preset, Table, path_name
 from mijax.models._letterbox import Letterbox
+from mijax.models._mirror import mirrored
 from mijax.models._yolo26_blocks import (
     C2PSA,
     IMAGE,
@@ -240,19 +232,7 @@ def _attended(make: Make, width: int) -> tuple[Bottleneck, AttentionBlock]:
 
 def table(spec: Yolo26Spec) -> Table:
     """Return names and shapes of the tensors; the tree has the names of the file."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    skeleton = eqx.filter_eval_shape(lambda k: init(spec, k, jnp.float32), key)
-    rules = []
-    for name, leaf in leaf_shapes(skeleton).items():
-        bias = name.endswith(".bias")
-        shape = leaf.shape[:1] if bias else leaf.shape
-        rules.append(Rule(name, shape, {name: _column if bias else same}))
-    return Table(tuple(rules))
-
-
-def _column(bias: np.ndarray) -> np.ndarray:
-    """Return a bias with the shape that a convolution adds."""
-    return bias[:, None, None]
+    return mirrored(YOLO26.skeleton(spec))
 
 
 YOLO26 = Family(

@@ -39,7 +39,7 @@ def weights_of(golden):
 
 @eqx.filter_jit
 def run(model, image):
-    return mijax.harvest(model, want=["resid_post", "resid_final"])(image)
+    return mijax.harvest(model)(image)
 
 
 def loaded(case, folder):
