@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mijax._errors import ShapeError, SiteError
-from mijax.core._integers import integers, reals
-from mijax.core._operands import check_per_prompt
+from mijax.core._integers import integers
+from mijax.core._operands import check_per_prompt, coefficient_of, value_of
 from mijax.core._rows import AbstractPlace
 from mijax.core._shown import line, shown
 from mijax.core._sites import (
@@ -264,10 +264,16 @@ class Set(AbstractEdit):
 
     Args:
         value: broadcast against one row of the site, e.g. `[embed]` at `resid_pre`,
-            `[head_dim]` or `[heads, head_dim]` at `z`.
+            `[head_dim]` or `[heads, head_dim]` at `z`; or one for each prompt,
+            `PerPrompt(values)` with an axis of prompts first.
     """
 
-    value: Any = eqx.field(converter=reals)
+    value: Any = eqx.field(converter=value_of)
+
+    def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
+        """Refuses values of other prompts."""
+        if isinstance(self.value, PerPrompt):
+            check_per_prompt(self.value, "value", batch)
 
     def __call__(self, x: Float[Array, "rows ..."], place: Any) -> Array:
         """Returns the value in every row."""
@@ -278,15 +284,18 @@ class Add(AbstractEdit):
     r"""Steering: $x \mapsto x + c \cdot v$.
 
     Args:
-        value: the direction `v`, broadcast against one row of the site.
-        coefficient: `c`; a sweep can run over it.
+        value: the direction `v`, broadcast against one row of the site, or one for
+            each prompt, `PerPrompt(values)`.
+        coefficient: `c`, a number or `PerPrompt`; a sweep can run over it.
     """
 
-    value: Any = eqx.field(converter=reals)
-    coefficient: Any = eqx.field(default=1.0, converter=reals)
+    value: Any = eqx.field(converter=value_of)
+    coefficient: Any = eqx.field(default=1.0, converter=coefficient_of)
 
     def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
-        """Refuses coefficients of other prompts."""
+        """Refuses values and coefficients of other prompts."""
+        if isinstance(self.value, PerPrompt):
+            check_per_prompt(self.value, "value", batch)
         check_per_prompt(self.coefficient, "coefficient", batch)
 
     def __call__(self, x: Float[Array, "rows ..."], place: Any) -> Array:
@@ -299,10 +308,11 @@ class Scale(AbstractEdit):
     r"""Scales the activation: $x \mapsto c \cdot x$.
 
     Args:
-        coefficient: `c`; a sweep can run over it. 0 ablates, 1 is the identity.
+        coefficient: `c`, a number or `PerPrompt`; a sweep can run over it. 0 ablates,
+            1 is the identity.
     """
 
-    coefficient: Any = eqx.field(converter=reals)
+    coefficient: Any = eqx.field(converter=coefficient_of)
 
     def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
         """Refuses coefficients of other prompts."""
@@ -310,7 +320,7 @@ class Scale(AbstractEdit):
 
     def __call__(self, x: Float[Array, "rows ..."], place: Any) -> Array:
         """Returns the scaled rows."""
-        return x * place.each(self.coefficient.astype(x.dtype), x)
+        return x * place.each(self.coefficient, x).astype(x.dtype)
 
 
 class Apply(AbstractEdit):

@@ -10,8 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from mijax._errors import ShapeError, quoted
 from mijax.core._edits import AbstractEdit
-from mijax.core._integers import reals
-from mijax.core._operands import check_per_prompt
+from mijax.core._operands import check_per_prompt, coefficient_of
 
 
 class Noise(AbstractEdit):
@@ -22,11 +21,12 @@ class Noise(AbstractEdit):
 
     Args:
         key: a `jax.random.key`.
-        coefficient: standard deviation, in units of the activation.
+        coefficient: standard deviation, in units of the activation; a number or
+            `PerPrompt`.
     """
 
     key: PRNGKeyArray
-    coefficient: Any = eqx.field(default=1.0, converter=reals)
+    coefficient: Any = eqx.field(default=1.0, converter=coefficient_of)
 
     def __check_init__(self):
         """Refuse what is not one key."""

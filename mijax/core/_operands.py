@@ -4,14 +4,37 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jaxtyping import Array
 
-from mijax._errors import PositionError, SiteError
+from mijax._errors import PositionError, ShapeError, SiteError
 from mijax.core._integers import reals
-from mijax.core._sites import Site
+from mijax.core._sites import PerPrompt, Site
 
 
-def check_per_prompt(value: Array | None, name: str, batch: tuple[int, ...]) -> None:
+def value_of(given: Any) -> Any:
+    """Return a value of an edit as real numbers, `PerPrompt` where that is stated."""
+    if isinstance(given, PerPrompt):
+        return PerPrompt(reals(given.values))
+    return reals(given)
+
+
+def coefficient_of(given: Any) -> Any:
+    """Return a coefficient as a number, or `PerPrompt` where that is stated.
+
+    Raises:
+        ShapeError: an array of any other shape.
+    """
+    value = value_of(given)
+    rank = value.values.ndim - 1 if isinstance(value, PerPrompt) else value.ndim
+    if rank:
+        shape = value.values.shape if isinstance(value, PerPrompt) else value.shape
+        raise ShapeError(
+            f"A coefficient is one number, got shape {shape}: for one per prompt give "
+            "mijax.PerPrompt([...])."
+        )
+    return value
+
+
+def check_per_prompt(value: Any, name: str, batch: tuple[int, ...]) -> None:
     """Refuses what is neither one value nor one per prompt.
 
     Args:
@@ -19,6 +42,8 @@ def check_per_prompt(value: Array | None, name: str, batch: tuple[int, ...]) -> 
         name: what it is.
         batch: `(prompts,)`, or `()` for a single prompt.
     """
+    if isinstance(value, PerPrompt):
+        value = value.values[(slice(None), *(0,) * (value.values.ndim - 1))]
     if value is None or value.ndim == 0 or value.shape == batch:
         return
     error = PositionError if name == "position" else SiteError

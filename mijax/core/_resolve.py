@@ -162,6 +162,13 @@ def _operand(edit: AbstractEdit, info: SiteInfo, batch: int | None) -> AbstractE
         edit = _patch(edit, info, batch)
     if isinstance(edit, Mean):
         return Whole(_mean(edit, info))
+    for name in ("value", "coefficient"):
+        each = getattr(edit, name, None)
+        if isinstance(each, PerPrompt) and each.values.shape[0] != batch:
+            raise ShapeError(
+                f"An edit's {name} holds {each.values.shape[0]} examples, but the run "
+                f"has {'one, without a batch' if batch is None else batch}."
+            )
     coefficient = getattr(edit, "coefficient", None)
     shape = jnp.shape(coefficient) if isinstance(coefficient, jax.Array) else ()
     if shape not in ((), (batch,)):

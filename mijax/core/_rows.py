@@ -245,7 +245,7 @@ class AbstractPlace(eqx.Module):
         """Return a scalar, or a prompt's entry of `[prompt]`, broadcastable to `x`."""
 
     @abc.abstractmethod
-    def fit(self, value: Array, x: Array) -> Array:
+    def fit(self, value: Any, x: Array) -> Array:
         """Return an operand that broadcasts to `x`.
 
         Raises:
@@ -312,18 +312,25 @@ class Place(AbstractPlace):
         shape = (-1, *(1,) * (x.ndim - 1 - jnp.ndim(at)), *jnp.shape(at))
         return own[:, at].reshape(shape)
 
-    def fit(self, value: Array, x: Array) -> Array:
+    def fit(self, value: Any, x: Array) -> Array:
         """Return an operand that broadcasts to the rows of `x`, or refuse it."""
-        row = x.shape[1:]
+        row, each = x.shape[1:], isinstance(value, PerPrompt)
+        array = jnp.asarray(value.values) if each else value
+        shape = array.shape[each:]
         try:
-            fine = jnp.broadcast_shapes(value.shape, row) == row
+            fine = jnp.broadcast_shapes(shape, row) == row
         except ValueError:
             fine = False
         if not fine:
-            raise ShapeError(
-                f"A value of shape {value.shape} does not fit rows of {row}."
-            )
-        return value
+            raise ShapeError(f"A value of shape {shape} does not fit rows of {row}.")
+        if not each:
+            return array
+        if self.rows.prompt is None:
+            raise PositionError("A value per prompt needs a batch of prompts.")
+        own = array[self.rows.prompt]
+        return own.reshape(
+            *own.shape[: -len(shape) or None], *(1,) * (len(row) - len(shape)), *shape
+        )
 
     def take(self, source: Array, x: Array, at: Mapping[str, Any]) -> Array:
         """Return the source's rows: those of the same prompt, layer and position."""

@@ -4,13 +4,14 @@ import dataclasses
 from typing import Any, Generic, TypeVar, cast
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
 
 from mijax._errors import PositionError, ShapeError, SiteError, nearest, quoted
-from mijax.core._integers import integers
+from mijax.core._integers import integers, reals
 from mijax.core._shown import cut, line
 
 T = TypeVar("T")
@@ -138,13 +139,17 @@ def empty() -> Sites[Any]:
 
 
 class PerPrompt(eqx.Module):
-    """One index for each prompt of a batch, where a list would mean all of them.
+    """One index, coefficient or value for each prompt of a batch.
+
+    A list of indices would mean all of them in every prompt, and an array of values
+    broadcasts against one row, so that one per prompt has to be stated.
 
     Args:
-        values: an index per prompt, `[batch]`.
+        values: an index per prompt, `[batch]`; a coefficient of `Add`, `Scale` or
+            `Noise` per prompt; or a value of `Set` or `Add` per prompt, `[batch, ...]`.
 
     Raises:
-        ShapeError: values that are not a list of integers.
+        ShapeError: a scalar, or values that are not numbers.
 
     Examples:
         >>> import jax, mijax
@@ -155,22 +160,43 @@ class PerPrompt(eqx.Module):
         >>> one = mijax.run(model, tokens, mijax.Zero().at("z", layer=1, head=3))
         >>> bool((mijax.run(model, tokens, each)[1] == one[1]).all())
         True
+        >>> steer = mijax.Add(mijax.PerPrompt(jax.numpy.eye(2, 32))).at("embed")
+        >>> mijax.run(model, tokens, steer).shape
+        (2, 3, 64)
     """
 
-    values: Int[Array, " batch"] | Int[np.ndarray, " batch"]
+    values: Shaped[Array, "batch ..."] | Shaped[np.ndarray, "batch ..."]
 
     __repr__ = line
 
     def __init__(self, values: Any):
-        self.values = integers(values, "An index per prompt")
-        if self.values.ndim != 1:
-            raise ShapeError(
-                f"PerPrompt takes one index per prompt, got shape {self.values.shape}."
-            )
+        leaves = jax.tree.leaves(values)
+        kinds = [getattr(leaf, "dtype", type(leaf)) for leaf in leaves]
+        floating = any(k is float or jnp.issubdtype(k, jnp.floating) for k in kinds)
+        one = "An index per prompt"
+        self.values = reals(values) if floating else integers(values, one)
+        if not self.values.ndim:
+            raise ShapeError("PerPrompt takes one entry per prompt, got a scalar.")
+
+
+def indices_per_prompt(index: PerPrompt) -> Any:
+    """Return one index per prompt.
+
+    Raises:
+        ShapeError: entries that are not integers, or more than one per prompt.
+    """
+    values = integers(index.values, "An index per prompt")
+    if values.ndim != 1:
+        raise ShapeError(
+            f"PerPrompt takes one index per prompt, got shape {values.shape}."
+        )
+    return values
 
 
 def as_index(index: Any) -> Any:
     """Return a list of indices as an array, and anything else unchanged."""
+    if isinstance(index, PerPrompt):
+        return PerPrompt(indices_per_prompt(index))
     if isinstance(index, list | tuple | range):
         return integers(list(index))
     return index
@@ -178,7 +204,9 @@ def as_index(index: Any) -> Any:
 
 def as_position(index: Any) -> Any:
     """Return positions, of which a list or an array already is one per prompt."""
-    return index.values if isinstance(index, PerPrompt) else as_index(index)
+    return (
+        indices_per_prompt(index) if isinstance(index, PerPrompt) else as_index(index)
+    )
 
 
 class Site(eqx.Module):

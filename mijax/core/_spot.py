@@ -43,8 +43,12 @@ class Spot(AbstractPlace):
             )
         return index[self.prompt]
 
-    def fit(self, value: Array, x: Array) -> Array:
+    def fit(self, value: Any, x: Array) -> Array:
         """Return an operand that broadcasts to the value, or refuse it."""
+        if isinstance(value, PerPrompt):
+            if self.prompt is None:
+                raise PositionError("A value per example needs a batch of examples.")
+            value = jnp.asarray(value.values)[self.prompt]
         try:
             fine = jnp.broadcast_shapes(value.shape, x.shape) == x.shape
         except ValueError:

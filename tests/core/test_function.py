@@ -221,7 +221,7 @@ def test_capture_of_parts():
 EDITS = {
     "set": (Set(jnp.arange(4.0)), lambda x, acts: x * 0 + jnp.arange(4.0)),
     "add": (Add(jnp.ones(4), 0.5), lambda x, acts: x + 0.5),
-    "scale": (Scale(jnp.array([0.0, 1.0, 2.0])), None),
+    "scale": (Scale(PerPrompt([0.0, 1.0, 2.0])), None),
     "mean": (None, lambda x, acts: jnp.broadcast_to(acts.mean((0, 1)), x.shape)),
     "function": (mijax.Apply(jnp.tanh), lambda x, acts: jnp.tanh(x)),
 }

@@ -129,8 +129,9 @@ def test_a_reference_of_other_prompts_is_refused():
     "edit",
     [
         mijax.Zero().at("pattern", layer=1, feature=mijax.PerPrompt([1, 2])),
-        mijax.Scale(jnp.array([1.0, 2.0])).at("z"),
-        mijax.Add(jnp.ones(32), np.arange(3.0)).at("resid_pre"),
+        mijax.Scale(mijax.PerPrompt([1.0, 2.0])).at("z"),
+        mijax.Set(mijax.PerPrompt(jnp.ones((2, 32)))).at("embed"),
+        mijax.Add(jnp.ones(32), mijax.PerPrompt(np.arange(3.0))).at("resid_pre"),
     ],
 )
 def test_lists_that_are_not_one_per_prompt_are_refused(edit):

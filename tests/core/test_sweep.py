@@ -182,7 +182,7 @@ def test_fixed_indices_stay_fixed():
 
 
 def test_per_prompt_coefficient_and_all_layers():
-    scale = mijax.Scale(jnp.array([0.5, -1.0, 2.0]))
+    scale = mijax.Scale(mijax.PerPrompt([0.5, -1.0, 2.0]))
     axes = {"position": range(7)}
     found = mijax.sweep(
         model("gpt2"), CORRUPT, scale.at("attn_out"), over=axes, metric=METRIC
