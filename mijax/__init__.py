@@ -46,6 +46,7 @@ from mijax.core import probability_difference as probability_difference
 from mijax.core import recovered as recovered
 from mijax.core import run as run
 from mijax.core import site as site
+from mijax.core import site_metric as site_metric
 from mijax.core import sites as sites
 from mijax.core import sweep as sweep
 from mijax.core import top_tokens as top_tokens

@@ -46,6 +46,7 @@ from mijax.core._rows import Place as Place
 from mijax.core._run import capture as capture
 from mijax.core._run import gradients as gradients
 from mijax.core._run import run as run
+from mijax.core._site_metric import site_metric as site_metric
 from mijax.core._site_table import SiteInfo as SiteInfo
 from mijax.core._site_table import SiteTable as SiteTable
 from mijax.core._sites import SITES as SITES

@@ -9,6 +9,7 @@ import numpy as np
 from mijax._errors import PositionError, ShapeError, SiteError, nearest, quoted
 from mijax.core._axis import Axis
 from mijax.core._check import check_place
+from mijax.core._decoder_sites import last_axis_of
 from mijax.core._edits import Placed
 from mijax.core._function_axes import (
     every,
@@ -87,7 +88,7 @@ def cells(
             edit fixes already.
         PositionError: positions that the prompts do not have.
     """
-    over = _names(over)
+    over = _names(over, last_axis_of(placed.site))
     prompts = np.arange(batch[0])
     columns: dict[str, tuple[np.ndarray, int]] = {"prompt": (prompts, 0)}
     axes = []
@@ -121,19 +122,22 @@ def cells(
     return Cells(tuple(axes), shape, index, which, swept)
 
 
-def _names(over: Any) -> Mapping[Any, Any]:
-    """Returns axes as a mapping, and refuses unknown names."""
+def _names(over: Any, last: str) -> Mapping[Any, Any]:
+    """Returns axes as a mapping, `feature` for the last, and refuses unknown names."""
     if isinstance(over, str):
         over = (over,)
     if not isinstance(over, Mapping | Sequence | set):
         raise SiteError(
             f"over takes names of axes, or a mapping to values, got {quoted(over)}."
         )
-    names = list(over)
-    for name in names:
+    given = over if isinstance(over, Mapping) else dict.fromkeys(over)
+    named = {"feature" if k == last else k: values for k, values in given.items()}
+    for name in named:
         if name not in AXES and name != PAIRS:
-            raise SiteError(f"There is no axis {name!r}.{nearest(str(name), AXES)}")
-    named = over if isinstance(over, Mapping) else dict.fromkeys(names)
+            names = (*AXES, last)
+            raise SiteError(f"There is no axis {name!r}.{nearest(str(name), names)}")
+    if len(named) < len(given):
+        raise SiteError(f"Axes 'feature' and {last!r} are the same: give one of them.")
     if not named:
         raise SiteError(f"A sweep needs at least one axis of {', '.join(AXES)}.")
     return named
@@ -151,7 +155,7 @@ def _check_axis(name: str, placed: Placed) -> None:
             )
         return
     fixed = "start" if name == "position" else name
-    listed = name == "feature" and placed.features is not None
+    listed = name == "feature" and (placed.features is not None or placed.axes)
     if listed or getattr(placed, fixed) is not None:
         raise SiteError(f"The edit has a fixed {name}: sweep over it or fix it.")
 

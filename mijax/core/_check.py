@@ -16,6 +16,8 @@ from mijax._errors import (
     quoted,
 )
 from mijax.core._block import stated
+from mijax.core._check_masks import check_masks
+from mijax.core._decoder_sites import check_decoder_site
 from mijax.core._edited import EditedModel
 from mijax.core._edits import Compose, Placed, compose
 from mijax.core._integers import integers
@@ -25,12 +27,12 @@ from mijax.core._operands import check_per_prompt
 from mijax.core._shapes import site_shapes
 from mijax.core._sharding import automatic
 from mijax.core._sites import (
+    BLOCK_SITES,
     END,
     SITES,
     PerPrompt,
     Site,
     Sites,
-    check_decoder_site,
     filled,
     get,
     known,
@@ -84,7 +86,12 @@ def check_unpadded(model: Any, lengths: np.ndarray | None, seq: int) -> None:
 
 
 def check_metric(
-    metric: Any, tokens: Array, *, lengths: np.ndarray | None, vocab: int | None
+    metric: Any,
+    tokens: Array,
+    *,
+    lengths: np.ndarray | None,
+    vocab: int | None,
+    looks: bool = False,
 ) -> AbstractMetric:
     """Refuses a metric that reads what is not there, or padding.
 
@@ -93,12 +100,14 @@ def check_metric(
         tokens: `[seq]` or `[batch, seq]`.
         lengths: number of tokens of each prompt, if it is known.
         vocab: number of logits, if it is known.
+        looks: whether the verb measures metrics of activations.
 
     Returns:
         The metric.
 
     Raises:
-        ShapeError: no metric, or operands of other prompts or another vocabulary.
+        ShapeError: no metric, one of activations where these are not measured, or
+            operands of other prompts or another vocabulary.
         PositionError: a position beyond the prompts, or in their padding.
     """
     if not isinstance(metric, AbstractMetric):
@@ -106,6 +115,11 @@ def check_metric(
             "A metric is wanted, such as mijax.logit_difference(answer, wrong), got "
             f"{type(metric).__name__}: one's own is a subclass of "
             "mijax.core.AbstractMetric."
+        )
+    if metric.looks() and not looks:
+        raise ShapeError(
+            "site_metric is measured by sweep and gradients only: here give a metric "
+            "of logits, such as mijax.logit_difference(answer, wrong)."
         )
     metric.check(*tokens.shape[:-1], seq=tokens.shape[-1])
     if vocab is not None:
@@ -221,11 +235,8 @@ def check_edits(
                 name, placed.layer, position, placed.head, placed.feature, **axes
             )
             check_place(shapes, longer, site)
-            if placed.mask is not None:
-                raise SiteError(
-                    f"`where` at site {name!r}: a mask is for a model made with "
-                    "mijax.model; here give positions, heads or features."
-                )
+            own = get(shapes, name).shape[name in BLOCK_SITES :]
+            check_masks(placed, own, tokens.shape[:-1], most)
             check_place(shapes, longer, Site(name, feature=placed.features))
             for index in ("layer", "start", "stop", "head", "feature"):
                 what = "position" if index in ("start", "stop") else index

@@ -18,6 +18,7 @@ from mijax.core._metric import AbstractMetric, wide
 from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._packed import Packed, Reads
 from mijax.core._rows import Place, Sequence
+from mijax.core._site_metric import seen_rows
 from mijax.core._sites import BLOCK_SITES, Sites, empty, get, put
 from mijax.core._source_place import SOURCE
 from mijax.core._sources import moved
@@ -37,6 +38,7 @@ class Base(eqx.Module):
     metric: Float[Array, "prompt ..."]
     edits: Sites[Any]
     lengths: Int[Array, " prompt"] | None = None
+    seen: tuple[Float[Array, "prompt reads ..."], ...] = ()
 
 
 @eqx.filter_jit
@@ -76,24 +78,29 @@ def run_base(
         def select(kept: Any, acts: Any, layer: Array) -> Any:
             of_site = getattr(acts, site) if site in BLOCK_SITES else None
             past = cached(acts, kinds, rows)
-            return kept, (getattr(acts, stream), past, of_site)
+            seen = tuple(getattr(acts, look.site.name)[read] for look in looks)
+            return kept, (getattr(acts, stream), past, of_site, seen)
 
+        looks, read = metric.looks(), metric.reads(prompt, seq)
         want = {stream, *kinds, *({site} & set(BLOCK_SITES))}
+        want |= {look.site.name for look in looks}
         last, (_, kept) = scan_blocks(
             *(model, embed, edits.blocks, rows), want=want, select=select
         )
-        x, past, of_site = kept
+        x, past, of_site, seen = kept
+        seen = tuple(a[look.site.layer] for a, look in zip(seen, looks, strict=True))
         of_site = embed[None] if of_site is None else of_site
         if stream == "resid_post":
             x = jnp.concatenate([embed[None], x[:-1]])
-        return x, past, of_site, last
+        return x, past, of_site, last, seen
 
     prompts = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-    x, past, of_site, last = jax.vmap(one, out_axes=(1, 1, 1, 0))(tokens, prompts)
+    axes = (1, 1, 1, 0, 0)
+    x, past, of_site, last, seen = jax.vmap(one, out_axes=axes)(tokens, prompts)
     reads = jax.vmap(lambda prompt: metric.reads(prompt, seq))(prompts)
     read = jnp.take_along_axis(last, reads[..., None], axis=1)
-    found = measure(model, metric, read, prompts)
-    return Base(x, past, last, of_site, reads, found, held(edits), lengths)
+    found = measure(model, metric, read, prompts, seen)
+    return Base(x, past, last, of_site, reads, found, held(edits), lengths, seen)
 
 
 def measure(
@@ -101,13 +108,15 @@ def measure(
     metric: AbstractMetric,
     x: Float[Array, "lane reads embed"],
     prompt: Int[Array, " lane"],
+    seen: tuple[Array, ...] = (),
 ) -> Float[Array, "lane ..."]:
     """Evaluates a metric on the residual stream at the positions that it reads."""
     ids = jax.vmap(metric.ids)(prompt)
     if ids is not None:
         ids = jnp.broadcast_to(ids[:, None], (*x.shape[:2], ids.shape[-1]))
     logits = wide(model.unembed(model.normalise(x), ids))
-    return jax.vmap(metric.score)(logits, prompt)
+    values = jax.vmap(metric.picked)(seen, prompt)
+    return jax.vmap(metric.score_seen)(logits, values, prompt)
 
 
 @eqx.filter_jit
@@ -235,7 +244,7 @@ def run_chunk(
     arrays, static = eqx.partition(model.blocks, eqx.is_array)
     reads = base.reads[tiles.prompt]
     # Reading few rows of each lane, the last block goes on with these alone.
-    kinds = check_cache(model, "A sweep")
+    kinds, looks = check_cache(model, "A sweep"), metric.looks()
     narrow = reads[0].size < tiles.lane.shape[1] and mixes_once(kinds)
 
     def start(tile: Tile) -> Array:
@@ -244,7 +253,7 @@ def run_chunk(
         x = base.x[first, rows.prompt, rows.position]
         return edit(_at_lanes(placed, tile, empty()).embed, x, Place(rows))
 
-    def block(layer: Array, x: Array, tile: Tile, read: Array | None) -> Array:
+    def block(layer: Array, x: Array, tile: Tile, read: Array | None) -> Any:
         here, every = jax.tree.map(lambda a: _at(a, layer), (arrays, base.past))
         past = {
             name: kind.at_lanes(every[name], tile.prompt, tile.start)
@@ -253,35 +262,45 @@ def run_chunk(
         place = Place(tile.rows(seq, read, base.lengths), layer)
         one = eqx.combine(here, static)
         edits = _at_lanes(placed, tile, base.edits).blocks
-        return apply_block(one, x, edits, place, past, want=())[0]
+        want = {look.site.name for look in looks}
+        return apply_block(one, x, edits, place, past, want=want)
 
-    def each(one: Callable[..., Array], out: Array, layer: Any) -> Array:
+    def each(one: Callable[..., Any], out: Any, layer: Any) -> Any:
         """Set `out[i] = one(i, tile, out)` for the tiles that have started."""
 
-        def step(i: Array, out: Array) -> Array:
+        def step(i: Array, out: Any) -> Any:
             tile = jax.tree.map(lambda a: _at(a, i), tiles)
-            return out.at[i].set(one(i, tile, out))
+            new = one(i, tile, out)
+            return jax.tree.map(lambda all_, own: all_.at[i].set(own), out, new)
 
         return jax.lax.fori_loop(0, (tiles.first <= layer).sum(), step, out)
 
-    def body(layer: Array, x: Array) -> Array:
+    def body(layer: Array, state: Any) -> Any:
         # Of what the loop carries, not of `x`, which would have to be copied.
-        return each(lambda i, tile, x: block(layer, x[i], tile, None), x, layer)
+        def one(i: Array, tile: Tile, state: Any) -> Any:
+            x, acts = block(layer, state[0][i], tile, None)
+            before = tuple(a[i] for a in state[1])
+            return x, seen_rows(looks, layer, acts, before, tile, reads[i])
+
+        return each(one, state, layer)
 
     count, rows = tiles.lane.shape
     x = jnp.zeros((count, rows, base.x.shape[-1]), base.x.dtype)
     x = each(lambda i, tile, _: start(tile), x, layers)
-    x = jax.lax.fori_loop(tiles.first[0], layers - 1, body, x)
+    seen = tuple(of_base[tiles.prompt] for of_base in base.seen)
+    x, seen = jax.lax.fori_loop(tiles.first[0], layers - 1, body, (x, seen))
 
     def last(i: Array, tile: Tile, _: Any) -> Array:
         layer, read = jnp.asarray(layers - 1, jnp.int32), reads[i]
-        now = block(layer, x[i], tile, read if narrow else None)
+        now, acts = block(layer, x[i], tile, read if narrow else None)
+        before = tuple(a[i] for a in seen)
+        looked = seen_rows(looks, layer, acts, before, tile, read)
         row = tile.rows(seq, read).reads
         now = now if narrow or row is None else now[row.row]
         own = (read >= tile.start[:, None])[..., None]
         before = base.last[tile.prompt[:, None], read]
         now = jnp.where(own, now.reshape(before.shape), before)
-        return measure(model, metric, now, tile.prompt)
+        return measure(model, metric, now, tile.prompt, looked)
 
     first = jax.tree.map(lambda a: a[0], tiles)
     kind = jax.eval_shape(last, jnp.int32(0), first, None)
@@ -303,7 +322,8 @@ def _at_lanes(placed: Placed, tile: Tile, base: Sites[Any]) -> Sites[Any]:
     at = tile.place.get
     layer, start, stop = at("layer"), at("start"), at("stop")
     head, feature, site = at("head"), at("feature"), placed.site
-    here = Placed(one, layer, start, stop, head, feature, site, placed.features)
+    lists = (placed.features, placed.axes, placed.mask)
+    here = Placed(one, layer, start, stop, head, feature, site, *lists)
     before = get(base, site)
     return put(base, site, here if before is None else Compose((before, here)))
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core._integers import integers
-from mijax.core._operands import check_per_prompt, coefficient_of, value_of
+from mijax.core._operands import Span, check_per_prompt, coefficient_of, value_of
 from mijax.core._rows import AbstractPlace
 from mijax.core._shown import line, shown
 from mijax.core._sites import (
@@ -64,11 +64,13 @@ class AbstractEdit(eqx.Module):
                 prompt give `PerPrompt`.
             position: token index, one per prompt (`[batch]`), or a slice of those.
             head: query head.
-            feature: index on the last axis. At `scores` and `pattern` it is the
-                position of the key.
+            feature: index on the last axis, whatever its name. At `scores` and
+                `pattern` it is the position of the key.
             where: boolean mask of the part that is edited, broadcast against the value
-                of one example and layer: a region of an image.
-            **axes: index on any other axis of the site, by its name; an integer, a
+                of one example and layer: a region of an image, or positions times
+                features of a decoder.
+            **axes: index on any other axis of the site, by the name that
+                `mijax.sites` shows (`embed`, `mlp`, `key_position`); an integer, a
                 list, a slice, or one per example (`PerPrompt`).
 
         Returns:
@@ -167,13 +169,6 @@ def _as_mask(where: Any) -> Array:
     if mask.dtype != bool:
         raise ShapeError(f"`where` is a boolean mask, got {mask.dtype}{mask.shape}.")
     return jnp.asarray(mask)
-
-
-class Span(eqx.Module):
-    """A half-open range of indices on an axis."""
-
-    start: Array
-    stop: Array
 
 
 def _per_lane(index: Any) -> Array | None:

@@ -44,6 +44,7 @@ def score(
     x: Float[Array, "seq embed"],
     edits: Sites[Any],
     prompt: Int[Array, ""] | None,
+    seen: tuple[Array, ...] = (),
 ) -> Float[Array, ""]:
     """Return the metric of one prompt, with logits only where the metric reads them.
 
@@ -53,6 +54,7 @@ def score(
         x: the residual stream after the last block, at every position.
         edits: edits, of which those at `resid_final` and `logits` apply here.
         prompt: index of the prompt in its batch.
+        seen: activations that the metric looks at, at the positions that it reads.
 
     Returns:
         The metric.
@@ -60,7 +62,8 @@ def score(
     read = metric.reads(prompt, x.shape[0])
     logits = finish(model, x[read], edits, Sequence(read, prompt, prompt))[1]
     ids = metric.ids(prompt)
-    return metric.score(wide(logits if ids is None else logits[:, ids]), prompt)
+    logits = wide(logits if ids is None else logits[:, ids])
+    return metric.score_seen(logits, metric.picked(seen, prompt), prompt)
 
 
 def metric_of(
@@ -88,6 +91,12 @@ def metric_of(
     position = jnp.arange(tokens.shape[0], dtype=jnp.int32)
     rows = Sequence(position, prompt, prompt, length)
     x = edit(edits.embed, model.embed(tokens, rows.position), Place(rows))
-    nothing = lambda kept, acts, layer: (kept, None)  # noqa: E731
-    x, _ = scan_blocks(model, x, edits.blocks, rows, want=(), select=nothing)
-    return score(model, metric, x, edits, prompt)
+    looks, read = metric.looks(), metric.reads(prompt, tokens.shape[0])
+
+    def select(kept: Any, acts: Any, layer: Array) -> Any:
+        return kept, tuple(getattr(acts, look.site.name)[read] for look in looks)
+
+    want = {look.site.name for look in looks}
+    x, (_, out) = scan_blocks(model, x, edits.blocks, rows, want=want, select=select)
+    seen = tuple(a[k.site.layer] for a, k in zip(out, looks, strict=True))
+    return score(model, metric, x, edits, prompt, seen)

@@ -255,11 +255,11 @@ def _scan_from(
     n_consts, n_carry = scan_sizes(equation)
     consts, rest = inputs[:n_consts], inputs[n_consts:]
     xs, length = rest[n_carry:], params["length"]
-    plain = Job(start.before, frozenset(), job.marks.values(), {})
+    plain = Job(start.before, job.want, job.marks.values(), job.parts)
 
     def layer(which: Job, i: Any, carry: list[Any], xs: list[Any]) -> Any:
-        outputs, _ = evaluate(which, body, [*consts, *carry, *xs], path, (i,))
-        return outputs[:n_carry], outputs[n_carry:]
+        outputs, kept = evaluate(which, body, [*consts, *carry, *xs], path, (i,))
+        return outputs[:n_carry], (outputs[n_carry:], kept)
 
     def lower(carry: list[Any], inputs: Any) -> Any:
         i, xs = inputs
@@ -277,17 +277,17 @@ def _scan_from(
         carry, ys = state
         at = [jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in xs]
         carry, new = layer(job, i, carry, at)
-        ys = [
-            jax.lax.dynamic_update_index_in_dim(all_, one, i, 0)
-            for all_, one in zip(ys, new, strict=True)
-        ]
-        return carry, ys
+
+        def update(every: Any, one: Any) -> Any:
+            return jax.lax.dynamic_update_index_in_dim(every, one, i, 0)
+
+        return carry, jax.tree.map(update, ys, new)
 
     carry = [
         jax.lax.dynamic_index_in_dim(c, start.first, keepdims=False) for c in every
     ]
-    carry, ys = jax.lax.fori_loop(start.first, length, upper, (carry, ys))
-    return [*carry, *ys], {}
+    carry, (ys, kept) = jax.lax.fori_loop(start.first, length, upper, (carry, ys))
+    return [*carry, *ys], kept
 
 
 def _while(job: Job, equation: Any, inputs: Any, path: Path, index: Path) -> Result:

@@ -1,5 +1,6 @@
 """`run`, `capture` and `gradients` of a `FunctionModel`, on `harvest`."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -10,11 +11,11 @@ from jaxtyping import Array
 
 from mijax._errors import SiteError, quoted
 from mijax.core._edits import compose
-from mijax.core._evaluate import At
+from mijax.core._evaluate import At, Start
 from mijax.core._function import FunctionModel, examples, traced_of
 from mijax.core._harvest import harvest_parts
 from mijax.core._resolve import axes_of, check_index, resolved, size_of
-from mijax.core._score import check_scores, score
+from mijax.core._score import check_scores, looks_of, scores
 from mijax.core._site_table import SiteInfo, SiteTable, check_names, table
 from mijax.core._sites import PerPrompt, Site, known
 from mijax.core._spot import applied, spot_of
@@ -128,18 +129,67 @@ def _capture(door: Door, sites: Any) -> Any:
 
     def one(example: Any, prompt: Any) -> Any:
         edits = applied(door.edits, door.sites, prompt)
-        names = {site.name for site in flat}
-        parts = {name: _parts(name, flat, door.sites[name], prompt) for name in names}
-        _, acts = harvest_parts(door.fn, names, edits, parts)(example)
-        count = dict.fromkeys(names, 0)
-        found = []
-        for site in flat:
-            value = acts[site.name][count[site.name]]
-            count[site.name] += 1
-            found.append(after_loops(value, site, door.sites[site.name], prompt))
-        return found
+        return run_reading(door, flat, edits, example, prompt)[1]
 
     return jax.tree.unflatten(structure, door.over(one))
+
+
+def run_reading(
+    door: Door,
+    sites: list[Site],
+    edits: Any,
+    example: Any,
+    prompt: Any,
+    start: Start | None = None,
+) -> tuple[Any, list[Any]]:
+    """Run one example, and return its output and the parts of its activations.
+
+    Args:
+        door: the model.
+        sites: checked sites, the parts to keep.
+        edits: functions that `harvest` applies.
+        example: the example.
+        prompt: which one of the batch it is.
+        start: layer from which a scan runs.
+    """
+    names = list(dict.fromkeys(site.name for site in sites))
+    parts = {name: _parts(name, sites, door.sites[name], prompt) for name in names}
+    output, acts = harvest_parts(door.fn, names, edits, parts, start)(example)
+    count = dict.fromkeys(names, 0)
+    found = []
+    for site in sites:
+        value = acts[site.name][count[site.name]]
+        count[site.name] += 1
+        found.append(after_loops(value, site, door.sites[site.name], prompt))
+    return output, found
+
+
+def measured(
+    door: Door,
+    metrics: Any,
+    edits: Any,
+    example: Any,
+    prompt: Any,
+    start: Start | None = None,
+) -> Any:
+    """Run one example and return its metric, or each of several by name."""
+    sites = [look.site for look in looks_of(metrics)]
+    output, seen = run_reading(door, sites, edits, example, prompt, start)
+    return scores(metrics, output, example, prompt, tuple(seen))
+
+
+def checked_looks(metrics: Any, door: Door) -> Any:
+    """Return metrics whose sites are known to exist, with indices as arrays.
+
+    Raises:
+        SiteError: a site, axis or index that the model does not have.
+    """
+    if isinstance(metrics, Mapping):
+        return {name: checked_looks(one, door) for name, one in metrics.items()}
+    if not looks_of(metrics):
+        return metrics
+    site = checked_sites(metrics.site, door)
+    return eqx.tree_at(lambda m: m.site, metrics, site, is_leaf=is_site)
 
 
 def _parts(name: str, sites: list[Site], info: SiteInfo, prompt: Any) -> Any:
@@ -206,6 +256,7 @@ def gradients_function(
     """See `mijax.gradients`."""
     door = opened_function(model, inputs, edits)
     check_scores(metric)
+    metric = checked_looks(metric, door)
     return _gradients(door, metric, checked_sites(sites, door))
 
 
@@ -228,8 +279,7 @@ def _gradients(door: Door, metric: Any, sites: Any) -> Any:
                 return edit
 
             edits = before | {name: shifted(name) for name in names}
-            output, _ = harvest_parts(door.fn, (), edits, {})(example)
-            return score(metric, output, example, prompt)
+            return measured(door, metric, edits, example, prompt)
 
         grads = jax.grad(value)({name: _zeros(door.sites[name]) for name in names})
         return [_of(grads[s.name], s, door.sites[s.name], prompt) for s in flat]

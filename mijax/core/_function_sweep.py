@@ -27,13 +27,18 @@ from mijax.core._edits import Compose, compose
 from mijax.core._evaluate import Start
 from mijax.core._function import FunctionModel
 from mijax.core._function_axes import COEFFICIENT, WHERE, Grid, grid
-from mijax.core._function_run import Door, opened_function
+from mijax.core._function_run import (
+    Door,
+    checked_looks,
+    measured,
+    opened_function,
+)
 from mijax.core._harvest import harvest_parts
 from mijax.core._jobs import Piece, run_pieces
 from mijax.core._peak import peak_bytes
 from mijax.core._plan import Chunks
 from mijax.core._resolve import resolved, source_sizes
-from mijax.core._score import check_scores, scores
+from mijax.core._score import check_scores
 from mijax.core._site_table import SiteInfo
 from mijax.core._source_place import SOURCE
 from mijax.core._sources import Patch, moved, with_sources
@@ -75,6 +80,7 @@ def sweep_function(
     """See `mijax.sweep`."""
     door = opened_function(model, inputs, edits)
     check_scores(metric)
+    metric = checked_looks(metric, door)
     edit = with_sources(compose(edit), over)
     swept = Swept(door, _only(edit, door), metric)
     info = door.sites[swept.edit.site]
@@ -140,8 +146,7 @@ def _only(edit: Any, door: Door) -> Spots:
 def _base(door: Door, metric: Any) -> Any:
     def one(example: Any, prompt: Any) -> Any:
         edits = applied(door.edits, door.sites, prompt)
-        output = harvest_parts(door.fn, (), edits, {})(example)[0]
-        return scores(metric, output, example, prompt)
+        return measured(door, metric, edits, example, prompt)
 
     return door.over(one)
 
@@ -358,8 +363,7 @@ def _block(
             both = Compose((door.edits[name], moved)) if name in door.edits else moved
             edits = applied(dict(door.edits) | {name: both}, door.sites, prompt)
             start = None if first is None else Start(name, before, first)
-            output = harvest_parts(door.fn, (), edits, {}, start)(example)[0]
-            return scores(swept.metrics, output, example, prompt)
+            return measured(door, swept.metrics, edits, example, prompt, start)
 
         if not places:
             return jax.tree.map(lambda a: jnp.repeat(a, count), cell({}))

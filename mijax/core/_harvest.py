@@ -74,8 +74,7 @@ def harvest_parts(
         edits: a function for each edited site.
         parts: for some sites a function `(value, at) -> tree` that selects the part to
             keep; inside a loop only that part is kept of each iteration.
-        start: the scan over layers around this site runs from a given layer on; nothing
-            is kept of it.
+        start: the scan over layers around this site runs from a given layer on.
     """
     want = None if want is None else tuple(want)
 

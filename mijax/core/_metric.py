@@ -53,6 +53,20 @@ class AbstractMetric(eqx.Module):
             return jnp.array([seq - 1], jnp.int32)
         return jnp.atleast_1d(own(self.position, prompt)).astype(jnp.int32)
 
+    def looks(self) -> tuple[Any, ...]:
+        """Return the metrics of activations in this one."""
+        return ()
+
+    def picked(self, seen: tuple[Array, ...], prompt: Any) -> tuple[Array, ...]:
+        """Select what is looked at from the rows at all positions that are read."""
+        return ()
+
+    def score_seen(
+        self, logits: Any, seen: tuple[Array, ...], prompt: Any
+    ) -> Float[Array, "..."]:
+        """Return the metric of one prompt from logits and activations."""
+        return self.score(logits, prompt)
+
     def counted(self) -> np.ndarray | None:
         """Return which reads of each prompt count, `[prompt, reads]`; `None` is all."""
         return None

@@ -36,6 +36,11 @@ class negative(AbstractMetric):
                 "negative: `metric` must be a metric, got the "
                 f"{type(metric).__name__} {quoted(metric)}."
             )
+        if metric.looks():
+            raise ConfigError(
+                "negative takes a metric of logits: change the sign in the function of "
+                "site_metric."
+            )
         self.metric = metric
         self.position = metric.position
 

@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array
 
 from mijax._errors import PositionError, ShapeError, SiteError
 from mijax.core._integers import reals
@@ -32,6 +35,30 @@ def coefficient_of(given: Any) -> Any:
             "mijax.PerPrompt([...])."
         )
     return value
+
+
+class Span(eqx.Module):
+    """A half-open range of indices on an axis."""
+
+    start: Array
+    stop: Array
+
+
+def rows_per_prompt(values: Array, prompt: Any, rank: int) -> Array:
+    """Return the value of each row's prompt, broadcastable to rows of some rank.
+
+    Args:
+        values: `[batch, ...]`.
+        prompt: prompt of each row, one for all, or `None` for a single prompt.
+        rank: rank of the rows.
+
+    Raises:
+        PositionError: a single prompt.
+    """
+    if prompt is None:
+        raise PositionError("A value per prompt needs a batch of prompts.")
+    own, rest = values[prompt], values.shape[1:]
+    return own.reshape(*jnp.shape(prompt), *(1,) * (rank - 1 - len(rest)), *rest)
 
 
 def check_per_prompt(value: Any, name: str, batch: tuple[int, ...]) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array
 
 from mijax._errors import PositionError, ShapeError, SiteError, nearest
-from mijax.core._edits import AbstractEdit, Compose, Placed, Span
+from mijax.core._edits import AbstractEdit, Compose, Placed
+from mijax.core._operands import Span
 from mijax.core._site_table import SiteInfo, SiteTable, check_names
 from mijax.core._sites import END, PerPrompt, Site, Sites, filled, get, known
 from mijax.core._source_place import check_source_place, source_shape_error

@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from mijax._errors import PositionError, ShapeError
+from mijax.core._last_axis import last_axis_masks
 from mijax.core._mark import edited, site
+from mijax.core._operands import rows_per_prompt
 from mijax.core._sites import PerPrompt
 from mijax.core._source_place import repeated
 
@@ -323,14 +325,7 @@ class Place(AbstractPlace):
             fine = False
         if not fine:
             raise ShapeError(f"A value of shape {shape} does not fit rows of {row}.")
-        if not each:
-            return array
-        if self.rows.prompt is None:
-            raise PositionError("A value per prompt needs a batch of prompts.")
-        own = array[self.rows.prompt]
-        return own.reshape(
-            *own.shape[: -len(shape) or None], *(1,) * (len(row) - len(shape)), *shape
-        )
+        return rows_per_prompt(array, self.rows.prompt, x.ndim) if each else array
 
     def take(self, source: Array, x: Array, at: Mapping[str, Any]) -> Array:
         """Return the source's rows: those of the same prompt, layer and position."""
@@ -399,10 +394,5 @@ class Place(AbstractPlace):
             masks.append(self.among(placed.head, x, heads))
         elif placed.head is not None:
             masks.append(self.each(placed.head, x) == heads)
-        if placed.feature is not None and placed.feature.dtype == bool:
-            masks.append(self.among(placed.feature, x, jnp.arange(x.shape[-1])))
-        elif placed.feature is not None:
-            masks.append(self.each(placed.feature, x) == jnp.arange(x.shape[-1]))
-        if placed.features is not None:
-            masks.append(jnp.isin(jnp.arange(x.shape[-1]), placed.features))
+        masks += last_axis_masks(self, placed, x)
         return None if not masks else jax.tree.reduce(jnp.logical_and, masks)

@@ -16,7 +16,9 @@ from mijax.core._check import (
     check_sites,
     traced_tokens,
 )
+from mijax.core._check_looks import check_looks
 from mijax.core._check_stated import masked_lengths
+from mijax.core._decoder_sites import with_feature
 from mijax.core._edits import AbstractEdit, compose, edit
 from mijax.core._ends import finish, metric_of
 from mijax.core._function import FunctionModel
@@ -164,7 +166,7 @@ def capture(
 def named_sites(sites: Any) -> Any:
     """Return a tree of sites in which names stand for whole sites."""
     return jax.tree.map(
-        lambda site: Site(site) if isinstance(site, str) else site,
+        lambda site: Site(site) if isinstance(site, str) else with_feature(site),
         sites,
         is_leaf=_is_site,
     )
@@ -338,17 +340,16 @@ def gradients(
     shapes = check_sites(model, tokens, sites, **options)
     edits = check_edits(model, tokens, edits, **options)
     masked = masked_lengths(model, given, tokens.shape[-1])
-    metric = check_metric(
-        metric, tokens, lengths=lengths, vocab=shapes.logits.shape[-1]
-    )
+    vocab = shapes.logits.shape[-1]
+    one = check_metric(metric, tokens, lengths=lengths, vocab=vocab, looks=True)
+    measured = check_looks(model, tokens, one, lengths)
     check_spans(sites)
     tokens = _guarded(model, tokens, sites, shapes)
-    vocab = shapes.logits.shape[-1]
-    tokens = guarded(tokens, bounds_of_metric(metric, tokens.shape[-1], vocab))
+    tokens = guarded(tokens, bounds_of_metric(measured, tokens.shape[-1], vocab))
     traced = jax.tree.map(
         lambda site: _traced(site, tokens.shape[-1]), sites, is_leaf=_is_site
     )
-    return _gradients(model, tokens, metric, traced, edits, (shapes, masked))
+    return _gradients(model, tokens, measured, traced, edits, (shapes, masked))
 
 
 @eqx.filter_jit

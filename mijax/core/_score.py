@@ -16,7 +16,13 @@ Metric = AbstractMetric | Callable[..., Any]
 Metrics = Metric | Mapping[str, Metric]
 
 
-def score(metric: Any, output: Any, example: Any, prompt: Any) -> Float[Array, ""]:
+def score(
+    metric: Any,
+    output: Any,
+    example: Any,
+    prompt: Any,
+    seen: tuple[Array, ...] = (),
+) -> Float[Array, ""]:
     """Return the metric of one example.
 
     Args:
@@ -25,6 +31,7 @@ def score(metric: Any, output: Any, example: Any, prompt: Any) -> Float[Array, "
         output: what the model returns for the example.
         example: the example, the inputs of the model.
         prompt: which example of the batch it is, `None` without a batch.
+        seen: activations that a metric of activations looks at.
 
     Returns:
         The metric.
@@ -32,6 +39,8 @@ def score(metric: Any, output: Any, example: Any, prompt: Any) -> Float[Array, "
     Raises:
         ShapeError: a metric of another kind, or one that does not return a scalar.
     """
+    if isinstance(metric, AbstractMetric) and seen:
+        return metric.score_seen(output, seen, prompt)
     if isinstance(metric, AbstractMetric):
         if getattr(output, "ndim", None) not in (1, 2):
             raise ShapeError(
@@ -63,11 +72,26 @@ def check_scores(metrics: Any) -> None:
             )
 
 
-def scores(metrics: Any, output: Any, example: Any, prompt: Any) -> Any:
+def looks_of(metrics: Any) -> tuple[Any, ...]:
+    """Return the metrics of activations among one or several metrics, in order."""
+    each = metrics.values() if isinstance(metrics, Mapping) else (metrics,)
+    own = (one for one in each if isinstance(one, AbstractMetric))
+    return tuple(look for one in own for look in one.looks())
+
+
+def scores(
+    metrics: Any, output: Any, example: Any, prompt: Any, seen: tuple[Any, ...] = ()
+) -> Any:
     """Return the metric of one example, or each of several by name."""
-    if isinstance(metrics, Mapping):
-        return {k: score(m, output, example, prompt) for k, m in metrics.items()}
-    return score(metrics, output, example, prompt)
+    if not isinstance(metrics, Mapping):
+        return score(metrics, output, example, prompt, seen)
+    found, at = {}, 0
+    for name, one in metrics.items():
+        count = len(looks_of(one))
+        own = seen[at : at + count]
+        found[name] = score(one, output, example, prompt, own)
+        at += count
+    return found
 
 
 def _takes_two(metric: Callable[..., Any]) -> bool:

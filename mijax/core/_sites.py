@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Int, Shaped
 
-from mijax._errors import PositionError, ShapeError, SiteError, nearest, quoted
+from mijax._errors import PositionError, ShapeError, SiteError, quoted
 from mijax.core._integers import integers, reals
 from mijax.core._shown import cut, line
 
@@ -305,26 +305,6 @@ class Site(eqx.Module):
     def rank(self) -> int:
         """Rank of a decoder's activations of one example, layer axis included."""
         return self.layered + 2 + (self.name in HEAD_SITES)
-
-
-def check_decoder_site(site: Site) -> None:
-    """Refuse names and axes that no decoder (`AbstractModel`) has.
-
-    Raises:
-        SiteError: an unknown name, or an index that the site does not have.
-    """
-    if site.name not in SITES:
-        raise SiteError(f"There is no site {site.name!r}.{nearest(site.name, SITES)}")
-    if site.layer is not None and site.name not in BLOCK_SITES:
-        raise SiteError(f"Site {site.name!r} has no layer: it is outside the blocks.")
-    if site.head is not None and site.name not in HEAD_SITES:
-        raise SiteError(
-            f"Site {site.name!r} has no heads; sites per head: {', '.join(HEAD_SITES)}."
-        )
-    for axis in site.axes or {}:
-        raise SiteError(
-            f"Site {site.name!r} has no axis {axis!r}.{nearest(axis, INDICES)}"
-        )
 
 
 def known(index: Any) -> np.ndarray | None:

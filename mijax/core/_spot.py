@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mijax._errors import PositionError, ShapeError, SiteError
-from mijax.core._edits import AbstractEdit, Span
+from mijax.core._edits import AbstractEdit
+from mijax.core._operands import Span
 from mijax.core._rows import AbstractPlace
 from mijax.core._site_table import SiteInfo, SiteTable
 from mijax.core._sites import PerPrompt

@@ -27,6 +27,7 @@ from mijax.core._check import (
     check_metric,
     rows_of,
 )
+from mijax.core._check_looks import check_looks
 from mijax.core._check_stated import check_cache, check_kept_keys, masked_lengths
 from mijax.core._chunk import (
     Base,
@@ -149,9 +150,14 @@ def sweep(
     if isinstance(over, Mapping) and over.get("position") is not None:
         rows = range(int(grid.places["stop"].max()), END)
     placed.edit.check_operand(get(shapes, placed.site), rows, tokens.shape[:-1])
-    for one in metric.values() if isinstance(metric, Mapping) else (metric,):
-        check_metric(one, tokens, lengths=lengths, vocab=shapes.logits.shape[-1])
-    measured, names = joined(metric)
+    vocab = shapes.logits.shape[-1]
+    several = metric if isinstance(metric, Mapping) else {"": metric}
+    for one in several.values():
+        check_metric(one, tokens, lengths=lengths, vocab=vocab, looks=True)
+    looked = {k: check_looks(model, tokens, m, lengths) for k, m in several.items()}
+    measured, names = joined(
+        looked if several is metric else looked[""], batch.shape[1]
+    )
     before = _staying(check_edits(model, tokens, edits, **options))
     masked = masked_lengths(model, given, batch.shape[1])
     base = run_base(model, batch, placed.site, measured, before, masked)
