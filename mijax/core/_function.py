@@ -24,12 +24,14 @@ class FunctionModel(eqx.Module):
         ranks: rank and dtype of each array of an example.
         structure: structure of an example.
         shapes: shapes of the example that was given.
+        readout: how outputs read the residual stream, if it is stated.
     """
 
     fn: Any
     ranks: tuple[tuple[int, Any], ...] = eqx.field(static=True)
     structure: Any = eqx.field(static=True)
     shapes: tuple[tuple[int, ...], ...] = eqx.field(static=True)
+    readout: Any = None
 
     def __call__(self, inputs: Any) -> Any:
         """Return the output for one example, without edits."""
@@ -57,7 +59,9 @@ class FunctionModel(eqx.Module):
         return [jax.ShapeDtypeStruct(shape, kind) for shape, kind in pairs]
 
 
-def model(fn: Callable[[Any], Any], example: Any) -> FunctionModel:
+def model(
+    fn: Callable[[Any], Any], example: Any, *, readout: Any = None
+) -> FunctionModel:
     """Turn a JAX function into a model that the verbs take.
 
     The example states what one input looks like. The verbs take one input, or a batch:
@@ -69,6 +73,8 @@ def model(fn: Callable[[Any], Any], example: Any) -> FunctionModel:
             sites with `mijax.site`; `mijax.interop` marks models of other libraries.
         example: one input: an array, or any tree of arrays (or of
             `jax.ShapeDtypeStruct`).
+        readout: an `nn.Readout`, how outputs read the residual stream, for lenses and
+            direct attribution.
 
     Returns:
         The model.
@@ -97,7 +103,7 @@ def model(fn: Callable[[Any], Any], example: Any) -> FunctionModel:
     specs = [jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype) for leaf in leaves]
     ranks = tuple((len(spec.shape), spec.dtype) for spec in specs)
     shapes = tuple(spec.shape for spec in specs)
-    made = FunctionModel(fn, ranks, structure, shapes)
+    made = FunctionModel(fn, ranks, structure, shapes, readout)
     traced_of(made, jax.tree.unflatten(structure, specs))
     return made
 

@@ -65,6 +65,14 @@ class AbstractModel(eqx.Module):
         return True
 
     @property
+    def readout(self) -> Any:
+        """How outputs read the last residual stream, an `nn.Readout`; `None` unstated.
+
+        Lenses and direct attribution refuse models that do not state it.
+        """
+        return None
+
+    @property
     def n_layers(self) -> int:
         """Number of blocks."""
         leaves = jax.tree.leaves(self.blocks)

@@ -3,13 +3,12 @@
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import PositionError, ShapeError, SiteError
-from mijax.core import Site, capture
-from mijax.core.internal import TokensLike, as_tokens, one_each
+from mijax.core import AbstractModel, Site, capture
+from mijax.core.internal import TokensLike, as_tokens, check_linear_writes, one_each
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._latents import (
     direction,
@@ -19,8 +18,11 @@ from mijax.dictionaries._latents import (
     written,
 )
 from mijax.dictionaries._wiring import SAE
-from mijax.nn import LayerNorm, Transformer, Unembedding, scaled_like
+from mijax.nn import LayerNorm
+from mijax.nn.internal import readout_of
 
+# What blocks state to add to the stream, and the sites that are it or a term of it.
+WRITTEN = ("attn_out", "mlp_out", "z")
 SITES = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "embed", "z")
 
 
@@ -43,7 +45,7 @@ class DirectLatents(eqx.Module):
 
 
 def direct_latent_attribution(
-    model: Transformer,
+    model: AbstractModel,
     dictionary: Dictionary,
     tokens: TokensLike,
     answer: Int[Array, "..."],
@@ -61,7 +63,8 @@ def direct_latent_attribution(
     the same activation.
 
     Args:
-        model: a transformer whose blocks add to the residual stream.
+        model: a model that states its `readout`, and whose blocks state that what they
+            write is added to the residual stream (`linear_writes`).
         dictionary: an SAE of the site.
         tokens: token ids of a batch.
         answer: id of the answer of each prompt.
@@ -75,6 +78,8 @@ def direct_latent_attribution(
         The parts.
 
     Raises:
+        FrameError: a model that states no `readout`, capped logits, or blocks that do
+            not state `linear_writes`.
         SiteError: a site that adds nothing to the residual stream.
         ShapeError: tokens that are not a batch, answers beyond the vocabulary, or a
             dictionary that is no SAE of it.
@@ -92,6 +97,9 @@ def direct_latent_attribution(
         >>> found.latents.shape, int((found.latents != 0).sum())
         ((1, 64), 4)
     """
+    readout = readout_of(model, "direct_latent_attribution")
+    if site.name in WRITTEN:
+        check_linear_writes(model, "direct_latent_attribution")
     given, tokens = tokens, as_tokens(tokens)
     if tokens.ndim != 2:
         raise ShapeError(f"Tokens are [batch, seq] here, got {tokens.shape}.")
@@ -113,7 +121,7 @@ def direct_latent_attribution(
         "here": Site(site.name, site.layer, position=position),
     }
     acts = capture(model, given, sites)
-    vocab = (model.unembedding or model.embedding).weight.shape[0]
+    vocab = readout.outputs
     batch = tokens.shape[:1]
     answer = one_each(answer, batch, vocab)
     wrong = None if wrong is None else one_each(wrong, batch, vocab)
@@ -124,7 +132,7 @@ def direct_latent_attribution(
 
 
 def logit_weights(
-    model: Transformer, dictionary: Dictionary, latent: int | Int[Array, "*some"]
+    model: AbstractModel, dictionary: Dictionary, latent: int | Int[Array, "*some"]
 ) -> Float[Array, "*some vocab"]:
     """Returns what a latent's row of the decoder does to every logit.
 
@@ -132,7 +140,7 @@ def logit_weights(
     and through the unembedding. The largest are the tokens that the latent promotes.
 
     Args:
-        model: a transformer.
+        model: a model that states its `readout`.
         dictionary: of a site whose activations are added to the residual stream.
         latent: which; may be traced, or several.
 
@@ -140,6 +148,7 @@ def logit_weights(
         Logits per unit of the latent, up to the norm's scale, `[*latent, vocab]`.
 
     Raises:
+        FrameError: a model that states no `readout`.
         ShapeError: a dictionary of another width than the residual stream.
         SiteError: a latent that the dictionary does not have.
 
@@ -151,28 +160,24 @@ def logit_weights(
         >>> promoted.shape
         (5,)
     """
-    width = model.embedding.weight.shape[-1]
+    readout = readout_of(model, "logit_weights", linear=False)
+    width = readout.width
     row = direction(dictionary, latent)
     if dictionary.wiring.writes != (width,):
         raise ShapeError(
             f"The residual stream has size {width}, and the dictionary writes "
             f"{list(dictionary.wiring.writes)}."
         )
-    if isinstance(model.norm, LayerNorm):
+    if isinstance(readout.norm, LayerNorm):
         row = row - row.mean(-1, keepdims=True)
-    weight = getattr(model.norm, "weight", None)
+    weight = getattr(readout.norm, "weight", None)
     row = row if weight is None else row * weight
-    return row @ unembedding(model).T.astype(jnp.float32)
-
-
-def unembedding(model: Transformer) -> Float[Array, "vocab embed"]:
-    """Returns the unembedding, which may be tied to the embedding."""
-    return (model.unembedding or Unembedding(model.embedding.weight)).weight
+    return row @ readout.head.weight.T.astype(jnp.float32)
 
 
 @eqx.filter_jit
 def _split(
-    model: Transformer,
+    model: AbstractModel,
     dictionary: Dictionary,
     acts: dict[str, Array],
     answer: Array,
@@ -180,16 +185,8 @@ def _split(
     layer: Array,
     name: str,
 ) -> DirectLatents:
-    table = unembedding(model).astype(jnp.float32)
-    to = table[answer] if wrong is None else table[answer] - table[wrong]
-    last = acts["last"].astype(jnp.float32)
-
-    def read(to: Array, last: Array) -> Array:
-        """Returns the direction that the logits read, linear as the norm is here."""
-        term = jnp.zeros_like(last)
-        return jax.grad(lambda v: scaled_like(model.norm, v, last) @ to)(term)
-
-    along = jax.vmap(read)(to, last)
+    direct = lambda x, a, b: model.readout.direction(x, a, b)[0]  # noqa: E731
+    along = eqx.filter_vmap(direct)(acts["last"], answer, wrong)
     if name == "z":
         attention: Any = getattr(model.blocks, "attention")  # noqa: B009
         w_o = attention.w_o[layer].astype(jnp.float32)

@@ -19,7 +19,7 @@ from mijax.dictionaries._direct import SITES, logit_weights
 from mijax.dictionaries._gather import Fixed, Held, Keep, Text, begin, gather
 from mijax.dictionaries._wiring import SAE
 from mijax.dictionaries.evaluation._similarity import directions
-from mijax.nn import Transformer
+from mijax.nn import Readout
 
 _ROWS = 64
 
@@ -266,16 +266,17 @@ def _words(
     count: int,
 ) -> tuple[Ranked, Ranked] | tuple[None, None]:
     """Returns the tokens that latents promote and those that they suppress."""
-    if not isinstance(model, Transformer):
+    readout = model.readout
+    if not isinstance(readout, Readout):
         return None, None
-    width = model.embedding.weight.shape[-1]
+    width = readout.width
     # The heads of z may be as wide as the residual stream, but are not added to it.
     adds = isinstance(site, Site) and site.name in SITES and site.name != "z"
     if dictionary.wiring.writes != (width,) or not (
         adds or not isinstance(dictionary.wiring, SAE)
     ):
         return None, None
-    count = min(count, model.embedding.weight.shape[0])
+    count = min(count, readout.outputs)
     up, down = _extremes(model, dictionary, which, count)
     return ranked(up), ranked((-down[0], down[1]))
 
@@ -288,7 +289,7 @@ def ranked(found: tuple[Array, Array]) -> Ranked:
 
 @eqx.filter_jit
 def _extremes(
-    model: Transformer,
+    model: AbstractModel,
     dictionary: Dictionary,
     which: Int[Array, " latent"],
     count: int,

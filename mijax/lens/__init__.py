@@ -9,6 +9,8 @@ from mijax.lens._direct import direct_logit_attribution as direct_logit_attribut
 from mijax.lens._eigenvalues import ov_eigenvalues as ov_eigenvalues
 from mijax.lens._eigenvalues import positivity as positivity
 from mijax.lens._eigenvalues import qk_eigenvalues as qk_eigenvalues
+from mijax.lens._function import DirectTerms as DirectTerms
+from mijax.lens._function import direct_attribution as direct_attribution
 from mijax.lens._logit_lens import Lens as Lens
 from mijax.lens._logit_lens import logit_lens as logit_lens
 from mijax.lens._path_expansion import Paths as Paths

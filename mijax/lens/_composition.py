@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from mijax.core import AbstractModel
 from mijax.core.internal import checked
 from mijax.lens._weights import heads_of
 from mijax.lens._weights import through as read_through
-from mijax.nn import Transformer
 
 Gram = Float[np.ndarray, "*head head_dim head_dim"]
 
@@ -49,7 +49,7 @@ class _Circuit(NamedTuple):
 
 
 @checked
-def composition(model: Transformer) -> Composition:
+def composition(model: AbstractModel) -> Composition:
     r"""Scores the composition of every head with every head of a later layer.
 
     $$\frac{\lVert W_{QK}^{h_2\top} W_{OV}^{h_1} \rVert_F}
@@ -94,7 +94,7 @@ def composition(model: Transformer) -> Composition:
 
 @checked
 def random_composition(
-    model: Transformer, *, draws: int = 64, seed: int = 0
+    model: AbstractModel, *, draws: int = 64, seed: int = 0
 ) -> RandomComposition:
     """Scores pairs of heads with random weights of the same shapes.
 

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import FrameError, PositionError, ShapeError, SiteError
-from mijax.core import BlockSites, Site
+from mijax.core import AbstractModel, BlockSites, FunctionModel, Site
 from mijax.core.internal import (
     ModelLike,
     Sequence,
     TextLike,
     as_tokens,
     check_linear_writes,
+    check_model,
     check_prompts,
     check_sites,
     checked,
@@ -26,7 +27,11 @@ from mijax.core.internal import (
     padded_lengths,
     scan_blocks,
 )
-from mijax.nn import Identity, Transformer, Unembedding, scaled_like
+from mijax.nn import Attention
+from mijax.nn.internal import readout_of
+
+# Sites that blocks add to the stream, or of which they add a linear map.
+WRITES = ("z", "attn_out", "mlp_post", "mlp_out")
 
 
 class Direct(eqx.Module):
@@ -35,7 +40,8 @@ class Direct(eqx.Module):
     The axis `seq` is present where every position was read.
 
     Attributes:
-        heads: every attention head, `[batch, layer, *seq, heads]`.
+        heads: every attention head, `[batch, layer, *seq, heads]`; one entry for all
+            that writes `attn_out` in blocks without an `nn.Attention`.
         mlps: every MLP, `[batch, layer, *seq]`; zeros without MLPs.
         attention_bias: the output bias of attention, `[batch, layer, *seq]`.
         embed: the embedding, `[batch, *seq]`.
@@ -82,8 +88,8 @@ def direct_logit_attribution(
     all positions take `layer * seq * mlp` numbers per prompt, everything else little.
 
     Args:
-        model: a transformer whose blocks add to the residual stream, or a language
-            model (`mijax.models.load(...)`).
+        model: any `AbstractModel` that states its `readout` and `linear_writes`, or a
+            language model (`mijax.models.load(...)`).
         tokens: token ids of a batch, `mijax.data.Prompts`, or a list of texts.
         answer: id of the answer, one for all prompts or one for each.
         wrong: id of the wrong answer, in the same form; without it the logit of the
@@ -99,7 +105,8 @@ def direct_logit_attribution(
         ShapeError: tokens that are not a batch, or answers beyond the vocabulary.
         PositionError: a position beyond the prompt.
         SiteError: neurons of a model without MLPs.
-        FrameError: blocks that do not state `linear_writes`, or capped logits.
+        FrameError: a model that states no `readout`, blocks that do not state
+            `linear_writes`, or capped logits.
 
     Examples:
         >>> import jax, jax.numpy as jnp, mijax
@@ -113,47 +120,39 @@ def direct_logit_attribution(
         ((1, 3, 3, 64), (1, 3))
     """
     model, given = opened(model, tokens)
-    if not isinstance(model, Transformer):
-        raise ShapeError(
-            f"Direct attribution needs a mijax.nn.Transformer, got "
-            f"{type(model).__name__}."
-        )
+    if isinstance(model, FunctionModel):
+        raise FrameError("A function has no heads and MLPs: use direct_attribution.")
+    check_model(model)
+    readout = readout_of(model, "direct_logit_attribution")
     check_linear_writes(model, "direct_logit_attribution")
-    if not isinstance(model.cap, Identity):
-        raise FrameError(
-            "direct_logit_attribution needs logits that are linear in the normalized "
-            f"residual stream; this model applies {type(model.cap).__name__} to them."
-        )
     lengths, tokens = lengths_of(given), as_tokens(given)
     if tokens.ndim != 2:
         raise ShapeError(f"Tokens are [batch, seq] here, got {tokens.shape}.")
     if isinstance(position, slice):
         raise PositionError(f"Give one position per prompt, or none, got {position}.")
-    check_sites(model, tokens, Site("embed", position=position), lengths=lengths)
+    place = Site("embed", position=position)
+    shapes = check_sites(model, tokens, place, lengths=lengths).blocks
     check_prompts(model, tokens)
     if neurons and getattr(model.blocks, "mlp", None) is None:
         raise SiteError("The model has no MLPs, so it has no neurons to attribute to.")
-    batch, vocab = (tokens.shape[0],), _head(model).weight.shape[0]
+    batch, vocab = (tokens.shape[0],), readout.outputs
     answer = one_each(answer, batch, vocab)
     wrong = None if wrong is None else one_each(wrong, batch, vocab)
     if position is not None:
         position = jnp.broadcast_to(jnp.asarray(position, jnp.int32), batch)
     padded = padded_lengths(given, tokens.shape[1]) if position is None else None
-    return _split(model, tokens, (answer, wrong), position, padded, neurons)
-
-
-def _head(model: Transformer) -> Unembedding:
-    return model.unembedding or Unembedding(model.embedding.weight)
+    sites = tuple(name for name in WRITES if getattr(shapes, name) is not None)
+    return _split(model, tokens, (answer, wrong), position, padded, (sites, neurons))
 
 
 @eqx.filter_jit
 def _split(
-    model: Transformer,
+    model: AbstractModel,
     tokens: Int[Array, "batch seq"],
     ids: tuple[Int[Array, " batch"], Int[Array, " batch"] | None],
     position: Int[Array, " batch"] | None,
     lengths: Int[Array, " batch"] | None,
-    neurons: bool,
+    read: tuple[tuple[str, ...], bool],
 ) -> Direct:
     """Run every prompt twice: to the final norm, then again to attribute each layer."""
 
@@ -166,8 +165,8 @@ def _split(
         )
         x, _ = run((), lambda kept, acts, layer: (kept, None))
         at = every if position is None else position[prompt][None]
-        of_prompt = jax.tree.map(lambda i: i[prompt], ids)
-        to, bias = _direction(model, x[at], of_prompt)
+        answer, wrong = jax.tree.map(lambda i: i[prompt], ids)
+        to, bias = model.readout.direction(x[at], answer, wrong)
 
         def tidy(part: Array) -> Array:
             """Mark padding in an array with rows first, and drop the axis of one."""
@@ -178,11 +177,10 @@ def _split(
             return part if position is None else part[0]
 
         def select(kept: Any, acts: BlockSites[Any], layer: Array) -> Any:
-            parts = _parts(model, acts, layer, at, to, neurons)
+            parts = _parts(model, acts, layer, at, to, neurons=read[1])
             return kept, jax.tree.map(tidy, parts)
 
-        mlp = ("mlp_post", "mlp_out") if hasattr(model.blocks, "mlp") else ()
-        _, (_, found) = run(("z", *mlp), select)
+        _, (_, found) = run(read[0], select)
         first = tidy((embed[at] * to).sum(-1))
         bias = tidy(jnp.broadcast_to(bias, at.shape))
         return Direct(embed=first, bias=bias, **found)
@@ -190,51 +188,28 @@ def _split(
     return over_prompts(one, tokens)
 
 
-def _direction(
-    model: Transformer, x: Float[Array, "rows embed"], ids: Any
-) -> tuple[Float[Array, "rows embed"], Float[Array, ""]]:
-    """Return the direction in the stream that the logits read, and what biases add.
-
-    Args:
-        model: the model.
-        x: the last residual stream, which sets the scale of the final norm.
-        ids: the answer, and the wrong answer or `None`.
-
-    Returns:
-        The gradient of the logits in the stream with the scale frozen, and a bias.
-    """
-    head, (answer, wrong) = _head(model), ids
-    to = head.weight[answer].astype(jnp.float32)
-    bias = jnp.float32(0.0) if head.bias is None else head.bias[answer]
-    if wrong is not None:
-        to = to - head.weight[wrong]
-        bias = bias if head.bias is None else bias - head.bias[wrong]
-    norm_bias = getattr(model.norm, "bias", None)
-    if norm_bias is not None:
-        bias = bias + to @ norm_bias
-    wide = x.astype(jnp.float32)
-    linear = lambda term: (scaled_like(model.norm, term, wide) * to).sum()  # noqa: E731
-    return jax.grad(linear)(jnp.zeros_like(wide)), bias
-
-
 def _parts(
-    model: Transformer,
+    model: AbstractModel,
     acts: BlockSites[Any],
     layer: Array,
     at: Int[Array, " rows"],
     to: Float[Array, "rows embed"],
+    *,
     neurons: bool,
 ) -> dict[str, Array]:
     """Return the contributions of one layer's parts, with rows first."""
-    attention: Any = getattr(model.blocks, "attention")  # noqa: B009
+    attention: Any = getattr(model.blocks, "attention", None)
     mlp: Any = getattr(model.blocks, "mlp", None)
-    read = jnp.einsum("hde,ne->nhd", attention.w_o[layer], to)
     nothing = jnp.zeros(at.shape, to.dtype)
-    parts = {
-        "heads": (acts.z[at] * read).sum(-1),
-        "mlps": nothing if mlp is None else (acts.mlp_out[at] * to).sum(-1),
-        "attention_bias": _of_bias(attention, "b_o", layer, to),
-    }
+    along = lambda acts: nothing if acts is None else (acts[at] * to).sum(-1)  # noqa: E731
+    parts = {"mlps": along(acts.mlp_out)}
+    if isinstance(attention, Attention):
+        read = jnp.einsum("hde,ne->nhd", attention.w_o[layer], to)
+        parts["heads"] = (acts.z[at] * read).sum(-1)
+        parts["attention_bias"] = _of_bias(attention, "b_o", layer, to)
+    else:
+        parts["heads"] = along(acts.attn_out)[:, None]
+        parts["attention_bias"] = nothing
     if neurons and mlp is not None:
         parts["neurons"] = acts.mlp_post[at] * (to @ mlp.w_out[layer].T)
         parts["mlp_bias"] = _of_bias(mlp, "b_out", layer, to)

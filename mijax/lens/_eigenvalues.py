@@ -4,13 +4,13 @@ import numpy as np
 from jaxtyping import Complex, Float
 
 from mijax._errors import SiteError
+from mijax.core import AbstractModel
 from mijax.core.internal import checked
 from mijax.lens._weights import heads_of, tables_of
-from mijax.nn import Transformer
 
 
 @checked
-def ov_eigenvalues(model: Transformer) -> Complex[np.ndarray, "layer heads head_dim"]:
+def ov_eigenvalues(model: AbstractModel) -> Complex[np.ndarray, "layer heads head_dim"]:
     r"""Eigenvalues of the full OV circuit of every head.
 
     $W_U W_{OV} W_E$ with $W_{OV} = W_O W_V$ says how the token that a head attends to
@@ -45,7 +45,7 @@ def ov_eigenvalues(model: Transformer) -> Complex[np.ndarray, "layer heads head_
 
 @checked
 def qk_eigenvalues(
-    model: Transformer, *, through: tuple[int, int] | None = None
+    model: AbstractModel, *, through: tuple[int, int] | None = None
 ) -> Complex[np.ndarray, "layer heads head_dim"]:
     r"""Eigenvalues of the full QK circuit of every head.
 

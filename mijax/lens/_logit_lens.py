@@ -9,8 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError, SiteError, nearest
-from mijax.core import AbstractModel, Site, capture
+from mijax.core import AbstractModel, FunctionModel, Site, capture
 from mijax.core.internal import ModelLike, TextLike, as_tokens, checked, opened
+from mijax.lens._function import values_of
+from mijax.nn import Readout
+from mijax.nn.internal import readout_of
 
 # Where a whole residual stream stands, as the final norm expects it.
 STREAM = ("resid_pre", "resid_mid", "resid_post")
@@ -47,7 +50,7 @@ def logit_lens(
     position: Any = None,
     ids: Any = None,
     top: int | None = None,
-    site: str = "resid_post",
+    site: str | None = None,
 ) -> Lens:
     r"""Reads the residual stream of every layer with the final norm and unembedding.
 
@@ -57,7 +60,8 @@ def logit_lens(
     a time, so `[layer, seq, vocab]` is only in memory where everything is asked for.
 
     Args:
-        model: any `AbstractModel`, or a language model (`mijax.models.load(...)`).
+        model: any `AbstractModel`, a language model (`mijax.models.load(...)`), or a
+            function that states its `readout` (`mijax.model`).
         tokens: token ids of one prompt, or of a batch (padded on the right), or
             `mijax.data.Prompts`; with a language model also a text or a list of texts.
         position: what to read: a position, or one per prompt (`prompts.last`); every
@@ -65,13 +69,16 @@ def logit_lens(
         ids: tokens to read, `[k]`, or `[batch, k]` for each prompt its own.
         top: read the so many tokens of the largest logits at each place instead, best
             first. Neither reads the whole vocabulary.
-        site: `"resid_post"`, `"resid_pre"` or `"resid_mid"`.
+        site: `"resid_post"` (the default), `"resid_pre"` or `"resid_mid"`; of a
+            function any site as wide as the residual stream, by default the one of its
+            readout.
 
     Returns:
         Logits, ids and normalisers.
 
     Raises:
         SiteError: a site that is not the residual stream.
+        FrameError: a function that states no readout.
         ShapeError: both `ids` and `top`, `top` beyond the vocabulary, or ids that do
             not fit the prompts or the vocabulary.
         PositionError: a position beyond the prompt.
@@ -87,12 +94,21 @@ def logit_lens(
         >>> bool((best.tokens[:, -1, 0] == last.argmax(-1)).all())
         True
     """
+    if ids is not None and top is not None:
+        raise ShapeError("Give the tokens to read as `ids`, or how many as `top`.")
+    if isinstance(model, FunctionModel):
+        readout = readout_of(model, "logit_lens", linear=False)
+        at = Site(readout.stream if site is None else site, position=position)
+        found = values_of(model, tokens, "logit_lens", lens=at)
+        stream = found.values[at.name] if found.batch else found.values[at.name][0]
+        wanted = None if ids is None else known_ids(ids, found.batch, readout.outputs)
+        _check_top(top, readout.outputs)
+        return _read(readout, stream, wanted, top, bool(found.batch))
+    site = "resid_post" if site is None else site
     if site not in STREAM:
         raise SiteError(
             f"The lens reads the residual stream, not {site!r}.{nearest(site, STREAM)}"
         )
-    if ids is not None and top is not None:
-        raise ShapeError("Give the tokens to read as `ids`, or how many as `top`.")
     model, tokens = opened(model, tokens)
     stream = capture(model, tokens, Site(site, position=position))
     batch = as_tokens(tokens).shape[:-1]
@@ -100,10 +116,15 @@ def logit_lens(
         lambda m, x: m.unembed(m.normalise(x)), model, stream
     )
     vocab = logits.shape[-1]
-    if top is not None and not 1 <= top <= vocab:
-        raise ShapeError(f"top is between 1 and {vocab} tokens, got {top}.")
+    _check_top(top, vocab)
     wanted = None if ids is None else known_ids(ids, batch, vocab)
     return _read(model, stream, wanted, top, bool(batch))
+
+
+def _check_top(top: int | None, vocab: int) -> None:
+    """Refuse a number of tokens that there are not."""
+    if top is not None and not 1 <= top <= vocab:
+        raise ShapeError(f"top is between 1 and {vocab} tokens, got {top}.")
 
 
 def known_ids(ids: Any, batch: tuple[int, ...], vocab: int) -> Int[Array, "*batch k"]:
@@ -124,14 +145,19 @@ def known_ids(ids: Any, batch: tuple[int, ...], vocab: int) -> Int[Array, "*batc
 
 @eqx.filter_jit
 def _read(
-    model: AbstractModel,
+    model: AbstractModel | Readout,
     stream: Float[Array, "*read embed"],
     ids: Int[Array, "*batch k"] | None,
     top: int | None,
     batched: bool,
 ) -> Lens:
     """Read some positions after others, so that few logits are in memory at once."""
-    end = lambda x: model.unembed(model.normalise(x))  # noqa: E731
+
+    def end(x: Array) -> Array:
+        if isinstance(model, Readout):
+            return model(x)
+        return model.unembed(model.normalise(x))
+
     vocab = jax.eval_shape(end, stream).shape[-1]
     if ids is not None and batched:
         # Each prompt's own ids, at every layer and position.

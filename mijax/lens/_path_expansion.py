@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError, SiteError
+from mijax.core import AbstractModel
 from mijax.core.internal import checked
-from mijax.nn import AttentionBlock, LayerNorm, Transformer, Unembedding, scaled_like
+from mijax.nn import AttentionBlock, LayerNorm, scaled_like
+from mijax.nn.internal import readout_of
 
 
 class Paths(eqx.Module):
@@ -51,7 +53,7 @@ class _Frozen(NamedTuple):
 
 
 @checked
-def path_expansion(model: Transformer, tokens: Int[Array, " seq"]) -> Paths:
+def path_expansion(model: AbstractModel, tokens: Int[Array, " seq"]) -> Paths:
     r"""Expands the logits of an attention-only model into paths through its heads.
 
     With attention patterns $A^h$ and the scales of norms as they are on these tokens,
@@ -78,6 +80,7 @@ def path_expansion(model: Transformer, tokens: Int[Array, " seq"]) -> Paths:
     Raises:
         ShapeError: tokens of a batch.
         SiteError: the model has more than attention in its blocks.
+        FrameError: a model that states no `readout`, or capped logits.
 
     Examples:
         >>> import mijax
@@ -91,17 +94,19 @@ def path_expansion(model: Transformer, tokens: Int[Array, " seq"]) -> Paths:
     """
     if jnp.ndim(tokens) != 1:
         raise ShapeError(f"Tokens are [seq] here, got {jnp.shape(tokens)}: use vmap.")
-    if not isinstance(model.blocks, AttentionBlock):
+    blocks = model.blocks
+    if not isinstance(blocks, AttentionBlock):
         raise SiteError(
-            f"Paths go through heads alone; {type(model.blocks).__name__} has more: "
+            f"Paths go through heads alone; {type(blocks).__name__} has more: "
             "give a model of AttentionBlock."
         )
+    readout = readout_of(model, "path_expansion")
     _, acts = model(tokens)
     stream, bias = acts.embed[None], jnp.zeros_like(acts.embed)
     for layer in range(model.n_layers):
         of_layer = lambda leaf, at=layer: leaf[at]  # noqa: E731
         frozen = _Frozen(
-            jax.tree.map(of_layer, model.blocks),
+            jax.tree.map(of_layer, blocks),
             acts.blocks.pattern[layer],
             acts.blocks.resid_pre[layer],
         )
@@ -111,11 +116,11 @@ def path_expansion(model: Transformer, tokens: Int[Array, " seq"]) -> Paths:
         stream = stream.reshape(-1, *bias.shape)
         bias = bias + _of_biases(frozen, bias)
     last = acts.blocks.resid_post[-1]
-    head = model.unembedding or Unembedding(model.embedding.weight)
-    final = scaled_like(model.norm, stream, last)
-    rest = scaled_like(model.norm, bias, last) + _bias_of(model.norm)
+    head, norm = readout.head, readout.norm
+    final = scaled_like(norm, stream, last)
+    rest = scaled_like(norm, bias, last) + _bias_of(norm)
     logits = jnp.einsum("pse,ve->psv", final, head.weight)
-    each = range(-1, model.blocks.attention.w_q.shape[-2])
+    each = range(-1, blocks.attention.w_q.shape[-2])
     paths = tuple(itertools.product(each, repeat=model.n_layers))
     return Paths(logits, head(rest), paths)
 

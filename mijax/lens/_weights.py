@@ -8,8 +8,10 @@ import numpy as np
 from jaxtyping import Float
 
 from mijax._errors import SiteError
+from mijax.core import AbstractModel
 from mijax.core.internal import check_linear_writes
-from mijax.nn import Identity, LayerNorm, RMSNorm, Transformer
+from mijax.nn import Identity, LayerNorm, RMSNorm
+from mijax.nn.internal import readout_of
 
 Norm = LayerNorm | RMSNorm | Identity
 
@@ -30,7 +32,7 @@ class Heads(NamedTuple):
     o: Float[np.ndarray, "layer heads head_dim embed"]
 
 
-def heads_of(model: Transformer, *, dtype: type = np.float32) -> Heads:
+def heads_of(model: AbstractModel, *, dtype: type = np.float32) -> Heads:
     """Returns the weights of every query head, as they act on the residual stream.
 
     Args:
@@ -63,14 +65,16 @@ def heads_of(model: Transformer, *, dtype: type = np.float32) -> Heads:
 
 
 def tables_of(
-    model: Transformer, *, dtype: type = np.float32
+    model: AbstractModel, *, dtype: type = np.float32
 ) -> tuple[Float[np.ndarray, "vocab embed"], Float[np.ndarray, "vocab embed"]]:
     """Returns the embedding, and the unembedding with the final norm in it."""
-    table = np.asarray(model.embedding.weight, dtype)
-    embedding = np.asarray(model.embedding(jnp.arange(len(table))), dtype)
-    if model.unembedding is not None:
-        table = np.asarray(model.unembedding.weight, dtype)
-    return embedding, through(model.norm, table, axis=1)
+    readout = readout_of(model, "Weights of tokens", linear=False)
+    vocab = getattr(model, "vocab", readout.outputs)
+    tokens = jnp.arange(vocab, dtype=jnp.int32)
+    terms = model.embeddings(tokens, jnp.zeros_like(tokens))
+    embedding = np.asarray(terms["token" if "token" in terms else "input"], dtype)
+    table = np.asarray(readout.head.weight, dtype)
+    return embedding, through(readout.norm, table, axis=1)
 
 
 def through(norm: Norm, weight: np.ndarray, *, axis: int) -> np.ndarray:

@@ -29,6 +29,7 @@ from mijax.nn._frames import fold_norm as fold_norm
 from mijax.nn._frames import fold_value_biases as fold_value_biases
 from mijax.nn._mlp import MLP as MLP
 from mijax.nn._mlp import GatedMLP as GatedMLP
+from mijax.nn._readout import Readout as Readout
 from mijax.nn._rules import GIM as GIM
 from mijax.nn._rules import AbstractPart as AbstractPart
 from mijax.nn._rules import AbstractRule as AbstractRule

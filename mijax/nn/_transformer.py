@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int
 from mijax.core import AbstractBlock, AbstractModel
 from mijax.nn._basic import Embedding, Identity, SoftCap, Unembedding
 from mijax.nn._blocks import Norm
+from mijax.nn._readout import Readout
 
 
 class Transformer(AbstractModel):
@@ -74,5 +75,10 @@ class Transformer(AbstractModel):
         ids: Int[Array, "*rows k"] | None = None,
     ) -> Float[Array, "*rows k"]:
         """Returns logits of every token, or of the tokens `ids` of each row only."""
+        return self.cap(self.readout.head(x, ids))
+
+    @property
+    def readout(self) -> Readout:
+        """The final norm and the unembedding."""
         head = self.unembedding or Unembedding(self.embedding.weight)
-        return self.cap(head(x, ids))
+        return Readout(self.norm, head, self.cap)

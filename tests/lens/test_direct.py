@@ -11,8 +11,11 @@ import mijax
 from mijax._errors import ShapeError, SiteError
 from mijax.lens import direct_logit_attribution
 
+# The norms of a sandwich follow its writes, and it caps its logits.
+LINEAR = [name for name in MODELS if name != "sandwich"]
 
-@pytest.mark.parametrize("name", MODELS)
+
+@pytest.mark.parametrize("name", LINEAR)
 def test_parts_add_up_to_the_logit_difference(name):
     direct = direct_logit_attribution(
         model(name), CLEAN, METRIC.answer, METRIC.wrong, position=LAST
@@ -40,7 +43,7 @@ def test_without_a_norm_a_head_of_the_last_layer_is_its_own_ablation():
     chex.assert_trees_all_close(direct.heads[:, last, 2], change, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", LINEAR)
 def test_one_logit_at_every_position_and_per_neuron(name):
     one = model(name)
     wide = name != "attention_only"
@@ -71,7 +74,8 @@ def test_padding_is_nan_and_neurons_need_mlps():
 def test_logit_parts_are_added_while_layers_run():
     """No array holds what every head writes, `[layer, seq, heads, embed]`."""
     split = lambda t: direct_logit_attribution(model("gpt2"), t, 3)  # noqa: E731
-    assert "3,7,4,32]" not in str(jax.make_jaxpr(split)(CLEAN))
+    text = jax.jit(split).lower(CLEAN).compile().as_text()
+    assert "3,7,4,32]" not in text
 
 
 @pytest.mark.parametrize("token", [-1, 10_000])
