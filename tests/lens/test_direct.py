@@ -8,7 +8,7 @@ import pytest
 from cases import CLEAN, LAST, METRIC, MODELS, model
 
 import mijax
-from mijax._errors import ShapeError, SiteError
+from mijax._errors import FrameError, ShapeError, SiteError
 from mijax.lens import direct_logit_attribution
 
 # The norms of a sandwich follow its writes, and it caps its logits.
@@ -83,3 +83,11 @@ def test_answers_beyond_the_vocabulary_are_refused(token):
     for ids in ((METRIC.answer, jnp.int32(token)), (jnp.int32(token), METRIC.wrong)):
         with pytest.raises(ShapeError, match=f"got {token}"):
             direct_logit_attribution(model("gpt2"), CLEAN, *ids, position=LAST)
+
+
+def test_writes_through_a_norm_and_capped_logits_are_refused():
+    uncapped = eqx.tree_at(lambda m: m.cap, model("sandwich"), mijax.nn.Identity())
+    capped = eqx.tree_at(lambda m: m.cap, model("llama"), mijax.nn.SoftCap(30.0))
+    for one, word in ((uncapped, "linear_writes"), (capped, "SoftCap")):
+        with pytest.raises(FrameError, match=word):
+            direct_logit_attribution(one, CLEAN, METRIC.answer, position=LAST)
