@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from mijax import dictionaries as d
-from mijax.dictionaries.formats._torch_file import TorchFile, save_torch
+from mijax.io import TorchFile, save_torch
 
 GOLDEN = Path(__file__).parent / "golden" / "dictionaries"
 SPEC = importlib.util.spec_from_file_location("by_mijax", GOLDEN / "make_by_mijax.py")

@@ -25,3 +25,5 @@ from mijax.io._safetensors import SafeTensors as SafeTensors
 from mijax.io._safetensors import Shards as Shards
 from mijax.io._safetensors import save_safetensors as save_safetensors
 from mijax.io._tensors import Tensors as Tensors
+from mijax.io._torch_file import TorchFile as TorchFile
+from mijax.io._torch_save import save_torch as save_torch

@@ -18,3 +18,4 @@ from mijax.io._manifest import foreign as foreign
 from mijax.io._record import Bytes as Bytes
 from mijax.io._record import keys_of as keys_of
 from mijax.io._regions import check_weights as check_weights
+from mijax.io._torch_file import check_entry as check_entry

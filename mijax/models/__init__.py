@@ -34,6 +34,10 @@ from mijax.models._convnext import ConvNeXt as ConvNeXt
 from mijax.models._convnext import ConvNeXtSpec as ConvNeXtSpec
 from mijax.models._detections import Detections as Detections
 from mijax.models._detections import detections as detections
+from mijax.models._efficientnet_lite import EfficientNetLite as EfficientNetLite
+from mijax.models._efficientnet_lite import (
+    EfficientNetLiteSpec as EfficientNetLiteSpec,
+)
 from mijax.models._families import init as init
 from mijax.models._families import preset as preset
 from mijax.models._families import presets as presets

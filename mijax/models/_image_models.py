@@ -11,10 +11,11 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
 from mijax._errors import LoadError, nearest
-from mijax.io import SafeTensors, Tensors, digest
+from mijax.io import SafeTensors, Tensors, TorchFile, digest
 from mijax.models._cifar_resnet import CIFAR_RESNET
 from mijax.models._clip import CLIP_FAMILY, CLIPSpec, assemble_clip
 from mijax.models._convnext import CONVNEXT
+from mijax.models._efficientnet_lite import EFFICIENTNET_LITE
 from mijax.models._family import Family, Preset, assemble
 from mijax.models._image_input import ImageInput
 from mijax.models._init import check_dtype
@@ -24,10 +25,12 @@ from mijax.models._resnet import RESNET
 from mijax.models._vit_family import VIT
 from mijax.models._yolo26 import YOLO26
 
+TORCH = (".pt", ".pth", ".bin")
 IMAGE_FAMILIES: tuple[Family, ...] = (
     CIFAR_RESNET,
     CLIP_FAMILY,
     CONVNEXT,
+    EFFICIENTNET_LITE,
     MOBILENET_V2,
     RESNET,
     VIT,
@@ -105,7 +108,9 @@ def load_image_model(
     Args:
         spec: a name of `image_presets`, such as `"yolo26n"` or `"mobilenet-v2"`, or a
             spec.
-        path: a `.safetensors` file, with names as the model's file describes them.
+        path: a `.safetensors` file, or one that torch wrote of a dictionary of tensors
+            (`.pt`, `.pth`, `.bin`; no pickle is run), with names as the model's page
+            describes them.
         input: preprocessing; that of the name by default.
         dtype: precision of the weights.
 
@@ -119,7 +124,7 @@ def load_image_model(
     check_dtype(dtype)
     family, preset = _family_of(spec)
     file = Path(path)
-    tensors: Tensors = SafeTensors(file)
+    tensors: Tensors = TorchFile(file) if file.suffix in TORCH else SafeTensors(file)
     if family.renamed is not None:
         tensors = family.renamed(tensors)
     if isinstance(preset.spec, CLIPSpec):

@@ -16,7 +16,7 @@ from dictionary_files import (
 
 from mijax import dictionaries as d
 from mijax._errors import LoadError
-from mijax.dictionaries.formats._torch_file import TorchFile, save_torch
+from mijax.io import TorchFile, save_torch
 
 
 class Evil:
@@ -57,7 +57,7 @@ def test_pickles_run_nothing(tmp_path):
 def test_torch_files_that_are_refused(tmp_path):
     file = tmp_path / "a.pt"
     file.write_bytes(pickle.dumps({"a": 1}))
-    refused(file, "since 1.6")
+    refused(file, "as since 1.6")
     as_torch(file, [1, 2])
     refused(file, "holds a list")
     as_torch(file, {"a": [1, 2]})
@@ -70,7 +70,7 @@ def test_torch_files_that_are_refused(tmp_path):
     save_torch({"a": np.ones((2, 3), np.float32)}, file)
     whole = file.read_bytes()
     file.write_bytes(whole[:-40])
-    refused(file, "since 1.6")
+    refused(file, "as since 1.6")
     file.write_bytes(whole)
     with zipfile.ZipFile(file) as archive:
         text, data = archive.read("archive/data.pkl"), archive.read("archive/data/0")
@@ -153,6 +153,33 @@ def test_strides_and_views_that_torch_wrote():
         found = file.read(name)
         np.testing.assert_array_equal(found.astype(np.float64), expected[name])
     assert file.read("half").dtype == jnp.bfloat16
-    refused(GOLDEN / "legacy.pt", "since 1.6")
+    old = TorchFile(GOLDEN / "legacy.pt")
+    np.testing.assert_array_equal(old.read("a"), np.ones(3, np.float32))
     with pytest.raises(LoadError, match="does not lie in its storage"):
         TorchFile(GOLDEN / "expanded.pt").read("a")
+
+
+def test_files_of_torch_before_1_6_that_are_refused(tmp_path):
+    whole, file = (GOLDEN / "legacy.pt").read_bytes(), tmp_path / "a.pt"
+    file.write_bytes(whole[:-4])
+    with pytest.raises(LoadError, match="goes beyond its end"):
+        TorchFile(file).read("a")
+    magic, machine = whole[:15], pickle.dumps({"little_endian": True}, protocol=2)
+    version = b"\x80\x02M\xe9\x03."
+    call = b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00ls\x85R."
+    file.write_bytes(magic + version + machine + call)
+    refused(file, "asks for 'os.system'")
+    file.write_bytes(magic + version[:-2] + b"\x04." + machine)
+    refused(file, "is not a whole file of weights")
+    random, outcomes = np.random.default_rng(1), []
+    for _ in range(200):
+        at = random.integers(15, len(whole))
+        file.write_bytes(whole[:at] + random.bytes(2) + whole[at + 2 :])
+        try:
+            found = TorchFile(file)
+            outcomes.append(all(found.read(n) is not None for n in found.shapes))
+        except LoadError as error:
+            outcomes.append(str(error))
+    told = [text for text in outcomes if text is not True]
+    assert len(told) > 50
+    assert not any("\n" in text for text in told)

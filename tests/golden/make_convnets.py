@@ -1,6 +1,7 @@
-"""Makes convnets.npz with timm 1.0.31: small ResNets and a ConvNeXt, random weights.
+"""Makes convnets.npz: small convolutional networks with random weights.
 
-Needs torch 2.13 and timm. Arrays are `CASE.weights.NAME`, `CASE.image`, `CASE.blocks.I`
+ResNets and a ConvNeXt of timm 1.0.31, an EfficientNet-Lite of efficientnet-lite-pytorch
+0.1.0; needs torch 2.13. Arrays are `CASE.weights.NAME`, `CASE.image`, `CASE.blocks.I`
 after each block, and `CASE.out`.
 """
 
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from efficientnet_lite_pytorch.model import EfficientNet, MBConvBlock
+from efficientnet_lite_pytorch.utils import BlockDecoder, GlobalParams
 from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -43,6 +46,25 @@ def found(model, kinds, image):
     return arrays | {f"weights.{k}": v.numpy() for k, v in state.items()}
 
 
+def lite():
+    """Return a small EfficientNet-Lite."""
+    blocks = ["r1_k3_s11_e1_i32_o4", "r2_k5_s22_e2_i4_o8", "r1_k3_s22_e2_i8_o8"]
+    sizes = GlobalParams(
+        width_coefficient=1.0,
+        depth_coefficient=1.0,
+        image_size=(48, 64),
+        dropout_rate=0.0,
+        num_classes=5,
+        batch_norm_momentum=0.99,
+        batch_norm_epsilon=1e-3,
+        drop_connect_rate=0.0,
+        depth_divisor=4,
+        min_depth=None,
+        relu_fn="relu6",
+    )
+    return EfficientNet(BlockDecoder.decode(blocks), sizes)
+
+
 def main():
     """Write all cases."""
     torch.manual_seed(0)
@@ -56,6 +78,7 @@ def main():
         cases[name] = found(randomized(model), kind, image)
     model = ConvNeXt(num_classes=5, depths=(1, 2, 1, 1), dims=(4, 8, 8, 12))
     cases["convnext"] = found(randomized(model), ConvNeXtBlock, image)
+    cases["lite"] = found(randomized(lite()), MBConvBlock, image)
     arrays = {
         f"{case}.{name}": array.astype("f2") if "weights" in name else array
         for case, arrays in cases.items()

@@ -18,9 +18,9 @@ import mijax
 from mijax import circuits, data, io, models
 from mijax import dictionaries as d
 from mijax.core._journal import Journal
-from mijax.dictionaries.formats._torch_file import TorchFile
 from mijax.experiment._config import ConfigFile, parse
 from mijax.experiment._yaml import read_yaml
+from mijax.io import TorchFile
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 HF, DICTIONARIES = GOLDEN / "hf", GOLDEN / "dictionaries"

@@ -25,8 +25,7 @@ from mijax.dictionaries.formats._plain import (
 )
 from mijax.dictionaries.formats._reading import Reading, read_settings
 from mijax.dictionaries.formats._stored import Found
-from mijax.dictionaries.formats._torch_file import TorchFile, save_torch
-from mijax.io import Index, Size, read_json
+from mijax.io import Index, Size, TorchFile, read_json, save_torch
 from mijax.io.internal import keys_of
 
 CONFIG, WEIGHTS, RESULTS = "config.json", "ae.pt", "eval_results.json"

@@ -13,8 +13,7 @@ from mijax.dictionaries.architectures._topk import TopK
 from mijax.dictionaries.formats._plain import Plain, plain_of, unwritable
 from mijax.dictionaries.formats._reading import Reading, read_settings
 from mijax.dictionaries.formats._stored import Found
-from mijax.dictionaries.formats._torch_file import TorchFile, save_torch
-from mijax.io import Key, Only, Size
+from mijax.io import Key, Only, Size, TorchFile, save_torch
 
 WEIGHTS = "autoencoder.pt"
 STATISTICS = (

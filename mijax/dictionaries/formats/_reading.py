@@ -12,7 +12,7 @@ import numpy as np
 
 from mijax._errors import LoadError, nearest
 from mijax.io import Tensors, read_record
-from mijax.io.internal import check_weights, keys_of
+from mijax.io.internal import check_entry, check_weights, keys_of
 
 BROKEN = (
     tokenize.TokenError,
@@ -20,8 +20,6 @@ BROKEN = (
     *(EOFError, RuntimeError, SyntaxError, MemoryError, OverflowError),
 )
 AGAIN = "Download or copy the file again."
-# The largest ratio of deflate (RFC 1951), and bytes for entries of almost nothing.
-DEFLATE, SLACK = 1032, 4096
 R = TypeVar("R")
 
 
@@ -173,15 +171,6 @@ class Npz:
     def _broken(self, error: BaseException) -> LoadError:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         return LoadError(f"{self.path} is not a whole .npz file: {reason}. {AGAIN}")
-
-
-def check_entry(entry: zipfile.ZipInfo) -> None:
-    """Refuse an entry that claims more bytes than its compressed bytes can hold."""
-    if entry.file_size > DEFLATE * entry.compress_size + SLACK:
-        raise ValueError(
-            f"'{entry.filename}' claims {entry.file_size} bytes in "
-            f"{entry.compress_size} compressed ones"
-        )
 
 
 def header(stream: Any) -> tuple[tuple[int, ...], np.dtype]:
