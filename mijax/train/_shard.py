@@ -43,7 +43,7 @@ def place(
     given = (state.params, state.optimiser, state.memory)
     params, optimiser, memory = jax.tree.map(
         lambda spec, leaf: jax.device_put(leaf, NamedSharding(mesh, spec)),
-        _all(given, objective, several=several),
+        layout(given, objective, several=several),
         given,
         is_leaf=is_spec,
     )
@@ -61,7 +61,7 @@ def constrained(
         lambda spec, leaf: jax.lax.with_sharding_constraint(
             leaf, NamedSharding(mesh, spec)
         ),
-        _all(found, objective, several=several),
+        layout(found, objective, several=several),
         found,
         is_leaf=is_spec,
     )
@@ -95,7 +95,7 @@ def check(spec: P, shape: tuple[int, ...], mesh: Mesh) -> None:
             )
 
 
-def _all(given: Any, objective: AbstractObjective, *, several: bool) -> Any:
+def layout(given: Any, objective: AbstractObjective, *, several: bool) -> Any:
     """Returns specs of parameters, optimiser and memory; moments lie as parameters."""
     params, optimiser, memory = given
     of_params, of_memory = specs_of(objective, (params, memory), several=several)

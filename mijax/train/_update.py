@@ -26,13 +26,15 @@ def begin(
     given: Any = None,
 ) -> State:
     """Return the state before the first update, with given parameters if any."""
-    params, memory, optimiser = _start(objective, several, given)
+    params, memory, optimiser = start(objective, several, given)
     state = State(params, memory, optimiser, jnp.int32(0), source.start())
     return place(state, objective, mesh, several=several)
 
 
 @eqx.filter_jit
-def _start(objective: AbstractObjective, several: bool, given: Any) -> Any:
+def start(objective: AbstractObjective, several: bool, given: Any) -> Any:
+    """Return parameters, memory and the state of the optimizer."""
+
     def one(objective: AbstractObjective, given: Any) -> Any:
         found = objective.start(objective.key()) if given is None else given
         params, memory = found
