@@ -38,9 +38,14 @@ def start(objective: AbstractObjective, several: bool, given: Any) -> Any:
     def one(objective: AbstractObjective, given: Any) -> Any:
         found = objective.start(objective.key()) if given is None else given
         params, memory = found
-        return params, memory, objective.optimiser().init(params)
+        return params, memory, objective.optimiser().init(learned(params))
 
     return jax.vmap(one)(objective, given) if several else one(objective, given)
+
+
+def learned(params: Any) -> Any:
+    """Returns the parameters but for integers, such as the windows of attention."""
+    return eqx.filter(params, eqx.is_inexact_array)
 
 
 def update(
@@ -108,8 +113,9 @@ def apply(
     def one(objective: Any, params: Any, given: Any, key: Any) -> Any:
         gradient, optimiser, memory = given
         rule = objective.optimiser()
-        change, optimiser = rule.update(gradient, optimiser, params)
-        params = optax.apply_updates(params, change)
+        values = learned(params)
+        change, optimiser = rule.update(gradient, optimiser, values)
+        params = eqx.combine(optax.apply_updates(values, change), params)
         step = Step(index, jax.random.fold_in(key, 1))
         after = objective.after(params, optimiser, memory, batch, step)
         return after, optax.tree.norm(change)

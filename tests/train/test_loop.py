@@ -63,6 +63,27 @@ class Wide(Root):
         return jnp.mean((params - batch.x.mean()) ** 2), ({}, None)
 
 
+class Windowed(Root):
+    """A model with a window of attention, which no gradient reaches."""
+
+    def start(self, key):
+        return {"weight": jnp.ones(3), "window": jnp.array([4, 512])}, None
+
+    def loss(self, params, memory, batch, step):
+        seen = jnp.where(params["window"] > 100, 1.0, 2.0)
+        return (params["weight"].sum() * seen.sum() - batch.x.mean()) ** 2, ({}, None)
+
+    def optimiser(self):
+        return optax.adamw(0.1, weight_decay=0.5)
+
+
+def test_integers_stay_as_they_are():
+    params = train.fit(Windowed(), source(1.0), steps=2).params
+    assert params["window"].tolist() == [4, 512]
+    assert params["window"].dtype == jnp.int32
+    assert jnp.all(params["weight"] < 1)
+
+
 # Writes that orbax left open when one of them failed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
