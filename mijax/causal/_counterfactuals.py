@@ -29,9 +29,15 @@ class Counterfactuals(eqx.Module):
         lengths: number of tokens of each base, or one number for all. The output is
             read at the last token. Models of tokens need it; `Prompts` bring it.
         source_lengths: number of tokens of each source, where known.
+        position: token index in each base, where examples have a place of their own:
+            `base.position("subject")`. Searches then give a site without a position.
+        source_position: token index in each source, `[*batch, variable]`, or
+            `[*batch]` for all variables; by default that of the base.
 
     Raises:
         ShapeError: `Prompts` next to sources that are not.
+        PositionError: positions or lengths of other examples, or a position of the
+            sources without one of the base.
 
     Examples:
         >>> from mijax.data import Prompts
@@ -49,6 +55,8 @@ class Counterfactuals(eqx.Module):
     label: Int[Array, "*batch"]
     lengths: Int[Array, "*batch"] | None
     source_lengths: Int[Array, "*batch variable"] | None
+    position: Int[Array, "*batch"] | None
+    source_position: Int[Array, "*batch variable"] | None
 
     def __init__(
         self,
@@ -58,6 +66,9 @@ class Counterfactuals(eqx.Module):
         label: Int[Array, "*batch"],
         lengths: Any = None,
         source_lengths: Any = None,
+        *,
+        position: Any = None,
+        source_position: Any = None,
     ):
         if isinstance(base, Prompts):
             sources = [sources] if isinstance(sources, Prompts) else sources
@@ -99,6 +110,34 @@ class Counterfactuals(eqx.Module):
             label,
         )
         self.lengths, self.source_lengths = lengths, source_lengths
+        places = _places(position, source_position, swapped.shape)
+        self.position, self.source_position = places
+
+
+def _places(position: Any, source: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Return positions in each base and in each source, `None` without any.
+
+    Raises:
+        PositionError: positions of other examples, or of the sources only.
+    """
+    if position is None:
+        if source is not None:
+            raise PositionError("Give position= of the bases next to source_position=.")
+        return None, None
+    at = integers(position, "A position", PositionError)
+    given = position if source is None else source
+    into = integers(given, "A source position", PositionError)
+    if into.ndim == len(shape) - 1:
+        into = into[..., None]
+    each = ((), shape, (*shape[:-1], 1))
+    if at.shape not in ((), shape[:-1]) or into.shape not in each:
+        raise PositionError(
+            f"Give one position for each of {shape[:-1]} examples, and source "
+            f"positions for each variable of them, {shape}; got {at.shape} and "
+            f"{into.shape}."
+        )
+    at = jnp.broadcast_to(jnp.asarray(at, jnp.int32), shape[:-1])
+    return at, jnp.broadcast_to(jnp.asarray(into, jnp.int32), shape)
 
 
 def _check_batch(base: Any, sources: Any, swapped: Any, label: Any) -> None:

@@ -139,15 +139,19 @@ def losses(
         here = jax.tree.map(lambda leaf: leaf[task], given)
         base, sources = jax.tree.map(lambda leaf: leaf[task], (of_base, of_sources))
 
-        def example(
-            x: Any, acts: Any, others: Any, swapped: Array, length: Array | None
-        ) -> Array:
-            now = activation(acts, site)
-            source = jax.vmap(lambda acts: activation(acts, site))(others)
-            new = swap(now, source, subspaces, swapped)
-            return logits_of(model(x, Set(new).at(site))[0], length)
+        def example(x: Any, acts: Any, others: Any, own: Counterfactuals) -> Array:
+            into = site if own.position is None else site.replace(position=own.position)
+            now = activation(acts, into)
 
-        logits = jax.vmap(example)(here.base, base, sources, here.swapped, here.lengths)
+            def read(acts: Any, position: Array | None) -> Array:
+                at = site if position is None else site.replace(position=position)
+                return activation(acts, at)
+
+            source = jax.vmap(read)(others, own.source_position)
+            new = swap(now, source, subspaces, own.swapped)
+            return logits_of(model(x, Set(new).at(into))[0], own.lengths)
+
+        logits = jax.vmap(example)(here.base, base, sources, here)
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, here.label)
         right = logits.argmax(-1) == here.label
         return loss, right.astype(loss.dtype)
@@ -225,8 +229,15 @@ def check(
     for one in batch:
         _check_examples(model, one, jax.eval_shape(logits_of, out).shape[0])
         _check_lengths(model, one, site)
-    if len({(one.lengths is None, one.source_lengths is None) for one in batch}) > 1:
-        raise ShapeError("Tasks of a batch have lengths all, or none of them.")
+        _check_positions(one, site)
+    kinds = {
+        (one.lengths is None, one.source_lengths is None, one.position is None)
+        for one in batch
+    }
+    if len(kinds) > 1:
+        raise ShapeError(
+            "Tasks of a batch have lengths and positions all, or none of them."
+        )
     value = get(acts, site.name)
     if value is not None:
         first = int(site.layered)
@@ -240,6 +251,8 @@ def check(
                     f"are {value.shape[axis]}, from 0."
                 )
     one = jax.tree.map(lambda leaf: leaf[0], site)
+    if batch[0].position is not None:
+        one = one.replace(position=0)
     vector = eqx.filter_eval_shape(activation, acts, one)
     return vector.shape[0], batch[0].sources.shape[1]
 
@@ -290,6 +303,31 @@ def _check_lengths(model: Any, batch: Counterfactuals, site: Site) -> None:
             raise PositionError(
                 f"Position {int(jnp.max(site.position))} is padding in an example of "
                 f"{least} tokens."
+            )
+
+
+def _check_positions(batch: Counterfactuals, site: Site) -> None:
+    """Refuse two places for one example, and places that it does not have."""
+    if batch.position is None:
+        return
+    if site.position is not None:
+        raise PositionError(
+            "The counterfactuals have a position for each example: give the search a "
+            "site without a position."
+        )
+    seq = batch.base.shape[-1]
+    for what, position, lengths in (
+        ("base", batch.position, batch.lengths),
+        ("source", batch.source_position, batch.source_lengths),
+    ):
+        if position is None or isinstance(position, Tracer):
+            continue
+        most = seq if lengths is None or isinstance(lengths, Tracer) else lengths
+        beyond = (position < 0) | (position >= most)
+        if bool(jnp.any(beyond)):
+            wrong = int(position[beyond][0])
+            raise PositionError(
+                f"Position {wrong} is not in its {what}, or is padding there."
             )
 
 
