@@ -180,6 +180,11 @@ def check_sites(
                 "all prompts; with one per prompt, read all of them and index."
             )
         check_place(shapes, tokens, site)
+        for axis in site.axes or {}:
+            raise SiteError(
+                f"Only capture and gradients read {axis}= at {site.name!r}: here give "
+                "feature=, the same axis."
+            )
         if not isinstance(site.position, slice):
             check_padding(site.position, lengths)
     return shapes

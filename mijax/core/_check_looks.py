@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from mijax._errors import PositionError, SiteError
 from mijax.core._check import check_sites
+from mijax.core._decoder_sites import with_feature
 from mijax.core._site_metric import site_metric
 
 
@@ -32,7 +33,7 @@ def check_looks(
         PositionError: a span, or padding.
     """
     for look in metric.looks():
-        site = look.site
+        site = with_feature(look.site)
         check_sites(model, tokens, site, lengths=lengths, masked=True)
         if not site.layered or site.layer is None or jnp.ndim(site.layer):
             raise SiteError(
@@ -58,7 +59,8 @@ def check_looks(
 
 def _as_data(look: site_metric) -> site_metric:
     """Return a metric whose indices are arrays, so that others share its program."""
-    site = look.site.replace(
-        **{axis: jnp.asarray(index) for axis, index in look.site.indices.items()}
+    given = with_feature(look.site)
+    site = given.replace(
+        **{axis: jnp.asarray(index) for axis, index in given.indices.items()}
     )
     return eqx.tree_at(lambda m: m.site, look, site)

@@ -4,10 +4,11 @@ import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CORRUPT, METRIC, model
+from cases import CLEAN, CORRUPT, METRIC, model
 
 import mijax
 from mijax import Patch, PerPrompt, Scale, Site, Zero
+from mijax.attribution import attribute
 
 ONE = model("gpt2")
 MASK = np.random.default_rng(1).random((7, 32)) < 0.3
@@ -88,6 +89,13 @@ def test_what_is_read_and_swept_by_that_name():
     ):
         chex.assert_trees_all_equal(verb(named), verb(feature))
     edit = Zero().at("mlp_post", layer=1)
+    norms = [
+        mijax.sweep(ONE, CORRUPT, edit, over="position", metric=metric).values
+        for metric in (
+            mijax.site_metric(site.replace(position=3)) for site in (named, feature)
+        )
+    ]
+    chex.assert_trees_all_equal(*norms)
     swept = [
         mijax.sweep(ONE, CORRUPT, edit, over={name: [1, [2, 3]]}, metric=METRIC).values
         for name in ("mlp", "feature")
@@ -123,5 +131,8 @@ def test_axes_that_are_one_are_not_given_twice():
     edit = Zero().at("z", head_dim=1)
     with pytest.raises(mijax.MijaxError, match="fixed feature"):
         mijax.sweep(ONE, CORRUPT, edit, over=("feature",), metric=METRIC)
+    read = Site("mlp_post", layer=1, mlp=2)
+    with pytest.raises(mijax.MijaxError, match="give feature="):
+        attribute(ONE, CLEAN, CORRUPT, metric=METRIC, sites=read)
     with pytest.raises(mijax.MijaxError, match="one axis"):
         mijax.capture(ONE, CORRUPT, Site("z", feature=1, head_dim=2))
