@@ -16,10 +16,20 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError, SiteError
-from mijax.core import AbstractBlock, Place, Site, Sites, capture, compose, edit
+from mijax.core import (
+    AbstractBlock,
+    AbstractModel,
+    Place,
+    Site,
+    Sites,
+    capture,
+    compose,
+    edit,
+)
 from mijax.core.internal import Packed, checked, empty, put, run_block
 from mijax.core.internal import Sequence as Rows
-from mijax.nn import Transformer, Unembedding
+from mijax.nn import Readout
+from mijax.nn.internal import readout_of
 
 
 class Prefix(eqx.Module):
@@ -40,12 +50,12 @@ class Prefix(eqx.Module):
 
 @checked
 def prefix(
-    model: Transformer, tokens: Int[Array, "prompt seq"], last: Int[Array, " prompt"]
+    model: AbstractModel, tokens: Int[Array, "prompt seq"], last: Int[Array, " prompt"]
 ) -> Prefix:
     """Runs prompts once and keeps what their ends need.
 
     Args:
-        model: a transformer whose tokens read what is before them.
+        model: a causal model whose blocks have an `nn.Attention`.
         tokens: ids of all prompts, padded on the right.
         last: position of each prompt's last token (`prompts.last`).
 
@@ -79,9 +89,7 @@ class Tail(eqx.Module):
 
     Attributes:
         blocks: those after the layer.
-        norm: the final norm.
-        unembedding: makes logits.
-        cap: what is applied to the logits.
+        readout: makes logits of the stream after the last block.
         stream: after the layer, of every prompt.
         past: keys and values of the blocks.
         last: position of the last token.
@@ -97,36 +105,33 @@ class Tail(eqx.Module):
     """
 
     blocks: AbstractBlock
-    norm: Any
-    unembedding: Unembedding
-    cap: Any
+    readout: Readout
     stream: Float[Array, "prompt embed"]
     past: dict[str, Array]
     last: Int[Array, " prompt"]
 
     @staticmethod
-    def of(model: Transformer, kept: Prefix, layer: int) -> "Tail":
+    def of(model: AbstractModel, kept: Prefix, layer: int) -> "Tail":
         """Cuts a model after a layer, from 0.
 
         Raises:
             SiteError: no such layer.
+            FrameError: a model that states no `readout`.
         """
+        readout = readout_of(model, "causal.Tail", linear=False)
         count = kept.stream.shape[1]
         if not 0 <= layer < count:
             raise SiteError(
                 f"There is no layer {layer} to cut after: there are {count}, from 0 on."
             )
         after = lambda leaf: leaf[layer + 1 :] if eqx.is_array(leaf) else leaf  # noqa: E731
-        head = model.unembedding or Unembedding(model.embedding.weight)
         past = {
             name: jnp.moveaxis(x[:, layer + 1 :], 1, 0)
             for name, x in (("k", kept.k), ("v", kept.v))
         }
         return Tail(
             jax.tree.map(after, model.blocks),
-            model.norm,
-            head,
-            model.cap,
+            readout,
             kept.stream[:, layer],
             past,
             kept.last,
@@ -144,7 +149,7 @@ class Tail(eqx.Module):
         if isinstance(x, Tracer):
             return
         given = np.asarray(x)
-        vocab = self.unembedding.weight.shape[-2]
+        vocab = self.readout.outputs
         for what, part, count in (
             ("Indices of prompts", given[..., 0], len(self.stream)),
             ("Token ids", given[..., 1:], vocab),
@@ -179,5 +184,6 @@ class Tail(eqx.Module):
             return run_block(eqx.combine(arrays, static), x, rows, past), None
 
         out, _ = jax.lax.scan(body, read, (arrays, self.past))
-        logits = self.cap(self.unembedding(self.norm(out)[0], ids))
+        end = self.readout
+        logits = end.cap(end.head(end.norm(out)[0], ids))
         return logits, put(empty(), "embed", read)

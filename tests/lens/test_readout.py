@@ -11,8 +11,8 @@ from cases import CLEAN, LAST, model
 from toys import weights
 
 import mijax
+from mijax import causal, lens, nn
 from mijax import dictionaries as d
-from mijax import lens, nn
 from mijax._errors import FrameError, ShapeError, SiteError
 from mijax.core import AbstractBlock, AbstractModel
 
@@ -97,12 +97,23 @@ def test_dictionaries_of_a_model_of_the_user():
     chex.assert_trees_all_close(d.logit_weights(one, sae, 9), expected, atol=1e-5)
 
 
+def test_the_tail_of_a_model_of_the_user_is_its_end():
+    one = own(model("llama").blocks)
+    tail = causal.Tail.of(one, causal.prefix(one, CLEAN, LAST), 0)
+    logits, _ = tail(jnp.array([1, 30, 31]))  # prompt 1: tokens 30 and 31
+    expected = mijax.run(one, CLEAN)[1, LAST[1], 30:32]
+    chex.assert_trees_all_close(logits, expected, atol=1e-5)
+
+
 def test_what_is_not_stated_is_refused():
     silent = own(states=False)
+    quiet = own(model("llama").blocks, states=False)
+    kept = causal.prefix(quiet, CLEAN, LAST)
     sae = d.untrained(d.TopK(4), d.SAE(EMBED), latents=64, key=jax.random.key(1))
     for call in (
         lambda: lens.direct_logit_attribution(silent, CLEAN, 3),
         lambda: d.logit_weights(silent, sae, 9),
+        lambda: causal.Tail.of(quiet, kept, 0),
         lambda: lens.direct_attribution(
             mijax.model(jnp.sum, jnp.ones(3)), [1.0] * 3, 0
         ),
