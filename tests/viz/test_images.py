@@ -41,3 +41,17 @@ def test_rows_of_different_lengths_with_boxes_and_captions():
 def test_refuses(call, says):
     with pytest.raises(ShapeError, match=says):
         call()
+
+
+def test_boxes_lie_where_they_are_and_have_their_labels():
+    boxes = np.array([[1.0, 2.0, 5.0, 7.0], [0.0, 0.0, 8.0, 8.0]])
+    labels = ["bus 0.91", "a_b $x"]
+    figure = viz.image_boxes(COLOR, boxes, labels=labels)
+    axes = figure.axes[0]
+    found = [(*p.get_xy(), p.get_width(), p.get_height()) for p in axes.patches]
+    assert found == [(1, 2, 4, 5), (0, 0, 8, 8)]
+    assert [text.get_text() for text in axes.texts] == labels
+    with pytest.raises(ShapeError, match="1 labels for 2 boxes"):
+        viz.image_boxes(np.zeros((4, 4, 3)), boxes, labels=["a"])
+    with pytest.raises(ShapeError, match=r"shape \[4, 4\]"):
+        viz.image_boxes(np.zeros((4, 4)), boxes, labels=labels)
