@@ -98,7 +98,7 @@ def from_config(config: Mapping[str, Any], path: str) -> GPTNeoXSpec:
         vocab=found.vocab_size,
         context=found.max_position_embeddings,
         rotated=int(head_dim * fraction),
-        **read_rope(found, path, {}, theta=theta),
+        **read_rope(found, path, {}, theta=theta, partial=True),
         eps=found.layer_norm_eps,
         activation=found.hidden_act,
         parallel=found.use_parallel_residual,

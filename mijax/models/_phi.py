@@ -95,7 +95,7 @@ def from_config(config: Mapping[str, Any], path: str) -> PhiSpec:
         vocab=found.vocab_size,
         context=found.max_position_embeddings,
         rotated=int(divide(found.hidden_size, heads, path) * fraction),
-        **read_rope(found, path, {}),
+        **read_rope(found, path, {}, partial=True),
         eps=found.layer_norm_eps,
         activation=found.hidden_act,
     )

@@ -73,7 +73,7 @@ def from_config(config: Mapping[str, Any], path: str) -> Phi3Spec:
     fraction = inside or found.partial_rotary_factor or 1.0
     return Phi3Spec(
         **given,
-        **read_rope(found, path, {}),
+        **read_rope(found, path, {}, partial=True),
         rotated=int(given["head_dim"] * fraction),
         windows=() if window is None else (window,) * found.num_hidden_layers,
     )

@@ -88,7 +88,12 @@ BASICS = ("rope_theta", "rope_type", "type", "partial_rotary_factor")
 
 
 def read_rope(
-    config: Any, path: str, kinds: Kinds, *, theta: float = 10000.0
+    config: Any,
+    path: str,
+    kinds: Kinds,
+    *,
+    theta: float = 10000.0,
+    partial: bool = False,
 ) -> dict[str, Any]:
     """Read `rope_theta` and `rope_scaling`, or `rope_parameters`.
 
@@ -98,6 +103,7 @@ def read_rope(
         kinds: the kinds of scaling that the family has, and the spec field of each of
             their parameters, all of which have to be there.
         theta: base of the frequencies where the config gives none.
+        partial: whether the family may rotate a part of the features of a head.
 
     Returns:
         Values of spec fields.
@@ -105,13 +111,7 @@ def read_rope(
     Raises:
         LoadError: values that contradict each other, or a scaling that is not there.
     """
-    both = [
-        read_record(RopeConfig, content or {}, f"{path}: {name}")
-        for name, content in (
-            ("rope_parameters", config.rope_parameters),
-            ("rope_scaling", config.rope_scaling),
-        )
-    ]
+    both = read_both(config, path, partial=partial)
     thetas = [*(one.rope_theta for one in both), config.rope_theta]
     spec = {"rope_theta": float(agreed(thetas, "rope_theta", path) or theta)}
     ropes = []
@@ -139,6 +139,28 @@ def read_rope(
         if name not in rope:
             raise LoadError(f"{path}: the rope scaling has no key '{name}'. Add it.")
     return spec | {fields[name]: value for name, value in rope.items()}
+
+
+def read_both(config: Any, path: str, *, partial: bool) -> list[RopeConfig]:
+    """Read `rope_parameters` and `rope_scaling`, of which a config has one or both.
+
+    Raises:
+        LoadError: a rotation of a part of a head, unless the family may have one.
+    """
+    both = [
+        read_record(RopeConfig, content or {}, f"{path}: {name}")
+        for name, content in (
+            ("rope_parameters", config.rope_parameters),
+            ("rope_scaling", config.rope_scaling),
+        )
+    ]
+    for fraction in (one.partial_rotary_factor for one in both):
+        if not partial and fraction not in (None, 1.0):
+            raise LoadError(
+                f"{path}: 'partial_rotary_factor' is {fraction} in the rope "
+                "parameters, only 1.0 is supported."
+            )
+    return both
 
 
 def by_layer_type(config: Any, path: str, *, local: Any) -> tuple[Any, Any]:

@@ -298,6 +298,11 @@ WRONG = {
         lambda config: config["rope_parameters"].update(rope_type="yarn", factor=4.0),
         "yarn",
     ),
+    "a part of a head": (
+        "qwen3",
+        lambda config: config["rope_parameters"].update(partial_rotary_factor=0.5),
+        "partial_rotary_factor",
+    ),
     "longrope": (
         "phi3",
         lambda config: config["rope_parameters"].update(rope_type="longrope"),
