@@ -32,7 +32,7 @@ class EditedBlock(AbstractBlock):
 
     block: AbstractBlock
     edits: BlockSites[Any]
-    layer: Int[Array, ""]
+    layer: Int[Array, "*layer"]
 
     @property
     def cache(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
-from mijax.core._rows import AbstractRows, Past, mark_state, scanned
+from mijax.core._recurrence import mark_state, scanned
+from mijax.core._rows import AbstractRows, Past
 
 
 class Packed(AbstractRows):
@@ -96,10 +97,10 @@ class Packed(AbstractRows):
         query = self.position - self.start[self.lane]
         return grid[self.lane, jnp.clip(query, 0, self.width - 1)]
 
-    def distance(self) -> Int[Array, "lane seq key_seq"]:
-        """Compares each query's position with each key's."""
+    def positions(self) -> tuple[Int[Array, "lane seq 1"], Int[Array, " key_seq"]]:
+        """Return the positions of each lane's suffix, and those of all keys."""
         query = self.start[:, None] + jnp.arange(self.width)
-        return query[:, :, None] - jnp.arange(self.key_seq)
+        return query[:, :, None], jnp.arange(self.key_seq)
 
     def real_keys(self) -> Bool[Array, "lane 1 1 key_seq"] | None:
         """Tells which keys come before the padding of each lane's prompt."""
@@ -138,6 +139,6 @@ class Reads(AbstractRows):
         """Joins the lanes."""
         return grid.reshape(-1, *grid.shape[2:])
 
-    def distance(self) -> Int[Array, "lane seq key_seq"]:
-        """Compares each query's position with each key's."""
-        return self.queries(self.position)[..., None] - jnp.arange(self.key_seq)
+    def positions(self) -> tuple[Int[Array, "lane seq 1"], Int[Array, " key_seq"]]:
+        """Return the positions that are read, and those of all keys."""
+        return self.queries(self.position)[..., None], jnp.arange(self.key_seq)

@@ -19,6 +19,7 @@ from mijax._errors import PositionError, ShapeError
 from mijax.core._last_axis import last_axis_masks
 from mijax.core._mark import edited, site
 from mijax.core._operands import rows_per_prompt
+from mijax.core._recurrence import mark_state, scanned
 from mijax.core._sites import PerPrompt
 from mijax.core._source_place import repeated
 
@@ -59,8 +60,13 @@ class AbstractRows(eqx.Module):
         """Takes the rows back from a (lane, query) grid."""
 
     @abc.abstractmethod
+    def positions(self) -> tuple[Int[Array, "*lane seq 1"], Int[Array, "... key_seq"]]:
+        """Return the position of each query of the grid and of each key."""
+
     def distance(self) -> Int[Array, "*lane seq key_seq"]:
         """Return the position of each query of the grid minus that of each key."""
+        query, key = self.positions()
+        return query - key
 
     def causal(
         self, window: Int[Array, ""] | None = None
@@ -71,9 +77,9 @@ class AbstractRows(eqx.Module):
             window: number of tokens that a query reads, its own included; all of those
                 before it by default.
         """
-        distance = self.distance()
-        reads = distance >= 0
-        return reads if window is None else reads & (distance < window)
+        query, key = self.positions()
+        reads = query >= key
+        return reads if window is None else reads & (query - key < window)
 
     def real_keys(self) -> Bool[Array, "*lane 1 1 key_seq"] | None:
         """Tells which keys are tokens and not padding; `None` is all of them.
@@ -204,39 +210,15 @@ class Sequence(AbstractRows):
         """Names a grid, rows first."""
         return self.to_grid(site(name, self.from_grid(grid), GRID))
 
-    def distance(self) -> Int[Array, "seq key_seq"]:
-        """Compares the tokens with each other."""
-        return self.position[:, None] - self.position[None, :]
+    def positions(self) -> tuple[Int[Array, "seq 1"], Int[Array, "1 key_seq"]]:
+        """Return the positions of the tokens, twice."""
+        return self.position[:, None], self.position[None, :]
 
     def real_keys(self) -> Bool[Array, "1 1 key_seq"] | None:
         """Tells which tokens come before the padding."""
         if self.length is None:
             return None
         return (self.position < self.length)[None, None]
-
-
-def scanned(
-    step: Callable[[Array, Any], Array],
-    read: Callable[[Array, Any], Any],
-    start: Shaped[Array, "..."],
-    xs: Any,
-) -> tuple[Shaped[Array, "seq ..."], Any]:
-    """Returns the state after every input, and what is read from it."""
-
-    def one(state: Array, x: Any) -> tuple[Array, tuple[Array, Any]]:
-        state = step(state, x)
-        return state, (state, read(state, x))
-
-    return jax.lax.scan(one, start, xs)[1]
-
-
-def mark_state(name: str, states: Shaped[Array, "rows ..."]) -> None:
-    """Names the state after every row, for a cache; nothing goes on from the mark."""
-    site(
-        name,
-        states,
-        " ".join(["position", *map("state_{}".format, range(1, states.ndim))]),
-    )
 
 
 class AbstractPlace(eqx.Module):

@@ -121,6 +121,23 @@ def test_an_edit_of_padding_changes_nothing(site):
     assert jnp.abs(edited[0] - plain[0]).max() > 1e-2
 
 
+def test_an_edited_encoder_and_other_blocks_mask_padding_too():
+    """What a block states holds for one that keeps edits, and for the sandwich."""
+    edit = mijax.Scale(0.5).at("pattern", layer=1, head=2)
+    kept = mijax.run(mijax.edited(encoder("llama"), edit), PROMPTS)
+    given = mijax.run(encoder("llama"), PROMPTS, edit)
+    chex.assert_trees_all_close(kept, given, atol=TOLERANCE)
+    old = encoder("llama").blocks
+    blocks = nn.SandwichBlock(
+        *(old.norm_1, old.attention, old.norm_2, old.norm_1, old.mlp, old.norm_2)
+    )
+    sandwich = eqx.tree_at(lambda m: m.blocks, encoder("llama"), blocks)
+    padded = mijax.run(sandwich, PROMPTS)
+    for i, n in enumerate(COUNTS):
+        alone = mijax.run(sandwich, CLEAN[i, :n])
+        chex.assert_trees_all_close(padded[i, :n], alone, atol=TOLERANCE)
+
+
 def test_metrics_read_no_padding():
     last = mijax.logit_difference(3, 4)
     with pytest.raises(PositionError, match="reads padding: prompt 1 has 5"):

@@ -19,7 +19,7 @@ from mijax._errors import (
     SiteError,
 )
 from mijax.core import AbstractBlock, AbstractEdit
-from mijax.data import Prompts
+from mijax.data import Activations, Corpus, Prompts, Tokens
 from tests.cases import CLEAN, METRIC, model
 
 MODEL = model("gpt2")
@@ -94,6 +94,7 @@ def test_a_block_that_does_not_state_its_cache_is_refused(verb):
 ROWS = [[5, 9, 2, 7, 3], [5, 8, 2]]
 RAGGED = Prompts.from_ids(ROWS)
 LAST = mijax.logit_difference(10, 20, position=RAGGED.last)
+CORPUS = Corpus.from_ids(ROWS, separator=0)
 PLACE = Site("resid_post", layer=1)
 SAE = dictionaries.untrained(
     dictionaries.TopK(4), dictionaries.SAE(32), latents=64, key=jax.random.key(1)
@@ -111,6 +112,9 @@ SAE = dictionaries.untrained(
         ),
         lambda model, prompts: dictionaries.attribute_latents(
             model, SAE, prompts, None, LAST, PLACE
+        ),
+        lambda model, prompts: Activations(
+            model, Tokens(CORPUS, seq=5, batch=2, pack=False), PLACE, batch=2
         ),
         lambda model, prompts: dictionaries.recovered(model, SAE, prompts, PLACE),
         lambda model, prompts: dictionaries.pooled(model, SAE, prompts, PLACE),

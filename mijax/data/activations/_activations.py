@@ -196,6 +196,11 @@ def reader_of(
     if () in given or model == ():
         raise ShapeError("There is nothing to read: give a model and a site at least.")
     models = model if isinstance(model, tuple) else (model,)
+    if not (tokens.pack or all(one.causal for one in models)):
+        raise ShapeError(
+            "The model is not causal, so padding of short rows would change their "
+            "activations: give Tokens(..., pack=True)."
+        )
     into, out = given[0] or (), given[1] or ()
     last = max(tokens.corpus.last, tokens.bos or 0)
     kinds = [check(one, (*into, *out), tokens.seq, last) for one in models]
