@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from mijax._errors import ShapeError, SiteError, nearest
-from mijax.circuits.forward._connected import Gate
 from mijax.circuits.forward._graph import Graph
+from mijax.circuits.forward._stream import Gate
 
 
 class Circuit(eqx.Module):

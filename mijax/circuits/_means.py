@@ -12,13 +12,13 @@ from mijax._errors import ShapeError
 from mijax.circuits._task import Fixed, batch
 from mijax.circuits.forward._connected import connected, enter
 from mijax.circuits.forward._graph import Graph
-from mijax.core import AbstractModel
+from mijax.circuits.forward._streams import Model
 from mijax.core.internal import checked
 
 
 @checked
 def mean_ablation(
-    model: AbstractModel,
+    model: Model,
     prompts: Any,
     *,
     graph: Graph | None = None,
@@ -69,7 +69,7 @@ def mean_ablation(
 
 @eqx.filter_jit
 def _sums(
-    model: AbstractModel,
+    model: Model,
     graph: Graph,
     tokens: Array,
     lengths: Array,
@@ -86,8 +86,8 @@ def _sums(
         sums = sums.at[group].add(jnp.where(here[:, None], out, 0))
         return (sums, counts.at[group].add(here.astype(counts.dtype))), None
 
-    rest = enter(model, graph, tokens[0]).rest
-    wide = jnp.promote_types(rest.dtype, jnp.float32)
-    sums = jnp.zeros((size, len(graph.senders), *rest.shape), wide)
+    like = enter(model, graph, tokens[0]).senders
+    wide = jnp.promote_types(like.dtype, jnp.float32)
+    sums = jnp.zeros((size, len(graph.senders), *like.shape[1:]), wide)
     counts = jnp.zeros((size, tokens.shape[1]), wide)
     return jax.lax.scan(add, (sums, counts), (tokens, lengths, group))[0]

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int
 from mijax._errors import OutputError
 from mijax._progress import Progress, reports
 from mijax.circuits._scores import Level, Scores, merged, standard_error
-from mijax.circuits._task import Task, check_task, rows
+from mijax.circuits._task import Task, check_task, rows, stream_shape
 from mijax.circuits.forward._graph import Graph
-from mijax.core import AbstractModel
-from mijax.core.internal import Journal, checked, site_shapes
+from mijax.circuits.forward._streams import Model
+from mijax.core.internal import Journal, checked
 
 ZERO = (
     "All scores are zero: the metric has no gradient where it was taken. A divergence "
@@ -52,7 +52,7 @@ class AbstractMethod(eqx.Module):
 
     @abc.abstractmethod
     def discover(
-        self, model: AbstractModel, graph: Graph, task: Task, options: Options
+        self, model: Model, graph: Graph, task: Task, options: Options
     ) -> Scores:
         """Scores a graph."""
 
@@ -64,30 +64,30 @@ class AbstractAttribution(AbstractMethod):
 
     @abc.abstractmethod
     def attribute(
-        self, model: AbstractModel, graph: Graph, task: Task, prompt: Int[Array, ""]
+        self, model: Model, graph: Graph, task: Task, prompt: Int[Array, ""]
     ) -> Float[Array, "..."]:
         """Returns the scores in one prompt."""
 
-    def shape(self, model: AbstractModel, graph: Graph) -> tuple[int, ...]:
+    def shape(self, model: Model, graph: Graph, task: Task) -> tuple[int, ...]:
         """Returns the shape of the scores."""
         if self.level == "edge":
             return graph.edges.shape
-        embed = site_shapes(model, 1).blocks.resid_pre.shape[-1]
+        embed = stream_shape(model, graph, task).shape[-1]
         return (len(graph.senders), embed)[: 1 + (self.level == "neuron")]
 
-    def prepare(self, model: AbstractModel) -> AbstractModel:
+    def prepare(self, model: Model) -> Model:
         """Returns the model that is differentiated; the same by default."""
         return model
 
     def discover(
-        self, model: AbstractModel, graph: Graph, task: Task, options: Options
+        self, model: Model, graph: Graph, task: Task, options: Options
     ) -> Scores:
         """Averages over prompts, chunk by chunk."""
         if options.resume is not None and options.keep_prompts:
             raise OutputError("Scores of every prompt cannot be resumed: choose one.")
         model = self.prepare(model)
         chunks = rows(task, fit(model, graph, task, options.memory))
-        known = np.zeros((2, *self.shape(model, graph)), np.float32)
+        known = np.zeros((2, *self.shape(model, graph, task)), np.float32)
         sizes = [count for _, count in chunks]
         with Journal(options.resume, (model, graph, task, self, sizes)) as journal:
             journal.load(known)
@@ -114,7 +114,7 @@ class AbstractAttribution(AbstractMethod):
 @reports("Discovery")
 @checked
 def discover(
-    model: AbstractModel,
+    model: Model,
     task: Task,
     method: AbstractMethod,
     *,
@@ -127,7 +127,7 @@ def discover(
     """Scores how much each part of a model matters for a task.
 
     Args:
-        model: any model whose blocks define `connect`.
+        model: any model whose blocks read and write a stream, or a `StreamModel`.
         task: prompts, metric and ablation.
         method: for instance `EAPIG(steps=5)`.
         graph: senders and receivers; `Graph.of(model)` by default.
@@ -167,7 +167,7 @@ def discover(
 @eqx.filter_jit
 def _chunk(
     method: AbstractAttribution,
-    model: AbstractModel,
+    model: Model,
     graph: Graph,
     task: Task,
     prompts: Int[Array, " n"],
@@ -176,11 +176,10 @@ def _chunk(
     return jax.vmap(lambda i: method.attribute(model, graph, task, i))(prompts)
 
 
-def fit(model: AbstractModel, graph: Graph, task: Task, memory: int) -> int:
+def fit(model: Model, graph: Graph, task: Task, memory: int) -> int:
     """Returns how many prompts go through a forward and backward at once."""
-    seq = task.clean.shape[1]
-    resid = site_shapes(model, seq).blocks.resid_pre
+    stream = stream_shape(model, graph, task)
     # A receiver holds its input, its normalised input and both their gradients.
     arrays = 5 * len(graph.receivers) + 3 * len(graph.senders)
-    each = arrays * seq * resid.shape[-1] * resid.dtype.itemsize
+    each = arrays * stream.size * stream.dtype.itemsize
     return max(1, min(len(task), memory // each))

@@ -12,10 +12,10 @@ from mijax._progress import Progress, reports
 from mijax.circuits._means import mean_ablation
 from mijax.circuits._method import MEMORY, Options
 from mijax.circuits._task import AbstractAblation, Fixed, Task
-from mijax.circuits.forward._connected import Gate
 from mijax.circuits.forward._graph import Graph
+from mijax.circuits.forward._stream import Gate
+from mijax.circuits.forward._streams import Model
 from mijax.circuits.methods._fit import AbstractFit, learn
-from mijax.core import AbstractModel
 from mijax.core.internal import checked
 from mijax.data import Prompts
 
@@ -73,7 +73,7 @@ class OptimalAblation(AbstractFit):
 @reports("Optimal ablation")
 @checked
 def optimal_ablation(
-    model: AbstractModel,
+    model: Model,
     task: Task,
     method: OptimalAblation | None = None,
     *,

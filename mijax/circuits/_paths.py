@@ -11,11 +11,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import ConfigError
 from mijax._progress import Progress, reports
-from mijax.circuits._task import Task, check_task
-from mijax.circuits.forward._connected import Gate, OtherRun, connected, enter, score
+from mijax.circuits._task import Task, check_task, example_of
+from mijax.circuits.forward._connected import connected, enter, score
 from mijax.circuits.forward._graph import Graph, find
 from mijax.circuits.forward._ports import PARTS
-from mijax.core import AbstractModel, Interval
+from mijax.circuits.forward._stream import Gate, OtherRun
+from mijax.circuits.forward._streams import Model, with_blocks
+from mijax.core import Interval
 from mijax.core import interval as mean_interval
 from mijax.core.internal import checked
 
@@ -45,7 +47,7 @@ class Paths(eqx.Module):
 @reports("Path patching")
 @checked
 def path_patch(
-    model: AbstractModel,
+    model: Model,
     task: Task,
     receivers: str | Sequence[str],
     *,
@@ -102,6 +104,7 @@ def path_patch(
         >>> paths.values.shape, paths.senders
         ((1, 2), ('a0.h3', 'm0'))
     """
+    model = with_blocks(model, "Path patching")
     check_task(model, task)
     graph = Graph.of(model)
     names = _named(receivers, graph.receivers, "receiver")
@@ -176,7 +179,7 @@ def _mediators(graph: Graph, given: Any) -> Bool[np.ndarray, " receiver"]:
 
 @eqx.filter_jit
 def _patched(
-    model: AbstractModel,
+    model: Model,
     graph: Graph,
     task: Task,
     senders: Int[Array, " sender"],
@@ -189,7 +192,7 @@ def _patched(
 
     def one(prompt: Array) -> tuple[Array, Array]:
         reference = task.ablation.reference(model, graph, task, prompt)
-        inputs = enter(model, graph, task.clean[prompt])
+        inputs = enter(model, graph, example_of(task.clean, prompt))
         clean = connected(model, graph, inputs, prompt=prompt)
         full = score(model, task.metric, clean.final, prompt)
 

@@ -137,10 +137,11 @@ def greedy(
     key, graph = ranking(scores, absolute), scores.graph
     owner, real = owners(graph), graph.edges
     logits = len(graph.receivers) - 1
-    frontier = [(-key[s, logits], s, logits) for s in range(len(graph.senders))]
+    into_logits = np.flatnonzero(real[:, logits]).tolist()
+    frontier = [(-key[s, logits], s, logits) for s in into_logits]
     heapq.heapify(frontier)
     chosen, reached = np.zeros(real.shape, bool), set()
-    for _ in range(n):
+    while frontier and chosen.sum() < n:
         _, sender, receiver = heapq.heappop(frontier)
         chosen[sender, receiver] = True
         if sender in reached:

@@ -1,9 +1,11 @@
 """What a circuit is found on: prompts, counterparts, a metric, an ablation."""
 
 import abc
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -12,15 +14,16 @@ from jaxtyping import Array, Float, Int
 from mijax._errors import PositionError, ShapeError
 from mijax.circuits.forward._connected import connected, enter
 from mijax.circuits.forward._graph import Graph
+from mijax.circuits.forward._streams import Model, StreamModel
 from mijax.core import AbstractMetric, AbstractModel
 from mijax.core.internal import (
     as_tokens,
     check_metric,
     check_model,
     check_prompts,
+    check_scores,
     check_unpadded,
     lengths_of,
-    site_shapes,
 )
 from mijax.data import Pairs, Prompts, aligned
 
@@ -30,7 +33,7 @@ class AbstractAblation(eqx.Module):
 
     @abc.abstractmethod
     def reference(
-        self, model: AbstractModel, graph: Graph, task: "Task", prompt: Int[Array, ""]
+        self, model: Model, graph: Graph, task: "Task", prompt: Int[Array, ""]
     ) -> Float[Array, "sender seq embed"]:
         """Returns what every sender is replaced by in one prompt of a task."""
 
@@ -39,7 +42,7 @@ class Counterfactual(AbstractAblation):
     """Replaces by what the sender writes on the corrupt prompt (patching)."""
 
     def reference(
-        self, model: AbstractModel, graph: Graph, task: "Task", prompt: Int[Array, ""]
+        self, model: Model, graph: Graph, task: "Task", prompt: Int[Array, ""]
     ) -> Float[Array, "sender seq embed"]:
         """Runs the corrupt prompt."""
         if task.corrupt is None:
@@ -48,7 +51,7 @@ class Counterfactual(AbstractAblation):
                 "another ablation."
             )
         return connected(
-            model, graph, enter(model, graph, task.corrupt[prompt])
+            model, graph, enter(model, graph, example_of(task.corrupt, prompt))
         ).senders
 
 
@@ -56,11 +59,11 @@ class Zero(AbstractAblation):
     """Replaces by zero."""
 
     def reference(
-        self, model: AbstractModel, graph: Graph, task: "Task", prompt: Int[Array, ""]
+        self, model: Model, graph: Graph, task: "Task", prompt: Int[Array, ""]
     ) -> Float[Array, "sender seq embed"]:
         """Returns zeros."""
-        rest = enter(model, graph, task.clean[prompt]).rest
-        return jnp.zeros((len(graph.senders), *rest.shape), rest.dtype)
+        like = enter(model, graph, example_of(task.clean, prompt)).senders
+        return jnp.zeros((len(graph.senders), *like.shape[1:]), like.dtype)
 
 
 class Fixed(AbstractAblation):
@@ -76,7 +79,7 @@ class Fixed(AbstractAblation):
     group: Int[Array, " batch"] | None = None
 
     def reference(
-        self, model: AbstractModel, graph: Graph, task: "Task", prompt: Int[Array, ""]
+        self, model: Model, graph: Graph, task: "Task", prompt: Int[Array, ""]
     ) -> Float[Array, "sender seq embed"]:
         """Looks the values up."""
         values, grouped = self.values, self.group is not None
@@ -89,9 +92,9 @@ class Fixed(AbstractAblation):
             values = values[self.group[prompt]]
         if values.ndim == 2:
             values = values[:, None]
-        rest = enter(model, graph, task.clean[prompt]).rest
-        shape = (values.shape[0], *rest.shape)
-        return jnp.broadcast_to(values, shape).astype(rest.dtype)
+        like = enter(model, graph, example_of(task.clean, prompt)).senders
+        shape = (values.shape[0], *like.shape[1:])
+        return jnp.broadcast_to(values, shape).astype(like.dtype)
 
 
 class Task(eqx.Module):
@@ -99,10 +102,12 @@ class Task(eqx.Module):
 
     Args:
         clean: prompts on which the model does the task, `Prompts` or tokens
-            `[batch, seq]` (padded on the right).
+            `[batch, seq]` (padded on the right); of a `StreamModel` a tree of inputs,
+            with an axis for the batch in front of every array.
         corrupt: the counterpart of each prompt, token by token; `None` if the ablation
             does without.
-        metric: what the circuit is to preserve; more is better.
+        metric: what the circuit is to preserve; more is better. Of a `StreamModel` also
+            a function of the output, or of output and input.
         ablation: what the rest of the model is replaced by.
 
     Raises:
@@ -116,10 +121,10 @@ class Task(eqx.Module):
         (1, 3)
     """
 
-    clean: Int[Array, "batch seq"]
-    corrupt: Int[Array, "batch seq"] | None
+    clean: Any
+    corrupt: Any
     lengths: Int[Array, " batch"]
-    metric: AbstractMetric
+    metric: Any
     ablation: AbstractAblation
 
     def __init__(
@@ -127,19 +132,23 @@ class Task(eqx.Module):
         clean: Any,
         corrupt: Any = None,
         *,
-        metric: AbstractMetric,
+        metric: Any,
         ablation: Any = None,
     ):
         if isinstance(clean, Prompts) and isinstance(corrupt, Prompts):
             aligned(clean, corrupt)
         self.clean, self.lengths = batch(clean)
         self.corrupt = None if corrupt is None else batch(corrupt)[0]
-        if self.corrupt is not None and self.corrupt.shape != self.clean.shape:
+        shapes = [shapes_of(inputs) for inputs in (self.clean, self.corrupt)]
+        if corrupt is not None and shapes[0] != shapes[1]:
             raise PositionError(
-                f"Clean prompts have shape {self.clean.shape} and corrupt ones "
-                f"{self.corrupt.shape}: give one counterpart of equal length for each."
+                f"Clean prompts have shape {shapes[0]} and corrupt ones {shapes[1]}: "
+                "give one counterpart of equal length for each."
             )
-        check_metric(metric, self.clean, lengths=lengths_of(clean), vocab=None)
+        if not is_tokens(self.clean):
+            check_scores(metric)
+        else:
+            check_metric(metric, self.clean, lengths=lengths_of(clean), vocab=None)
         self.metric = metric
         self.ablation = Counterfactual() if ablation is None else ablation
         if not isinstance(self.ablation, AbstractAblation):
@@ -176,13 +185,26 @@ class Task(eqx.Module):
         return cls(pairs.clean, pairs.corrupt, metric=metric, ablation=ablation)
 
     def __len__(self) -> int:
-        return self.clean.shape[0]
+        return jax.tree.leaves(self.clean)[0].shape[0]
 
 
-def batch(prompts: Any) -> tuple[Int[Array, "batch seq"], Int[Array, " batch"]]:
-    """Returns tokens and lengths of prompts or of bare tokens."""
+def batch(prompts: Any) -> tuple[Any, Int[Array, " batch"]]:
+    """Returns tokens and lengths of prompts or of bare tokens; a tree has length 0.
+
+    Raises:
+        ShapeError: tokens of one prompt, or inputs of different numbers.
+    """
     if isinstance(prompts, Prompts):
         return prompts.tokens, prompts.lengths
+    kind = getattr(prompts, "dtype", int)
+    if isinstance(prompts, Mapping) or jnp.issubdtype(kind, jnp.floating):
+        tree = jax.tree.map(jnp.asarray, prompts)
+        if len({a.shape[:1] for a in jax.tree.leaves(tree)} - {()}) != 1:
+            raise ShapeError(
+                "A task takes a batch of inputs, with as many entries in every array; "
+                f"got shapes {shapes_of(tree)}."
+            )
+        return tree, jnp.zeros(jax.tree.leaves(tree)[0].shape[0], jnp.int32)
     tokens = as_tokens(prompts)
     if tokens.ndim != 2:
         raise ShapeError(
@@ -190,6 +212,21 @@ def batch(prompts: Any) -> tuple[Int[Array, "batch seq"], Int[Array, " batch"]]:
             f"{tokens.shape}."
         )
     return tokens, jnp.full(tokens.shape[0], tokens.shape[1], jnp.int32)
+
+
+def is_tokens(inputs: Any) -> bool:
+    """Returns True for tokens, False for a tree of other inputs."""
+    return isinstance(inputs, jax.Array) and jnp.issubdtype(inputs.dtype, jnp.integer)
+
+
+def example_of(inputs: Any, prompt: Any) -> Any:
+    """Returns one example of a batch."""
+    return jax.tree.map(lambda a: a[prompt], inputs)
+
+
+def shapes_of(inputs: Any) -> Any:
+    """Returns the shape of an array, or those of a tree of arrays."""
+    return jax.tree.map(lambda a: a.shape, inputs)
 
 
 def rows(task: Task, chunk: int) -> list[tuple[np.ndarray, int]]:
@@ -207,16 +244,49 @@ def rows(task: Task, chunk: int) -> list[tuple[np.ndarray, int]]:
 
 
 def check_task(model: Any, task: Task) -> None:
-    """Refuses a task of tokens that the model does not have.
+    """Refuses a task of inputs that the model does not take.
 
     Raises:
-        ShapeError: no model, or ids beyond its vocabulary, also of the metric.
+        ShapeError: no model, ids beyond its vocabulary, also of the metric, or inputs
+            of other shapes.
         PositionError: prompts that are longer than its context.
     """
+    if isinstance(model, StreamModel):
+        shapes = shapes_of(example_of(task.clean, 0))
+        if shapes != shapes_of(model.example):
+            raise ShapeError(
+                f"The model takes inputs of shape {shapes_of(model.example)}, the task "
+                f"has {shapes}."
+            )
+        return
     check_model(model)
+    if not is_tokens(task.clean):
+        raise ShapeError(
+            "Models of tokens take a task of tokens [batch, seq], got inputs of shape "
+            f"{shapes_of(task.clean)}."
+        )
     check_prompts(model, task.clean)
-    if not isinstance(task.lengths, Tracer):
-        check_unpadded(model, np.asarray(task.lengths), task.clean.shape[1])
     seq = task.clean.shape[1]
+    if not isinstance(task.lengths, Tracer):
+        check_unpadded(model, np.asarray(task.lengths), seq)
     task.metric.check(len(task), seq=seq)
-    task.metric.check_tokens(site_shapes(model, seq).logits.shape[-1])
+    task.metric.check_tokens(vocab_of(model))
+
+
+def vocab_of(model: AbstractModel) -> int:
+    """Returns the number of logits."""
+
+    def logits(model: AbstractModel) -> Array:
+        token = jnp.zeros(1, jnp.int32)
+        return model.unembed(model.normalise(model.embed(token, token)))
+
+    return eqx.filter_eval_shape(logits, model).shape[-1]
+
+
+def stream_shape(model: Model, graph: Graph, task: Task) -> jax.ShapeDtypeStruct:
+    """Returns the shape of what a sender writes in one prompt, `[rows, embed]`."""
+
+    def one(model: Model, clean: Any) -> Array:
+        return enter(model, graph, example_of(clean, 0)).senders[0]
+
+    return eqx.filter_eval_shape(one, model, task.clean)

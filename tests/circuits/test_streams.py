@@ -90,6 +90,22 @@ def model(kind):
 
 
 @eqx.filter_jit
+def plain(model, batch):
+    """Runs blocks one by one, also those that verbs on sites refuse."""
+
+    def one(tokens):
+        rows = jnp.arange(len(tokens))
+        x = model.embed(tokens, rows)
+        arrays, static = eqx.partition(model.blocks, eqx.is_array)
+        for i in range(model.n_layers):
+            block = eqx.combine(jax.tree.map(lambda a, i=i: a[i], arrays), static)
+            x = block(PlainStream(x), Sequence(rows)).x
+        return model.unembed(model.normalise(x))
+
+    return jax.vmap(one)(batch)
+
+
+@eqx.filter_jit
 def masked(model, graph, prompt, masks):
     reference = TASK.ablation.reference(model, graph, TASK, prompt)
     inputs = enter(model, graph, TASK.clean[prompt])
@@ -104,6 +120,10 @@ def masked(model, graph, prompt, masks):
 
 
 SENDERS = {
+    Twice: (
+        *("input", *(f"a0.h{i}" for i in range(4)), "m0", "again0"),
+        *(*(f"a1.h{i}" for i in range(4)), "m1", "again1"),
+    ),
     Sandwich: ("input", "a0", "m0", "a1", "m1"),
     HeadsOfOne: ("input", "a0", "m0", "a1", "m1"),
     Sums: ("input", "sum0", "sum1"),
@@ -123,7 +143,7 @@ def test_nodes_are_what_writes(kind):
 def test_full_is_the_clean_run_and_empty_the_corrupt_one(kind):
     graph = circuits.Graph.of(model(kind))
     masks = jnp.stack([jnp.ones(graph.edges.shape), jnp.zeros(graph.edges.shape)])
-    ends = [METRIC(mijax.run(model(kind), tokens)) for tokens in (CLEAN, CORRUPT)]
+    ends = [METRIC(plain(model(kind), tokens)) for tokens in (CLEAN, CORRUPT)]
     for prompt in (0, 1):
         found = masked(model(kind), graph, jnp.int32(prompt), masks)
         expected = jnp.stack([end[prompt] for end in ends])
@@ -140,7 +160,9 @@ def test_attribution_of_a_model_without_attention_is_the_gradient_of_its_mask():
 
 
 @pytest.mark.parametrize(
-    "kind", [Sandwich, HeadsOfOne, Unstated], ids=lambda kind: kind.__name__
+    "kind",
+    [Sandwich, HeadsOfOne, Unstated, Sums, Twice],
+    ids=lambda kind: kind.__name__,
 )
 def test_exact_scores_are_those_of_patching_edge_by_edge(kind):
     graph = circuits.Graph.of(model(kind))
@@ -152,6 +174,37 @@ def test_exact_scores_are_those_of_patching_edge_by_edge(kind):
     found = scores.prompts[1][sender, receiver]
     np.testing.assert_allclose(found, full - np.array(each), atol=1e-4)
     assert np.abs(found).max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", [Sums, Twice], ids=lambda kind: kind.__name__)
+def test_paths_of_any_block_are_its_edges(kind):
+    graph = circuits.Graph.of(model(kind))
+    exact = circuits.discover(model(kind), TASK, circuits.Exact())
+    for receiver in (graph.receivers[-2], "logits"):
+        direct = circuits.path_patch(
+            model(kind), TASK, receiver, senders=graph.senders, through=()
+        )
+        edges = exact.values[:, graph.receiver(receiver)]
+        chex.assert_trees_all_close(direct.values.mean(0), edges, atol=1e-4)
+
+
+def test_importance_without_heads_is_the_gradient_by_a_mask():
+    one = model(Sums)
+    graph = circuits.Graph.of(one)
+    zeros = jnp.zeros((3, 5, 32))
+
+    def value(share, prompt):
+        inputs = enter(one, graph, CLEAN[prompt])
+        gate = Gate(nodes=share)
+        ran = connected(one, graph, inputs, gate=gate, reference=zeros)
+        return score(one, METRIC, ran.final, jnp.int32(prompt))
+
+    each = [jax.grad(value)(jnp.ones((3, 1)), i)[1:, 0] for i in (0, 1)]
+    parts = jnp.abs(jnp.stack(each)).mean(0)
+    nodes = circuits.discover(one, TASK, circuits.HISP("node", normalise=False))
+    chex.assert_trees_all_close(nodes.values[1:], parts, atol=1e-4)
+    edges = circuits.discover(one, TASK, circuits.HISP(normalise=False))
+    chex.assert_trees_all_close(edges.values[0, :-1], parts, atol=1e-4)
 
 
 def test_names_that_occur_twice_and_blocks_that_write_first_are_refused():

@@ -15,7 +15,8 @@ from mijax.circuits._select import prune
 from mijax.circuits._task import Task
 from mijax.circuits.evaluation._areas import bootstrap
 from mijax.circuits.evaluation._measure import measured
-from mijax.core import AbstractModel, Interval
+from mijax.circuits.forward._streams import Model
+from mijax.core import Interval
 from mijax.core.internal import checked
 
 Subsets = int | Sequence[Sequence[str]]
@@ -82,7 +83,7 @@ class Minimality(eqx.Module):
 @reports("Completeness")
 @checked
 def completeness(
-    model: AbstractModel,
+    model: Model,
     task: Task,
     circuit: Circuit,
     *,
@@ -138,7 +139,7 @@ def completeness(
 @reports("Minimality")
 @checked
 def minimality(
-    model: AbstractModel,
+    model: Model,
     task: Task,
     circuit: Circuit,
     *,

@@ -17,15 +17,15 @@ from mijax.circuits.evaluation._areas import (
     Faithfulness,
     check_fractions,
 )
-from mijax.circuits.evaluation._measure import measured, several, warn_of_dead_ends
-from mijax.core import AbstractModel
+from mijax.circuits.evaluation._measure import measured, several
+from mijax.circuits.forward._streams import Model
 from mijax.core.internal import checked
 
 
 @reports("Run circuits")
 @checked
 def run_circuits(
-    model: AbstractModel,
+    model: Model,
     task: Task,
     circuits: Circuit | Sequence[Circuit],
     *,
@@ -67,15 +67,13 @@ def run_circuits(
         >>> circuits.run_circuits(model, task, [full, full.without("m0")]).shape
         (2, 1)
     """
-    given = several(circuits)
-    warn_of_dead_ends(given)
-    return measured(model, task, given, progress=progress, memory=memory)
+    return measured(model, task, several(circuits), progress=progress, memory=memory)
 
 
 @reports("Divergence")
 @checked
 def divergence(
-    model: AbstractModel,
+    model: Model,
     task: Task,
     circuits: Circuit | Sequence[Circuit],
     *,
@@ -115,7 +113,6 @@ def divergence(
         True
     """
     given = several(circuits)
-    warn_of_dead_ends(given)
     return measured(
         model, task, given, divergence=True, progress=progress, memory=memory
     )
@@ -124,7 +121,7 @@ def divergence(
 @reports("Faithfulness")
 @checked
 def faithfulness(
-    model: AbstractModel,
+    model: Model,
     task: Task,
     scores: Scores,
     *,
@@ -176,7 +173,7 @@ def faithfulness(
 @reports("Evaluate")
 @checked
 def evaluate(
-    model: AbstractModel,
+    model: Model,
     task: Task,
     scores: Scores,
     *,
@@ -230,7 +227,7 @@ def evaluate(
 
 @reports("Curves")
 def curves(
-    model: AbstractModel,
+    model: Model,
     task: Task,
     scores: Scores,
     rankings: Sequence[bool],

@@ -1,6 +1,7 @@
 """Many circuits and prompts in one compiled program, chunk by chunk."""
 
 import functools
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,15 +18,23 @@ from mijax._progress import Progress
 from mijax.circuits._circuit import Circuit
 from mijax.circuits._method import MEMORY
 from mijax.circuits._select import prune
-from mijax.circuits._task import Task, check_task, rows
-from mijax.circuits.forward._connected import Gate, connected, enter, score
+from mijax.circuits._task import (
+    Task,
+    check_task,
+    example_of,
+    rows,
+    stream_shape,
+    vocab_of,
+)
+from mijax.circuits.forward._connected import connected, enter, score
 from mijax.circuits.forward._graph import Graph
-from mijax.core import AbstractModel, kl
-from mijax.core.internal import site_shapes
+from mijax.circuits.forward._stream import Gate
+from mijax.circuits.forward._streams import Model, StreamModel, with_blocks
+from mijax.core import kl
 
 
 def several(circuits: Circuit | Sequence[Circuit]) -> list[Circuit]:
-    """Returns circuits of one graph as a list."""
+    """Returns circuits of one graph as a list; warns if nothing gets through one."""
     given = [circuits] if isinstance(circuits, Circuit) else list(circuits)
     if not given:
         raise ConfigError("There is no circuit to run: give one at least.")
@@ -35,24 +44,19 @@ def several(circuits: Circuit | Sequence[Circuit]) -> list[Circuit]:
         raise ConfigError(
             "The circuits are of different graphs: make all with the same one."
         )
+    dead = (i for i, one in enumerate(given) if one.n_edges and not prune(one).n_edges)
+    for i in itertools.islice(dead, 1):
+        warnings.warn(
+            f"Circuit {i} has {given[i].n_edges} edges, but no path from the input to "
+            "the logits: nothing of the prompt gets through it. Take more edges, or "
+            "select with greedy.",
+            stacklevel=4,
+        )
     return given
 
 
-def warn_of_dead_ends(circuits: Sequence[Circuit]) -> None:
-    """Warns of circuits that nothing can get through."""
-    for i, circuit in enumerate(circuits):
-        if circuit.n_edges and not prune(circuit).n_edges:
-            warnings.warn(
-                f"Circuit {i} has {circuit.n_edges} edges, but no path from the input "
-                "to the logits: nothing of the prompt gets through it. Take more "
-                "edges, or select with greedy.",
-                stacklevel=4,
-            )
-            return
-
-
 def measured(
-    model: AbstractModel,
+    model: Model,
     task: Task,
     circuits: Sequence[Circuit],
     *,
@@ -86,7 +90,7 @@ def measured(
     return np.concatenate(values, axis=1)[place]
 
 
-def check_graph(model: AbstractModel, graph: Graph) -> None:
+def check_graph(model: Model, graph: Graph) -> None:
     """Refuses a circuit of another model."""
     own = Graph.of(model, split_input=len(graph.inputs) > 1)
     if graph != own:
@@ -129,7 +133,7 @@ def stacked(
 
 @eqx.filter_jit
 def _chunk(
-    model: AbstractModel,
+    model: Model,
     graph: Graph,
     task: Task,
     edges: Bool[Array, "circuit sender receiver"],
@@ -142,14 +146,15 @@ def _chunk(
 
     def of_prompt(prompt: Array) -> Array:
         reference = task.ablation.reference(model, graph, task, prompt)
-        inputs = enter(model, graph, task.clean[prompt])
+        inputs = enter(model, graph, example_of(task.clean, prompt))
         run: Callable[..., Any] = functools.partial(
             connected, model, graph, inputs, prompt=prompt
         )
         metric = task.metric
         if divergence:
+            whole = with_blocks(model, "A divergence")
             read = run().final[metric.reads(prompt, task.clean.shape[1])]
-            logits = model.unembed(model.normalise(read), None)
+            logits = whole.unembed(whole.normalise(read), None)
             every = kl(logits, position=np.arange(len(logits))[None])
             # These logits are those of the metric's positions already.
             metric = eqx.tree_at(lambda m: m.position, every, metric.position)
@@ -163,17 +168,16 @@ def _chunk(
     return jax.vmap(of_prompt, out_axes=1)(prompts)
 
 
-def cost(model: AbstractModel, graph: Graph, task: Task, divergence: bool) -> int:
+def cost(model: Model, graph: Graph, task: Task, divergence: bool) -> int:
     """Returns about how many bytes one circuit in one prompt takes."""
-    seq = task.clean.shape[1]
-    shapes = site_shapes(model, seq)
-    resid, vocab = shapes.blocks.resid_pre, shapes.logits.shape[-1]
+    stream = stream_shape(model, graph, task)
     # What senders have sent, before and after a block writes; what the receivers of
     # a block read, its norm, and the projections of it.
     arrays = 2 * len(graph.senders) + 5 * graph.ports.readers
-    position = task.metric.position
-    reads = 1 if position is None else int(np.prod(position.shape[1:]))
-    whole = divergence or task.metric.ids(jnp.int32(0)) is None
-    return resid.dtype.itemsize * (
-        arrays * seq * resid.shape[-1] + 3 * reads * vocab * whole
-    )
+    logits = 0
+    if not isinstance(model, StreamModel):
+        position = task.metric.position
+        reads = 1 if position is None else int(np.prod(position.shape[1:]))
+        whole = divergence or task.metric.ids(jnp.int32(0)) is None
+        logits = 3 * reads * vocab_of(model) * whole
+    return stream.dtype.itemsize * (arrays * stream.size + logits)

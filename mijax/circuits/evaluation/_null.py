@@ -12,7 +12,7 @@ from mijax.circuits._method import MEMORY
 from mijax.circuits._task import Task
 from mijax.circuits.evaluation._measure import measured
 from mijax.circuits.forward._graph import Graph
-from mijax.core import AbstractModel
+from mijax.circuits.forward._streams import Model
 from mijax.core.internal import checked
 
 
@@ -48,7 +48,7 @@ class Null(eqx.Module):
 @reports("Null")
 @checked
 def null(
-    model: AbstractModel,
+    model: Model,
     task: Task,
     circuit: Circuit,
     *,

@@ -15,7 +15,8 @@ from mijax.circuits._method import MEMORY
 from mijax.circuits._scores import Scores
 from mijax.circuits._task import Task
 from mijax.circuits.evaluation._measure import measured
-from mijax.core import AbstractModel, Interval, interval
+from mijax.circuits.forward._streams import Model
+from mijax.core import Interval, interval
 from mijax.core.internal import checked
 
 
@@ -63,7 +64,7 @@ class Verification(eqx.Module):
 @reports("Verify")
 @checked
 def verify(
-    model: AbstractModel,
+    model: Model,
     task: Task,
     scores: Scores,
     *,

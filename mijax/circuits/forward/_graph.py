@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import itertools
 import re
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from mijax._errors import SiteError
-from mijax.circuits.forward._ports import LETTERS, Port, Ports, record
-from mijax.core import AbstractModel
+from mijax.circuits.forward._ports import LETTERS, LOGITS, Port, Ports, record
+from mijax.circuits.forward._streams import Model, StreamModel, record_streams
 from mijax.core.internal import check_model
 
 EDGE = re.compile(r"\s*(\S+)\s*<-\s*(\S+)\s*")
@@ -30,10 +31,15 @@ class Graph:
     writes: queries of all heads, keys, values, then the MLP. Attention that writes as a
     whole, for instance through a norm, is one sender, `a9`.
 
+    A model of several streams, such as an encoder and a decoder, has edges along each
+    stream: whoever reads the memory of the encoder is joined to the senders of the
+    encoder. It is one block here, in which ports carry their stream and layer.
+
     Attributes:
         inputs: names of the senders that enter the first block.
-        n_layers: number of blocks.
+        n_layers: number of stacked blocks.
         ports: what one block reads and writes, in order.
+        opened: stream that each input enters, where there are several.
 
     Examples:
         >>> gpt2 = Graph.decoder(12, heads=12)
@@ -44,13 +50,14 @@ class Graph:
     inputs: tuple[str, ...]
     n_layers: int
     ports: Ports
+    opened: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, model: AbstractModel, *, split_input: bool = False) -> "Graph":
+    def of(cls, model: Model, *, split_input: bool = False) -> "Graph":
         """Reads the graph off a model.
 
         Args:
-            model: any model.
+            model: any model whose blocks read and write a stream, or a `StreamModel`.
             split_input: make the terms of the embedding senders of their own, `token`
                 and `position`; else `input` is the token's, and the position's term
                 is always there.
@@ -67,6 +74,8 @@ class Graph:
             >>> Graph.of(mijax.testing.tiny_gpt2(jax.random.key(0))).n_edges
             262
         """
+        if isinstance(model, StreamModel):
+            return cls(*record_streams(model))
         check_model(model)
         inputs, ports = record(model)
         return cls(inputs if split_input else ("input",), model.n_layers, ports)
@@ -119,32 +128,38 @@ class Graph:
         names = []
         for layer in range(self.n_layers):
             names += [name for port in self.ports.reads for name in port.names(layer)]
-        return (*names, "logits")
+        return tuple(names) if LOGITS in names else (*names, LOGITS)
 
     @functools.cached_property
     def edges(self) -> Bool[np.ndarray, "sender receiver"]:
-        """Which pairs are edges."""
-        found = np.zeros((len(self.senders), len(self.receivers)), bool)
-        found[:, -1] = True
-        for layer in range(self.n_layers):
-            before = len(self.inputs) + layer * self.ports.writers
-            for port in self.ports.reads:
-                first = self.place(port.name, layer)
-                stop = before + self.ports.earlier(port.name)
-                found[:stop, first : first + port.size] = True
-        return found
+        """Which pairs are edges: along one stream, and one after the other."""
+        order = self.ports.order
+        senders = [(name, -1) for name in self.opened or ("",) * len(self.inputs)]
+        receivers = []
+        for layer, (at, port) in itertools.product(
+            range(self.n_layers), enumerate(order)
+        ):
+            places = senders if port.writes else receivers
+            places += [(port.stream, layer * len(order) + at)] * port.size
+        if len(receivers) < len(self.receivers):
+            receivers.append(("", self.n_layers * len(order)))
+        (wrote, sent), (reads, seen) = (
+            (np.array([place[0] for place in places]), np.array([p[1] for p in places]))
+            for places in (senders, receivers)
+        )
+        return (wrote[:, None] == reads) & (sent[:, None] < seen)
 
     @property
     def n_edges(self) -> int:
         """Number of edges."""
         return int(self.edges.sum())
 
-    def place(self, name: str, layer: int) -> int:
+    def place(self, name: str, layer: int, *, port_layer: int = 0) -> int:
         """Returns the index of a port's first receiver or sender in a layer."""
-        ports = self.ports
-        if ports.port(name).writes:
-            return len(self.inputs) + layer * ports.writers + ports.offset(name)
-        return layer * ports.readers + ports.offset(name)
+        ports, offset = self.ports, self.ports.offset(name, port_layer)
+        if ports.port(name, port_layer).writes:
+            return len(self.inputs) + layer * ports.writers + offset
+        return layer * ports.readers + offset
 
     def owner(self, receiver: str) -> str | None:
         """Returns the sender that a receiver is part of, `None` for the logits."""

@@ -15,6 +15,7 @@ from mijax.core import AbstractModel, AbstractStream
 from mijax.core.internal import Sequence, unedited
 
 LETTERS = ("q", "k", "v")
+LOGITS = "logits"
 PARTS = {"attn": "a", "mlp": "m"}
 
 
@@ -25,11 +26,15 @@ class Port(NamedTuple):
         name: the name that the block gives it.
         writes: whether it writes.
         heads: number of heads that read or write under it, each a node; else `None`.
+        stream: the stream that it reads or writes, where a model has several.
+        layer: number of ports of this name before it, where layers are not stacked.
     """
 
     name: str
     writes: bool
     heads: int | None = None
+    stream: str = ""
+    layer: int = 0
 
     @property
     def size(self) -> int:
@@ -45,9 +50,11 @@ class Port(NamedTuple):
 
     def names(self, layer: int) -> list[str]:
         """Names of the readers or writers in one layer."""
+        if self.name == LOGITS:
+            return [LOGITS]
         own = self.name.rpartition(".")[2]
         letter = f"<{own}>" if own in LETTERS else ""
-        node = f"{self.part}{layer}"
+        node = f"{self.part}{layer + self.layer}"
         if self.heads is None:
             return [f"{node}{letter}"]
         return [f"{node}.h{head}{letter}" for head in range(self.heads)]
@@ -67,7 +74,7 @@ class Stage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Ports:
-    """Ports of one block, in the order in which it reads and writes."""
+    """Ports of one block, or of all blocks that are not stacked, in order."""
 
     order: tuple[Port, ...]
 
@@ -104,15 +111,15 @@ class Ports:
                 found += [Stage(names, heads) for names in each]
         return tuple(found)
 
-    def port(self, name: str) -> Port:
-        """Returns a port by its name."""
-        return next(port for port in self.order if port.name == name)
+    def port(self, name: str, layer: int = 0) -> Port:
+        """Returns a port by its name, of several the one in a layer."""
+        return next(p for p in self.order if (p.name, p.layer) == (name, layer))
 
-    def offset(self, name: str) -> int:
+    def offset(self, name: str, layer: int = 0) -> int:
         """Returns a port's first place among the receivers or senders of a block."""
-        alike = self.writes if self.port(name).writes else self.reads
-        names = [port.name for port in alike]
-        return sum(port.size for port in alike[: names.index(name)])
+        port = self.port(name, layer)
+        alike = self.writes if port.writes else self.reads
+        return sum(port.size for port in alike[: alike.index(port)])
 
     def earlier(self, name: str) -> int:
         """Returns the number of senders of a block that write before a port."""
@@ -135,6 +142,12 @@ class Recorder(AbstractStream):
 
     x: Float[Array, "rows embed"]
     log: list[Port]
+    stream: str = ""
+
+    def note(self, name: str, writes: bool, heads: int | None) -> None:
+        """Notes a port; ports of one name are numbered."""
+        layer = sum((port.name, port.writes) == (name, writes) for port in self.log)
+        self.log.append(Port(name, writes, heads, self.stream, layer))
 
     def read(
         self,
@@ -143,7 +156,8 @@ class Recorder(AbstractStream):
         norm: Callable[[Array], Array] | None = None,
     ) -> Any:
         """Notes who reads."""
-        self.log.extend(Port(name, False, heads) for name in names)
+        for name in names:
+            self.note(name, False, heads)
         x = self.x if heads is None else self.x[:, None].repeat(heads, axis=1)
         x = x if norm is None else norm(x)
         return (x,) * len(names) if len(names) > 1 else x
@@ -156,12 +170,12 @@ class Recorder(AbstractStream):
         bias: Float[Array, " embed"] | None = None,
     ) -> "Recorder":
         """Notes who writes."""
-        self.log.append(Port(name, True, z.shape[1] if z.ndim == 3 else None))
+        self.note(name, True, z.shape[1] if z.ndim == 3 else None)
         return self
 
     def add(self, name: str, value: Float[Array, "rows embed"]) -> "Recorder":
         """Notes who writes."""
-        self.log.append(Port(name, True))
+        self.note(name, True, None)
         return self
 
 

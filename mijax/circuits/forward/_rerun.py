@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mijax.circuits.forward._connected import Stream, Taps
 from mijax.circuits.forward._graph import Graph
 from mijax.circuits.forward._ports import Stage
+from mijax.circuits.forward._stream import Stream, Taps
 from mijax.core import (
     AbstractBlock,
     AbstractMetric,

@@ -20,6 +20,7 @@ from mijax.circuits._method import MEMORY, AbstractMethod, Options
 from mijax.circuits._scores import Scores
 from mijax.circuits._task import Task
 from mijax.circuits.forward._graph import Graph
+from mijax.circuits.forward._streams import Model, with_blocks
 from mijax.circuits.methods._search import COUNTS, Evaluate, Kept, Search, steps_of
 from mijax.circuits.methods._suffix import fit_prompts, run_clean, run_masks
 from mijax.core import AbstractModel
@@ -68,7 +69,7 @@ class ACDC(AbstractMethod):
             raise ConfigError(f"A batch has at least one removal, got {self.batch}.")
 
     def discover(
-        self, model: AbstractModel, graph: Graph, task: Task, options: Options
+        self, model: Model, graph: Graph, task: Task, options: Options
     ) -> Scores:
         """Returns 1 for every edge that is kept and 0 for the others."""
         found = _sweep(self, model, graph, task, [self.threshold], options)
@@ -117,7 +118,7 @@ class ACDCSweep(eqx.Module):
 @reports("ACDC")
 @checked
 def acdc_thresholds(
-    model: AbstractModel,
+    model: Model,
     task: Task,
     thresholds: Any,
     *,
@@ -169,13 +170,14 @@ def acdc_thresholds(
 
 def _sweep(
     method: ACDC,
-    model: AbstractModel,
+    model: Model,
     graph: Graph,
     task: Task,
     thresholds: Any,
     options: Options,
 ) -> ACDCSweep:
     """Searches at every threshold; the decisions at one are the guesses at the next."""
+    model = with_blocks(model, "ACDC")
     thresholds = np.asarray(thresholds, np.float64).reshape(-1)
     steps = steps_of(graph, late=method.order == "late", whole=method.whole)
     evaluate = _evaluator(model, graph, task, method.batch, options.memory)

@@ -4,17 +4,19 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ConfigError
 from mijax.circuits._method import AbstractAttribution
 from mijax.circuits._scores import Level
-from mijax.circuits._task import Task
-from mijax.circuits.forward._connected import Gate, connected, enter
+from mijax.circuits._task import Task, example_of
+from mijax.circuits.forward._connected import connected, enter
 from mijax.circuits.forward._graph import Graph
+from mijax.circuits.forward._stream import Gate
+from mijax.circuits.forward._streams import Model
 from mijax.circuits.methods._eap import average
 from mijax.circuits.methods._gradients import attributed, gradients
-from mijax.core import AbstractModel
 
 
 class EAPIGActivations(AbstractAttribution):
@@ -39,11 +41,11 @@ class EAPIGActivations(AbstractAttribution):
             raise ConfigError(f"A path has at least one point, got {self.steps}.")
 
     def attribute(
-        self, model: AbstractModel, graph: Graph, task: Task, prompt: Int[Array, ""]
+        self, model: Model, graph: Graph, task: Task, prompt: Int[Array, ""]
     ) -> Float[Array, "..."]:
         """Scores one prompt."""
         reference = task.ablation.reference(model, graph, task, prompt)
-        inputs = enter(model, graph, task.clean[prompt])
+        inputs = enter(model, graph, example_of(task.clean, prompt))
         clean = connected(model, graph, inputs, prompt=prompt).senders
         groups = groups_of(graph)
 
@@ -66,6 +68,7 @@ class EAPIGActivations(AbstractAttribution):
 
 def groups_of(graph: Graph) -> Array:
     """Returns which senders belong to each group, `[group, sender]`."""
-    names = ["input" if name in graph.inputs else name for name in graph.senders]
-    keys = [name.split(".")[0] for name in names]
-    return jnp.array([[key == group for key in keys] for group in dict.fromkeys(keys)])
+    sizes = [port.size for port in graph.ports.writes] * graph.n_layers
+    sizes = [len(graph.inputs), *sizes]
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    return jnp.asarray(group == np.arange(len(sizes))[:, None])

@@ -9,11 +9,12 @@ from jaxtyping import Array, Float, Int
 from mijax._errors import ConfigError
 from mijax.circuits._method import AbstractAttribution, Options
 from mijax.circuits._scores import Level, Scores
-from mijax.circuits._task import Task
-from mijax.circuits.forward._connected import Gate, enter
+from mijax.circuits._task import Task, example_of
+from mijax.circuits.forward._connected import enter
 from mijax.circuits.forward._graph import Graph
+from mijax.circuits.forward._stream import Gate
+from mijax.circuits.forward._streams import Model
 from mijax.circuits.methods._gradients import attributed, gradients
-from mijax.core import AbstractModel
 
 
 class AtPStar(AbstractAttribution):
@@ -42,7 +43,7 @@ class AtPStar(AbstractAttribution):
             )
 
     def discover(
-        self, model: AbstractModel, graph: Graph, task: Task, options: Options
+        self, model: Model, graph: Graph, task: Task, options: Options
     ) -> Scores:
         """Averages over prompts."""
         if graph.n_layers < 2:
@@ -50,11 +51,11 @@ class AtPStar(AbstractAttribution):
         return super().discover(model, graph, task, options)
 
     def attribute(
-        self, model: AbstractModel, graph: Graph, task: Task, prompt: Int[Array, ""]
+        self, model: Model, graph: Graph, task: Task, prompt: Int[Array, ""]
     ) -> Float[Array, "..."]:
         """Scores one prompt."""
         reference = task.ablation.reference(model, graph, task, prompt)
-        inputs = enter(model, graph, task.clean[prompt])
+        inputs = enter(model, graph, example_of(task.clean, prompt))
 
         def drop(constant: Array) -> Array:
             gradient, ran = gradients(

@@ -12,13 +12,13 @@ from jaxtyping import Array, Float, Int
 from mijax._errors import ConfigError, nearest
 from mijax.circuits._method import AbstractAttribution
 from mijax.circuits._scores import Level
-from mijax.circuits._task import Task
+from mijax.circuits._task import Task, example_of
 from mijax.circuits.forward._connected import connected, enter
 from mijax.circuits.forward._graph import Graph
+from mijax.circuits.forward._streams import Model
 from mijax.circuits.methods._gradients import attributed, gradients
-from mijax.core import AbstractModel
 
-Rule = Callable[[AbstractModel], AbstractModel]
+Rule = Callable[[Model], Model]
 GRIDS = ("left", "right", "ends")
 
 
@@ -37,16 +37,16 @@ class EAP(AbstractAttribution):
     level: Level = eqx.field(static=True, default="edge")
     rule: Rule | None = None
 
-    def prepare(self, model: AbstractModel) -> AbstractModel:
+    def prepare(self, model: Model) -> Model:
         """Applies the backward rule."""
         return model if self.rule is None else self.rule(model)
 
     def attribute(
-        self, model: AbstractModel, graph: Graph, task: Task, prompt: Int[Array, ""]
+        self, model: Model, graph: Graph, task: Task, prompt: Int[Array, ""]
     ) -> Float[Array, "..."]:
         """Scores one prompt."""
         reference = task.ablation.reference(model, graph, task, prompt)
-        inputs = enter(model, graph, task.clean[prompt])
+        inputs = enter(model, graph, example_of(task.clean, prompt))
         gradient, ran = gradients(model, graph, task, inputs, prompt, level=self.level)
         return attributed(graph, self.level, ran.senders - reference, gradient)
 
@@ -87,22 +87,22 @@ class EAPIG(AbstractAttribution):
             return jnp.array([0.0, 1.0])
         return (jnp.arange(self.steps) + (grid == "right")) / self.steps
 
-    def prepare(self, model: AbstractModel) -> AbstractModel:
+    def prepare(self, model: Model) -> Model:
         """Applies the backward rule."""
         return model if self.rule is None else self.rule(model)
 
     def attribute(
-        self, model: AbstractModel, graph: Graph, task: Task, prompt: Int[Array, ""]
+        self, model: Model, graph: Graph, task: Task, prompt: Int[Array, ""]
     ) -> Float[Array, "..."]:
         """Scores one prompt."""
         reference = task.ablation.reference(model, graph, task, prompt)
-        inputs = enter(model, graph, task.clean[prompt])
+        inputs = enter(model, graph, example_of(task.clean, prompt))
         start = reference[: len(graph.inputs)]
         clean = connected(model, graph, inputs, prompt=prompt).senders
 
         def point(alpha: Array) -> Array:
             between = start + alpha * (inputs.senders - start)
-            between = replace(inputs, senders=between.astype(inputs.rest.dtype))
+            between = replace(inputs, senders=between.astype(inputs.senders.dtype))
             return gradients(model, graph, task, between, prompt, level=self.level)[0]
 
         gradient = average(point, self.alphas())

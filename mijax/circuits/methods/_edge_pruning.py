@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mijax._errors import ConfigError
 from mijax.circuits._scores import Level
-from mijax.circuits.forward._connected import Gate
 from mijax.circuits.forward._graph import Graph
+from mijax.circuits.forward._stream import Gate
 from mijax.circuits.methods._hard_concrete import SHIFT, sample
 from mijax.circuits.methods._masks import AbstractMask, over_edges
 

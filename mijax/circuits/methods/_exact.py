@@ -16,16 +16,17 @@ from jaxtyping import Array, Float, Int
 
 from mijax.circuits._method import AbstractMethod, Options
 from mijax.circuits._scores import Scores, standard_error
-from mijax.circuits._task import Task
+from mijax.circuits._task import Task, example_of
 from mijax.circuits.forward._connected import connected, enter
 from mijax.circuits.forward._graph import Graph
 from mijax.circuits.forward._rerun import finish, without_sender
+from mijax.circuits.forward._streams import Model, with_blocks
+from mijax.circuits.methods._exact_masks import mask_jobs, mixes_by_attention
 from mijax.core import AbstractMetric, AbstractModel
 from mijax.core.internal import (
     LEAST_ROWS,
     Base,
     Journal,
-    check_keys,
     layer_overhead,
     measure,
     run_base,
@@ -40,23 +41,28 @@ class Exact(AbstractMethod):
     r"""Activation patching of every edge, one at a time.
 
     The score of an edge is $m(\text{full}) - m(\text{full without it})$: exactly what
-    attribution methods estimate. Costs a partial forward per edge and prompt.
+    attribution methods estimate. Costs a partial forward per edge and prompt; a whole
+    one if something else than the keys and values of one attention mixes tokens.
     """
 
     def discover(
-        self, model: AbstractModel, graph: Graph, task: Task, options: Options
+        self, model: Model, graph: Graph, task: Task, options: Options
     ) -> Scores:
         """Patches every edge in every prompt."""
-        check_keys(model, "Exact patching of edges")
-        known = _known(model, graph, task)
         values = np.zeros((len(task), *graph.edges.shape), np.float32)
-        values[:, :, -1] = np.asarray(_logits(model, task.metric, known))
-        jobs = _jobs(graph, known, options.memory)
+        known, jobs = None, []
+        if mixes_by_attention(model):
+            model = with_blocks(model, "Partial runs")
+            known = _known(model, graph, task)
+            values[:, :, -1] = np.asarray(_logits(model, task.metric, known))
+            jobs += _jobs(graph, known, options.memory)
+        else:
+            jobs += mask_jobs(model, graph, task, options.memory)
         total = np.cumsum([job.lanes for job in jobs])
         sizes = [job.lanes for job in jobs]
         with Journal(options.resume, (model, graph, task, self, sizes)) as journal:
             journal.load(values)
-            waiting: list[tuple[Job, Array]] = []
+            waiting: list[tuple[Any, Array]] = []
             for i in range(journal.done, len(jobs) + 1):
                 found = (
                     []
@@ -98,7 +104,7 @@ def _known(model: AbstractModel, graph: Graph, task: Task) -> Known:
     base = run_base(model, task.clean, "embed", task.metric)
 
     def one(prompt: Array) -> Array:
-        inputs = enter(model, graph, task.clean[prompt])
+        inputs = enter(model, graph, example_of(task.clean, prompt))
         clean = connected(model, graph, inputs, prompt=prompt).senders
         return clean - task.ablation.reference(model, graph, task, prompt)
 

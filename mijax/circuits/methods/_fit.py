@@ -12,11 +12,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mijax._errors import ConfigError
 from mijax.circuits._method import Options
-from mijax.circuits._task import AbstractAblation, Task
-from mijax.circuits.forward._connected import Gate, connected, enter, score
+from mijax.circuits._task import AbstractAblation, Task, example_of, stream_shape
+from mijax.circuits.forward._connected import connected, enter, score
 from mijax.circuits.forward._graph import Graph
-from mijax.core import AbstractModel
-from mijax.core.internal import Journal, site_shapes
+from mijax.circuits.forward._stream import Gate
+from mijax.circuits.forward._streams import Model
+from mijax.core.internal import Journal
 
 
 class AbstractFit(eqx.Module):
@@ -80,7 +81,7 @@ class State(NamedTuple):
 def learn(
     fit: AbstractFit,
     params: Any,
-    model: AbstractModel,
+    model: Model,
     graph: Graph,
     task: Task,
     options: Options,
@@ -127,7 +128,7 @@ def learn(
 
 @eqx.filter_jit(donate="all-except-first")
 def _step(
-    shared: tuple[AbstractFit, AbstractModel, Graph, Task, PRNGKeyArray, int],
+    shared: tuple[AbstractFit, Model, Graph, Task, PRNGKeyArray, int],
     state: State,
 ) -> State:
     """Updates the parameters once."""
@@ -155,7 +156,7 @@ def _step(
 
 
 def gated(
-    model: AbstractModel,
+    model: Model,
     graph: Graph,
     task: Task,
     prompt: Int[Array, ""],
@@ -163,7 +164,7 @@ def gated(
     ablation: AbstractAblation,
 ) -> Float[Array, ""]:
     """Returns the metric of one prompt under a gate."""
-    inputs = enter(model, graph, task.clean[prompt])
+    inputs = enter(model, graph, example_of(task.clean, prompt))
     reference = ablation.reference(model, graph, task, prompt)
     ran = connected(model, graph, inputs, prompt=prompt, gate=gate, reference=reference)
     return score(model, task.metric, ran.final, prompt)
@@ -175,12 +176,12 @@ def mean_of(function: Any, n: int, chunk: int) -> Any:
     return jax.tree.map(lambda a: a.mean(0), found)
 
 
-def at_once(model: AbstractModel, graph: Graph, task: Task, memory: int) -> int:
+def at_once(model: Model, graph: Graph, task: Task, memory: int) -> int:
     """Returns how many lanes go through a forward and backward at once."""
-    resid = site_shapes(model, task.clean.shape[1]).blocks.resid_pre
+    stream = stream_shape(model, graph, task)
     # The backward holds what every sender sent, at each block.
     arrays = 5 * len(graph.receivers) + (3 + graph.n_layers) * len(graph.senders)
-    each = arrays * task.clean.shape[1] * resid.shape[-1] * resid.dtype.itemsize
+    each = arrays * stream.size * stream.dtype.itemsize
     return max(1, memory // each)
 
 

@@ -11,7 +11,7 @@ from mijax.circuits._scores import Level
 from mijax.circuits._task import Task
 from mijax.circuits.forward._connected import connected, enter
 from mijax.circuits.forward._graph import Graph
-from mijax.core import AbstractModel
+from mijax.circuits.forward._streams import Model, with_blocks
 
 
 class InformationFlowRoutes(AbstractAttribution):
@@ -26,9 +26,10 @@ class InformationFlowRoutes(AbstractAttribution):
     level: Level = eqx.field(static=True, default="edge", init=False)
 
     def attribute(
-        self, model: AbstractModel, graph: Graph, task: Task, prompt: Int[Array, ""]
+        self, model: Model, graph: Graph, task: Task, prompt: Int[Array, ""]
     ) -> Float[Array, "sender receiver"]:
         """Scores one prompt."""
+        model = with_blocks(model, "InformationFlowRoutes")
         ran = connected(model, graph, enter(model, graph, task.clean[prompt]))
         points = sorted({graph.ports.point(port.name) for port in graph.ports.reads})
         streams = ran.before[:, jnp.array(points)]

@@ -6,13 +6,14 @@ from jaxtyping import Array, Float, Int
 
 from mijax.circuits._scores import Level
 from mijax.circuits._task import Task
-from mijax.circuits.forward._connected import Gate, Inputs, Ran, Taps, connected, score
+from mijax.circuits.forward._connected import connected, score
 from mijax.circuits.forward._graph import Graph
-from mijax.core import AbstractModel
+from mijax.circuits.forward._stream import Gate, Inputs, Ran, Taps
+from mijax.circuits.forward._streams import Model
 
 
 def gradients(
-    model: AbstractModel,
+    model: Model,
     graph: Graph,
     task: Task,
     inputs: Inputs,
@@ -52,7 +53,7 @@ def gradients(
         return score(model, task.metric, ran.final, prompt), ran
 
     ports = graph.receivers if level == "edge" else graph.senders
-    zeros = jnp.zeros((len(ports), *inputs.rest.shape), inputs.rest.dtype)
+    zeros = jnp.zeros((len(ports), *inputs.senders.shape[1:]), inputs.senders.dtype)
     return jax.grad(value, has_aux=True)(zeros)
 
 

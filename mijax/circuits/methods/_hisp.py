@@ -6,14 +6,19 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ConfigError, nearest
+from mijax.circuits._circuit import owners
 from mijax.circuits._method import AbstractAttribution, Options
 from mijax.circuits._scores import Level, Scores
-from mijax.circuits._task import Task
+from mijax.circuits._task import Task, example_of
+from mijax.circuits.forward._connected import enter
 from mijax.circuits.forward._graph import Graph
-from mijax.core import AbstractEdit, AbstractModel, Place, compose
+from mijax.circuits.forward._streams import Model, with_blocks
+from mijax.circuits.methods._gradients import attributed, gradients
+from mijax.core import AbstractEdit, Place, compose
 from mijax.core.internal import Layered, metric_of, site_shapes
 
 LEVELS = ("edge", "node")
@@ -55,32 +60,35 @@ class HISP(AbstractAttribution):
             close = nearest(self.level, LEVELS)
             raise ConfigError(f"There is no level {self.level!r}.{close}")
 
-    def shape(self, model: AbstractModel, graph: Graph) -> tuple[int, int]:
-        """Returns how many layers and how many parts of each are scored."""
+    def shape(self, model: Model, graph: Graph, task: Task) -> tuple[int, int]:
+        """Returns the number of layers, and of scored parts in each."""
         each = graph.ports.readers if self.level == "edge" else graph.ports.writers
         return graph.n_layers, each
 
     def attribute(
-        self, model: AbstractModel, graph: Graph, task: Task, prompt: Int[Array, ""]
+        self, model: Model, graph: Graph, task: Task, prompt: Int[Array, ""]
     ) -> Float[Array, "layer part"]:
         """Returns the importance of the parts of each layer in one prompt."""
-        sites = measured(graph, self.level)
-
-        def value(shares: list[Array]) -> Array:
-            edits = [
-                Share(Layered(share)).at(site)
-                for (site, _), share in zip(sites, shares, strict=True)
-            ]
-            tokens, edits = task.clean[prompt], compose(edits)
-            return metric_of(model, task.metric, tokens, edits, prompt)
-
-        dtype = site_shapes(model, 1).blocks.resid_pre.dtype
-        full = [jnp.ones((graph.n_layers, size), dtype) for _, size in sites]
-        found = jax.grad(value)(full)
+        inputs = enter(model, graph, example_of(task.clean, prompt))
+        slope, ran = gradients(model, graph, task, inputs, prompt, level="node")
+        written = attributed(graph, "node", ran.senders, slope)
+        written = written[len(graph.inputs) :].reshape(graph.n_layers, -1)
+        if self.level == "node":
+            return jnp.abs(written)
+        read = read_importance(model, graph, task, prompt)
+        found = []
+        for port in graph.ports.reads:
+            writer = graph.ports.writer(port.name)
+            if port.name in read or writer is None:
+                found.append(read[port.name])
+            else:
+                first = graph.ports.offset(writer.name)
+                whole = written[:, first : first + writer.size]
+                found.append(whole.sum(1, keepdims=True))
         return jnp.abs(jnp.concatenate(found, axis=1))
 
     def discover(
-        self, model: AbstractModel, graph: Graph, task: Task, options: Options
+        self, model: Model, graph: Graph, task: Task, options: Options
     ) -> Scores:
         """Averages over prompts and divides by the norm of each layer."""
         # A part's prompts are not an edge's: only means become scores.
@@ -97,12 +105,9 @@ class HISP(AbstractAttribution):
             values = jnp.concatenate([top.repeat(len(graph.inputs)), parts])
             return Scores(values, None, None, graph, "node", repr(self))
         receivers = jnp.concatenate([parts, top])
-        senders = jnp.stack(
-            [
-                receivers[jnp.array(of)].max() if (of := owned(graph, name)) else top[0]
-                for name in graph.senders
-            ]
-        )
+        owned = owners(graph) == np.arange(len(graph.senders))[:, None]
+        best = jnp.where(owned, receivers, -jnp.inf).max(axis=1)
+        senders = jnp.where(owned.any(axis=1), best, top)
         values = jnp.minimum(senders[:, None], receivers) * graph.edges
         return Scores(values, None, None, graph, "edge", repr(self))
 
@@ -118,22 +123,25 @@ class Share(AbstractEdit):
         return x * (share[:, None] if x.ndim == 3 else share)
 
 
-def measured(graph: Graph, level: Level) -> list[tuple[str, int]]:
-    """Returns the sites whose parts are scored, and how many parts each has.
+def read_importance(
+    model: Model, graph: Graph, task: Task, prompt: Int[Array, ""]
+) -> dict[str, Float[Array, "layer reader"]]:
+    """Returns the importance of what heads make of their inputs, by reading port.
 
-    A query is the site of its reader; an MLP is measured by what it writes, and a head
-    as a whole by what its values are mixed to.
+    The site of that activation, such as a query, has the name of the port. Ports
+    without heads are measured by the writer of their part of the block, if it has one.
     """
-    if level == "node":
-        return [("z" if p.heads else p.name, p.size) for p in graph.ports.writes]
-    found = []
-    for port in graph.ports.reads:
-        writer = graph.ports.writer(port.name)
-        alone = port.heads is None and writer is not None
-        found.append((writer.name if alone and writer else port.name, port.size))
-    return found
+    model = with_blocks(model, "HISP of edges")
+    ports = [
+        port
+        for port in graph.ports.reads
+        if port.heads is not None or graph.ports.writer(port.name) is None
+    ]
 
+    def value(shares: dict[str, Array]) -> Array:
+        edits = compose([Share(Layered(one)).at(name) for name, one in shares.items()])
+        return metric_of(model, task.metric, task.clean[prompt], edits, prompt)
 
-def owned(graph: Graph, sender: str) -> list[int]:
-    """Returns the receivers of a sender's head or MLP; an input has none."""
-    return [i for i, name in enumerate(graph.receivers) if graph.owner(name) == sender]
+    dtype = site_shapes(model, 1).blocks.resid_pre.dtype
+    full = {port.name: jnp.ones((graph.n_layers, port.size), dtype) for port in ports}
+    return jax.grad(value)(full) if full else {}

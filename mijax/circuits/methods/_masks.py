@@ -13,10 +13,10 @@ from mijax._errors import ConfigError
 from mijax.circuits._method import AbstractMethod, Options
 from mijax.circuits._scores import Level, Scores
 from mijax.circuits._task import Task
-from mijax.circuits.forward._connected import Gate
 from mijax.circuits.forward._graph import Graph
+from mijax.circuits.forward._stream import Gate
+from mijax.circuits.forward._streams import Model
 from mijax.circuits.methods._fit import AbstractFit, learn
-from mijax.core import AbstractModel
 from mijax.core.internal import checked
 
 
@@ -48,7 +48,7 @@ class AbstractMask(AbstractFit, AbstractMethod):
         """Returns the log odds that each gate is open."""
 
     def discover(
-        self, model: AbstractModel, graph: Graph, task: Task, options: Options
+        self, model: Model, graph: Graph, task: Task, options: Options
     ) -> Scores:
         """Learns the mask."""
         params = learn(self, self.start(graph), model, graph, task, options)

@@ -8,8 +8,8 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mijax.circuits._scores import Level
-from mijax.circuits.forward._connected import Gate
 from mijax.circuits.forward._graph import Graph
+from mijax.circuits.forward._stream import Gate
 from mijax.circuits.methods._hard_concrete import (
     SHIFT,
     expected_l0,

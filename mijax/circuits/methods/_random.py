@@ -9,7 +9,7 @@ from mijax.circuits._method import AbstractMethod, Options
 from mijax.circuits._scores import Level, Scores
 from mijax.circuits._task import Task
 from mijax.circuits.forward._graph import Graph
-from mijax.core import AbstractModel
+from mijax.circuits.forward._streams import Model
 
 LEVELS = ("edge", "node")
 
@@ -40,7 +40,7 @@ class Random(AbstractMethod):
             raise ConfigError(f"There is no level {self.level!r}.{close}")
 
     def discover(
-        self, model: AbstractModel, graph: Graph, task: Task, options: Options
+        self, model: Model, graph: Graph, task: Task, options: Options
     ) -> Scores:
         """Draws the scores."""
         edge = self.level == "edge"

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mijax.circuits._task import Task
-from mijax.circuits.forward._connected import Stream, connected, enter, missing, score
+from mijax.circuits.forward._connected import connected, enter, score
 from mijax.circuits.forward._graph import Graph
 from mijax.circuits.forward._rerun import block_at
+from mijax.circuits.forward._stream import Stream, missing
 from mijax.core import AbstractModel
 from mijax.core.internal import Sequence
 

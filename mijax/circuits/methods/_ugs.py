@@ -9,8 +9,8 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mijax.circuits._scores import Level
-from mijax.circuits.forward._connected import Gate
 from mijax.circuits.forward._graph import Graph
+from mijax.circuits.forward._stream import Gate
 from mijax.circuits.methods._masks import AbstractMask, gate_of, n_gates
 
 START = 1.0

@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mijax._progress import Progress
+from mijax.circuits._task import example_of
 from mijax.circuits.methods._fit import mean_of
 from mijax.circuits.nodes._nodes import NodeSite
-from mijax.circuits.nodes._task import NodeTask, blocks, example_of
+from mijax.circuits.nodes._task import NodeTask, blocks
 from mijax.core import Patch
 from mijax.core.internal import (
     Piece,

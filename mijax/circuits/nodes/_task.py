@@ -130,11 +130,6 @@ def _check_alike(clean: Any, corrupt: Any) -> None:
         )
 
 
-def example_of(inputs: Any, prompt: Any) -> Any:
-    """Return one example of a batch."""
-    return jax.tree.map(lambda a: a[prompt], inputs)
-
-
 def blocks(task: NodeTask, size: int) -> list[tuple[np.ndarray, int]]:
     """Cut examples into blocks of one size; the last repeats its last example.
 
