@@ -5,7 +5,7 @@ from typing import Any
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from mijax._errors import ConfigError
 from mijax._progress import Progress, reports
@@ -110,8 +110,7 @@ def run_nodes(
         >>> circuits.run_nodes(task, [circuit, ~circuit]).tolist()
         [[3.0, 3.0], [1.0, 1.0]]
     """
-    masks = np.stack([mask_of(task.nodes, one) for one in several_nodes(circuits)])
-    return run_masks(task, masks, progress=progress, memory=memory)
+    return run_masks(task, masks_of(task, circuits), progress=progress, memory=memory)
 
 
 @reports("Evaluate circuits of nodes")
@@ -159,7 +158,7 @@ def evaluate_nodes(
                1         0.750         0.250
                2         1.000         0.000
     """
-    masks = np.stack([mask_of(task.nodes, one) for one in several_nodes(circuits)])
+    masks = masks_of(task, circuits)
     ends = np.ones((1, len(task.nodes)), bool)
     every = np.concatenate([masks, ~masks, ends, ~ends])
     found = run_masks(task, every, progress=progress, memory=memory)
@@ -167,8 +166,8 @@ def evaluate_nodes(
     return NodeEvaluation(masks.sum(1), found[:n], found[n : 2 * n], *found[2 * n :])
 
 
-def several_nodes(circuits: Any) -> list[NodeCircuit]:
-    """Return one circuit or several as a list.
+def masks_of(task: NodeTask, circuits: Any) -> Bool[np.ndarray, "circuit node"]:
+    """Return the masks of one circuit or several.
 
     Raises:
         ConfigError: none.
@@ -176,4 +175,4 @@ def several_nodes(circuits: Any) -> list[NodeCircuit]:
     found = [circuits] if isinstance(circuits, NodeCircuit) else list(circuits)
     if not found:
         raise ConfigError("Give a circuit of nodes, or several; got none.")
-    return found
+    return np.stack([mask_of(task.nodes, one) for one in found])
