@@ -1,54 +1,63 @@
-"""Graphs as files, in the format of the reference implementation of EAP-IG."""
+"""Scores and circuits as files: mijax's own, and those of EAP-IG."""
 
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from mijax._errors import ConfigError, LoadError, nearest
+from mijax._errors import ConfigError, LoadError, ShapeError
 from mijax.circuits._circuit import Circuit, owners, same_graph
+from mijax.circuits._json_checks import check_keys, record, typed
+from mijax.circuits._json_native import (
+    VERSION_KEY,
+    native_edges,
+    native_nodes,
+    read_native,
+)
 from mijax.circuits._scores import Level, Scores
 from mijax.circuits.forward._graph import Graph
+from mijax.circuits.nodes._circuit import NodeCircuit
+from mijax.circuits.nodes._scores import NodeScores
 from mijax.core.internal import checked
 from mijax.io import replace_file
 from mijax.io.internal import unique
 
 CFG = {"n_layers": int, "n_heads": int, "parallel_attn_mlp": bool, "d_model": int}
 OF_NODES = {"in_graph": bool, "score": float, "neurons": list, "neurons_scores": list}
-# Integers beyond this are not float32.
-LARGEST = 2**127
 OF_EDGES = {"score": float, "in_graph": bool}
 
 
 @checked
 def save_json(
     path: str | os.PathLike[str],
-    scores: Scores,
-    circuit: Circuit | None = None,
+    scores: Scores | NodeScores,
+    circuit: Circuit | NodeCircuit | None = None,
     *,
-    embed: int,
+    embed: int | None = None,
 ) -> None:
-    """Writes scores and a circuit as the reference implementation of EAP-IG does.
+    """Writes scores and a circuit, of edges or of nodes, of any model.
 
+    Without `embed` the file is mijax's own: the graph (or the nodes), a score and its
+    standard error by name, and the names in the circuit. With it the file is that of
+    the reference implementation of EAP-IG, for graphs of decoders:
     `{"cfg": ..., "nodes": {name: {"in_graph"}}, "edges": {"a0.h1->m0": {"score",
     "in_graph"}}}`; nodes carry `"score"` if nodes were scored, `"neurons_scores"` if
     neurons were, and `"neurons"` if the circuit selects some. Edges that were not
-    scored have score 0. The file appears whole or not at all.
+    scored have score 0. The file appears atomically.
 
     Args:
         path: the file.
-        scores: at any level.
-        circuit: which edges are in the graph; none by default.
-        embed: size of the residual stream, which the format asks for.
+        scores: at any level, or of nodes of a `NodeTask`.
+        circuit: edges or nodes that are in; none by default.
+        embed: size of the residual stream, to write a file of EAP-IG.
 
     Raises:
-        ConfigError: a graph that the format does not know: several inputs, or blocks
+        ConfigError: a graph that EAP-IG does not know: several inputs, or blocks
             without an MLP; or neurons that are not `embed` many.
-        ShapeError: scores and circuit of different graphs.
+        ShapeError: scores and circuit of different graphs or nodes.
         OutputError: the file cannot be written.
 
     Examples:
@@ -57,13 +66,32 @@ def save_json(
         >>> values = jnp.asarray(graph.edges, jnp.float32)
         >>> scores = Scores(values, None, None, graph, "edge", "by hand")
         >>> path = f"{tempfile.mkdtemp()}/graph.json"
-        >>> save_json(path, scores, Circuit.full(graph), embed=8)
+        >>> save_json(path, scores, Circuit.full(graph))
         >>> load_json(path)[1]
         Circuit(8 of 8 edges)
     """
+    if isinstance(scores, NodeScores):
+        content = native_nodes(scores, circuit)
+    else:
+        chosen = Circuit.empty(scores.graph) if circuit is None else circuit
+        if not isinstance(chosen, Circuit):
+            raise ShapeError("Scores of edges take a Circuit, got a NodeCircuit.")
+        same_graph(Circuit.empty(scores.graph), chosen)
+        if embed is None:
+            content = native_edges(scores, chosen)
+        else:
+            content = reference_content(scores, chosen, embed)
+    text = json.dumps(content)
+    replace_file(path, lambda scratch: scratch.write_text(text) and None)
+
+
+def reference_content(scores: Scores, circuit: Circuit, embed: int) -> dict[str, Any]:
+    """Returns the content of a file of EAP-IG.
+
+    Raises:
+        ConfigError: a graph that the format does not know.
+    """
     graph = scores.graph
-    circuit = Circuit.empty(graph) if circuit is None else circuit
-    same_graph(Circuit.empty(graph), circuit)
     heads = next((port.heads for port in graph.ports.writes if port.heads), 0)
     known = {
         Graph.decoder(graph.n_layers, heads=heads, parallel=parallel): parallel
@@ -71,9 +99,10 @@ def save_json(
     }
     if graph not in known:
         raise ConfigError(
-            "The format knows one input, and heads and an MLP in every block; this "
-            f"graph has inputs {', '.join(graph.inputs)}, and its blocks read and "
-            f"write {', '.join(port.name for port in graph.ports.order)}."
+            "The format of EAP-IG knows one input, and heads and an MLP in every "
+            f"block; this graph has inputs {', '.join(graph.inputs)}, and its blocks "
+            "read and write "
+            f"{', '.join(port.name for port in graph.ports.order)}: leave embed out."
         )
     for name, array in (
         ("scores", scores.values if scores.level == "neuron" else None),
@@ -83,28 +112,21 @@ def save_json(
             raise ConfigError(
                 f"The {name} have {array.shape[-1]} neurons a node, embed is {embed}."
             )
-    content = {
-        "cfg": {
-            "n_layers": graph.n_layers,
-            "n_heads": heads,
-            "parallel_attn_mlp": known[graph],
-            "d_model": embed,
-        },
+    sizes = graph.n_layers, heads, known[graph], embed
+    return {
+        "cfg": dict(zip(CFG, sizes, strict=True)),
         "nodes": nodes_of(scores, circuit),
         "edges": edges_of(scores, circuit),
     }
 
-    def write(scratch: Path) -> None:
-        scratch.write_text(json.dumps(content))
 
-    replace_file(path, write)
+def load_json(
+    path: str | os.PathLike[str],
+) -> tuple[Scores, Circuit] | tuple[NodeScores, NodeCircuit]:
+    """Reads scores and a circuit from a file of `save_json` or of EAP-IG.
 
-
-def load_json(path: str | os.PathLike[str]) -> tuple[Scores, Circuit]:
-    """Reads scores and a circuit that the reference implementation, or we, wrote.
-
-    Which edges are in the circuit is what the edges say; nodes say it once more and
-    are not needed for it.
+    Which edges are in the circuit is what the edges say; nodes of a file of EAP-IG say
+    it once more and are not needed for it.
 
     Args:
         path: the file.
@@ -113,8 +135,8 @@ def load_json(path: str | os.PathLike[str]) -> tuple[Scores, Circuit]:
         Scores, at the finest level that the file has any of, and the circuit.
 
     Raises:
-        LoadError: no such file, not JSON, or a key or value that is missing, unknown
-            or of another type.
+        LoadError: no such file, not JSON, a version that this mijax does not know, or a
+            key or value that is missing, unknown or of another type.
 
     Examples:
         >>> load_json("none.json")
@@ -129,6 +151,13 @@ def load_json(path: str | os.PathLike[str]) -> tuple[Scores, Circuit]:
         raise LoadError(f"Cannot read {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise LoadError(f"{path} is not JSON: {error}.") from error
+    if isinstance(content, dict) and VERSION_KEY in content:
+        return read_native(content, f"{path}")
+    return read_reference(content, path)
+
+
+def read_reference(content: Any, path: Path) -> tuple[Scores, Circuit]:
+    """Returns scores and circuit of a file of EAP-IG."""
     content = record(content, dict.fromkeys(("cfg", "nodes", "edges"), dict), f"{path}")
     cfg = record(content["cfg"], CFG, f"{path}: cfg")
     layers, heads, parallel = (cfg[key] for key in list(CFG)[:3])
@@ -236,42 +265,3 @@ def read_nodes(
                 f"{path}: {key!r} of node {name} is not {kind.__name__}, {size}."
             )
     return np.array(rows)
-
-
-def record(
-    found: Any, kinds: dict[str, type], where: str, needed: Iterable[str] | None = None
-) -> dict[str, Any]:
-    """Returns a dictionary if it has the keys that it must have, and their types."""
-    if not isinstance(found, dict):
-        raise LoadError(f"{where} is not a dictionary but {found!r}.")
-    check_keys(found, kinds, where, kinds if needed is None else needed)
-    for key, value in found.items():
-        if not typed(value, kinds[key]):
-            wanted = kinds[key].__name__
-            raise LoadError(f"{where}: {key!r} is not of type {wanted}: {value!r:.60}.")
-    return found
-
-
-def typed(value: Any, kind: type) -> bool:
-    """Return True if a value of a JSON file is of a type; integers are numbers."""
-    if kind is float:
-        if isinstance(value, int) and not isinstance(value, bool):
-            return abs(value) < LARGEST
-        return isinstance(value, float)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def check_keys(
-    found: dict[str, Any],
-    known: Iterable[str],
-    where: str,
-    needed: Iterable[str] | None = None,
-) -> None:
-    """Refuses unknown and missing keys."""
-    known = dict.fromkeys(known)
-    for key in found:
-        if key not in known:
-            raise LoadError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
-    for key in known if needed is None else needed:
-        if key not in found:
-            raise LoadError(f"{where}: key {key!r} is missing.")

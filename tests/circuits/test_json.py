@@ -1,4 +1,4 @@
-"""Graphs in the format of the reference implementation."""
+"""Scores and circuits as files: those of the reference implementation, and ours."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from mijax import circuits
-from mijax._errors import ConfigError, LoadError, OutputError
-from mijax.circuits import Circuit, Graph, Scores
+from mijax._errors import ConfigError, LoadError, OutputError, ShapeError
+from mijax.circuits import Circuit, Graph, Nodes, NodeScores, Port, Ports, Scores
+from mijax.circuits.nodes._nodes import NodeSite
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "eap_ig"
 GRAPH = Graph.decoder(3, heads=4)
@@ -114,3 +115,125 @@ def test_what_the_format_cannot_say(tmp_path):
     with pytest.raises(OutputError, match="Cannot write"):
         circuits.save_json(inside, scores_at("edge"), Circuit.full(GRAPH), embed=8)
     assert not path.exists()
+
+
+# mijax's own files, of any graph and any nodes.
+
+
+def towers():
+    ports = [
+        *(Port("encoder.q", False, 2, "encoder"), Port("encoder.attn_out", True, 2)),
+        *(Port("mlp_in", False, stream="encoder"), Port("mlp_out", True)),
+        *(Port("mlp_in", False, layer=1), Port("mlp_out", True, layer=1)),
+        Port("logits", False),
+    ]
+    return Graph(("source", "target"), 1, Ports(tuple(ports)), ("encoder", ""))
+
+
+GRAPHS = {
+    "towers": towers(),
+    "attention": Graph.decoder(2, heads=2, mlp=False, inputs=("token", "position")),
+    "sum": Graph(("input",), 2, Ports((Port("sum_in", False), Port("sum_out", True)))),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("level", ["edge", "node", "neuron"])
+def test_round_trip_of_any_graph(level, name, tmp_path):
+    graph, draw = GRAPHS[name], np.random.default_rng(0)
+    size = len(graph.senders)
+    shape = {"edge": graph.edges.shape, "node": (size,), "neuron": (size, 3)}[level]
+    values, errors = draw.normal(size=(2, *shape)).astype(np.float32)
+    if level == "edge":
+        values, errors = values * graph.edges, errors * graph.edges
+    errors = None if level == "neuron" else jnp.asarray(errors)
+    scores = Scores(jnp.asarray(values), errors, None, graph, level, "given")
+    circuit = circuits.top(scores, 3, prune=False)
+    circuits.save_json(tmp_path / "graph.json", scores, circuit)
+    found, kept = circuits.load_json(tmp_path / "graph.json")
+    assert (found.graph, found.level, found.method) == (graph, level, "given")
+    np.testing.assert_array_equal(found.values, values)
+    assert (found.error is None) == (errors is None)
+    if errors is not None:
+        np.testing.assert_array_equal(found.error, errors)
+    assert kept == circuit
+    assert (kept.neurons is None) == (level != "neuron")
+    circuits.save_json(tmp_path / "scores.json", scores)
+    assert circuits.load_json(tmp_path / "scores.json")[1] == Circuit.empty(graph)
+
+
+def node_scores():
+    sites = (
+        NodeSite("relu", ("layer", "channel"), ((3,), (2,)), 0),
+        NodeSite("z", ("head",), ((4,),), 5),
+        NodeSite("error", (), ((),), 9),
+    )
+    values, error = np.random.default_rng(0).normal(size=(2, 10)).astype(np.float32)
+    return NodeScores(values, error, Nodes(sites), "given")
+
+
+def test_round_trip_of_nodes(tmp_path):
+    scores = node_scores()
+    for given, circuit in ((scores, scores.top(4)), (scores, None)):
+        circuits.save_json(tmp_path / "nodes.json", given, circuit)
+        found, kept = circuits.load_json(tmp_path / "nodes.json")
+        assert (found.nodes, found.method) == (scores.nodes, "given")
+        np.testing.assert_array_equal(found.values, scores.values)
+        np.testing.assert_array_equal(found.error, scores.error)
+        assert kept == (scores.top(0) if circuit is None else circuit)
+    assert set(found["relu"][1].tolist()) == set(scores["relu"][1].tolist())
+
+
+def test_circuits_of_something_else_are_not_saved(tmp_path):
+    nodes, edges = node_scores(), scores_at("edge")
+    with pytest.raises(ShapeError, match="got a NodeCircuit"):
+        circuits.save_json(tmp_path / "a.json", edges, nodes.top(1))
+    with pytest.raises(ShapeError, match="Expected a NodeCircuit"):
+        circuits.save_json(tmp_path / "a.json", nodes, Circuit.full(GRAPH))
+    with pytest.raises(ShapeError, match="different graphs"):
+        circuits.save_json(tmp_path / "a.json", edges, Circuit.full(towers()))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        *(
+            (kind, lambda c: c.update(mijax_circuit=2), "version 2 of mijax_circuit")
+            for kind in ("edges", "nodes")
+        ),
+        ("edges", lambda c: c.update(mijax_circuit=True), "version True"),
+        ("edges", lambda c: c.update(extra=1), "unknown key 'extra'"),
+        ("edges", lambda c: c.pop("method"), "'method' is missing"),
+        ("edges", lambda c: c.update(level="edges"), "level is 'edges'"),
+        ("edges", lambda c: c.update(embed=3), "embed 3"),
+        ("edges", lambda c: c["scores"].pop("m1 <- target"), "'m1 <- target' is miss"),
+        ("edges", lambda c: c["scores"].update({"m1 <- target": "1"}), "of type float"),
+        ("edges", lambda c: c["circuit"].append("m9 <- x"), "unknown key 'm9 <- x'"),
+        ("edges", lambda c: c["circuit"].extend(c["circuit"]), "has an entry twice"),
+        ("edges", lambda c: c["graph"].update(n_layers=10**9), "layers and 7 ports"),
+        ("edges", lambda c: c["graph"]["ports"].pop(2), "unknown key"),
+        ("edges", lambda c: c["graph"]["ports"][0].update(heads=0), "has heads 0"),
+        ("edges", lambda c: c["graph"]["ports"].append(c["graph"]["ports"][0]), "diff"),
+        ("edges", lambda c: c["graph"].update(inputs=[1, 2]), "are texts"),
+        ("nodes", lambda c: c["nodes"][0].update(shapes=[[10**9]]), "10 scores"),
+        ("nodes", lambda c: c["nodes"][0].update(shapes=3), "'shapes' is not of type"),
+        ("nodes", lambda c: c["nodes"][0].update(shapes=[3]), "no list of shapes"),
+        ("nodes", lambda c: c["circuit"].append("relu[7, 7]"), r"unknown key 'relu\[7"),
+        ("nodes", lambda c: c["circuit"].append([1]), "not a list of names"),
+    ],
+)
+def test_own_files_that_are_refused(kind, change, message, tmp_path):
+    path = tmp_path / "file.json"
+    if kind == "nodes":
+        circuits.save_json(path, node_scores())
+    else:
+        zeros = jnp.zeros(towers().edges.shape)
+        scores = Scores(zeros, None, None, towers(), "edge", "given")
+        circuits.save_json(path, scores, Circuit.full(towers()))
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(LoadError, match=message) as caught:
+        circuits.load_json(path)
+    assert "\n" not in str(caught.value)
