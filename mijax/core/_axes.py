@@ -112,7 +112,7 @@ def cells(
         columns["coefficient"] = (np.asarray(coefficient), 0)
     if "start" in columns and "stop" not in columns:
         start, at = columns["start"]
-        columns["stop"] = (start + 1, at)
+        columns["stop"] = (np.asarray(start + 1), at)
     index = {key: _spread(array, at, shape) for key, (array, at) in columns.items()}
     swept = None
     which = np.zeros(index["prompt"].shape, np.int32)
