@@ -26,7 +26,7 @@ from mijax.core import (
     compose,
     edit,
 )
-from mijax.core.internal import Packed, checked, empty, put, run_block
+from mijax.core.internal import Packed, check_keys, checked, empty, put, run_block
 from mijax.core.internal import Sequence as Rows
 from mijax.nn import Readout
 from mijax.nn.internal import readout_of
@@ -62,6 +62,9 @@ def prefix(
     Returns:
         What `Tail.of` takes, for any layer.
 
+    Raises:
+        SiteError: blocks that cache anything but keys and values, or do not state it.
+
     Examples:
         >>> import jax, mijax
         >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
@@ -69,6 +72,7 @@ def prefix(
         >>> prefix(model, tokens, jnp.array([2, 1])).stream.shape
         (2, 3, 32)
     """
+    check_keys(model, "causal.prefix")
     attention: Any = getattr(model.blocks, "attention")  # noqa: B009
     kv_heads = jnp.arange(0, attention.w_q.shape[-2], attention.groups)
     sites = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import mijax
-from mijax import Site, attribution, circuits, dictionaries, lens, nn
+from mijax import Site, attribution, causal, circuits, dictionaries, lens, nn
 from mijax._errors import (
     FrameError,
     NotFiniteError,
@@ -79,9 +79,7 @@ def test_a_block_that_does_not_write_linearly_is_refused(verb):
             model, CLEAN, mijax.Zero().at("resid_pre"), over="layer", metric=METRIC
         ),
         lambda model: mijax.generate(model, CLEAN, steps=2),
-        lambda model: circuits.discover(
-            model, circuits.Task(CLEAN, CLEAN + 1, metric=METRIC), circuits.Exact()
-        ),
+        lambda model: causal.prefix(model, CLEAN, jnp.array([6, 4, 6])),
     ],
 )
 def test_a_block_that_does_not_state_its_cache_is_refused(verb):
