@@ -122,12 +122,17 @@ class LayerNorm(eqx.Module):
     eps: float = eqx.field(static=True, default=1e-5)
 
     def __call__(
-        self, x: Float[Array, "*rows embed"], scale: str | None = None
+        self,
+        x: Float[Array, "*rows embed"],
+        scale: str | None = None,
+        *,
+        frozen: bool = False,
     ) -> Float[Array, "*rows embed"]:
         """Normalises the last axis; `scale` names what it divides by, as a site."""
         wide = x.astype(jnp.float32)
         wide = wide - wide.mean(-1, keepdims=True)
-        wide = wide * inverse_root((wide**2).mean(-1, keepdims=True) + self.eps, scale)
+        square = (wide**2).mean(-1, keepdims=True) + self.eps
+        wide = wide * inverse_root(square, scale, frozen=frozen)
         if self.weight is not None:
             wide = wide * self.weight
         if self.bias is not None:
@@ -145,28 +150,34 @@ class RMSNorm(eqx.Module):
     eps: float = eqx.field(static=True, default=1e-5)
 
     def __call__(
-        self, x: Float[Array, "*rows embed"], scale: str | None = None
+        self,
+        x: Float[Array, "*rows embed"],
+        scale: str | None = None,
+        *,
+        frozen: bool = False,
     ) -> Float[Array, "*rows embed"]:
         """Normalises the last axis; `scale` names what it divides by, as a site."""
         wide = x.astype(jnp.float32)
-        wide = wide * inverse_root((wide**2).mean(-1, keepdims=True) + self.eps, scale)
+        square = (wide**2).mean(-1, keepdims=True) + self.eps
+        wide = wide * inverse_root(square, scale, frozen=frozen)
         if self.weight is not None:
             wide = wide * self.weight
         return wide.astype(x.dtype)
 
 
-def inverse_root(square: Array, name: str | None) -> Array:
+def inverse_root(square: Array, name: str | None, *, frozen: bool) -> Array:
     """Return `1 / sqrt(square)`, of which the root is a site if it has a name.
 
-    Where each head has a norm to itself, as in runs of circuits, there is no site.
+    Where each head has a norm to itself, as in runs of circuits, there is no site. A
+    frozen root is a constant of the backward pass.
     """
     inverse = jax.lax.rsqrt(square)
-    if name is None or square.ndim != 2:
-        return inverse
-    root = jnp.sqrt(square)
-    scale = site(name, root, SCALE)
-    # The ratio of a scale that an edit leaves as it is is 1, bit for bit.
-    return inverse * (root / scale) if edited(name) else inverse
+    if name is not None and square.ndim == 2:
+        root = jnp.sqrt(square)
+        scale = site(name, root, SCALE)
+        # The ratio of a scale that an edit leaves as it is is 1, bit for bit.
+        inverse = inverse * (root / scale) if edited(name) else inverse
+    return jax.lax.stop_gradient(inverse) if frozen else inverse
 
 
 class GELU(eqx.Module):

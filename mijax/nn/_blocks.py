@@ -20,6 +20,7 @@ from mijax.core.internal import edited
 from mijax.nn._attention import Attention
 from mijax.nn._basic import Identity, LayerNorm, RMSNorm
 from mijax.nn._mlp import AbstractMLP
+from mijax.nn._substitutes import FrozenNorm
 
 Norm = LayerNorm | RMSNorm | Identity
 
@@ -167,5 +168,5 @@ def heads_out(attention: Attention, z: Array) -> Array:
 
 def scaled(norm: Any, name: str) -> Any:
     """Returns a norm that marks the number it divides by."""
-    known = isinstance(norm, LayerNorm | RMSNorm)
+    known = isinstance(norm, LayerNorm | RMSNorm | FrozenNorm)
     return partial(norm, scale=name) if known else norm

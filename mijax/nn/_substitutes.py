@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mijax.core.internal import edited
 from mijax.nn._basic import scaled_like
 
 
@@ -44,11 +45,15 @@ class FrozenNorm(AbstractSubstitute):
 
     inner: Any
 
-    def __call__(self, x: Float[Array, "*rows embed"]) -> Float[Array, "*rows embed"]:
-        """Normalises."""
+    def __call__(
+        self, x: Float[Array, "*rows embed"], scale: str | None = None
+    ) -> Float[Array, "*rows embed"]:
+        """Normalises; `scale` names what it divides by, as a site."""
+        if scale is not None and edited(scale):
+            return self.inner(x, scale, frozen=True)
         wide = x.astype(jnp.float32)
         linear = scaled_like(self.inner, wide, jax.lax.stop_gradient(wide))
-        return with_gradient_of(self.inner(x), linear)
+        return with_gradient_of(self.inner(x, scale), linear)
 
 
 class SoftmaxAt(AbstractSubstitute):

@@ -240,6 +240,21 @@ def test_outputs_do_not_change(name, rule):
         chex.assert_trees_all_equal(run(ruled), run(model))
 
 
+def test_frozen_norms_keep_gradients_where_an_edit_leaves_their_scale():
+    plain = tiny("llama")
+    frozen = RULES["FrozenNorms"](plain)
+    acts = mijax.capture(plain, TOKENS, "mlp_norm_scale")
+    same = mijax.Patch(acts).at("mlp_norm_scale")
+    gradients = [
+        mijax.gradients(frozen, TOKENS, METRIC, mijax.Site("embed"), edits)
+        for edits in (None, same)
+    ]
+    chex.assert_trees_all_close(*gradients, atol=1e-5)
+    halved = mijax.Scale(0.5).at("mlp_norm_scale")
+    runs = [mijax.run(model, TOKENS, halved) for model in (frozen, plain)]
+    chex.assert_trees_all_equal(*runs)
+
+
 @pytest.mark.parametrize(("name", "rule"), CASES)
 def test_gradients_change(name, rule):
     model = tiny(name)
