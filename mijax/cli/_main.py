@@ -9,11 +9,29 @@ from rich.text import Text
 
 import mijax
 from mijax._errors import ConfigError, MijaxError
-from mijax.cli import _attention, _list, _logits, _patch, _reproduce, _run, _show
+from mijax.cli import (
+    _attention,
+    _check,
+    _list,
+    _logits,
+    _patch,
+    _reproduce,
+    _run,
+    _show,
+)
 from mijax.cli._console import errors
 from mijax.cli._parser import Parser, add_debug, refuse_unknown
 
-_COMMANDS = (_list, _run, _reproduce, _show, _patch, _logits, _attention)
+_COMMANDS = (
+    _list,
+    _run,
+    _reproduce,
+    _show,
+    _patch,
+    _logits,
+    _attention,
+    _check,
+)
 _EXAMPLES = """\
 examples:
   mijax list

@@ -71,6 +71,9 @@ from mijax.models._native import save as save
 from mijax.models._olmo2 import Olmo2Spec as Olmo2Spec
 from mijax.models._olmo3 import Olmo3Spec as Olmo3Spec
 from mijax.models._opt import OPTSpec as OPTSpec
+from mijax.models._parity import Reference as Reference
+from mijax.models._parity import SiteDifference as SiteDifference
+from mijax.models._parity import compare as compare
 from mijax.models._phi import PhiSpec as PhiSpec
 from mijax.models._phi3 import Phi3Spec as Phi3Spec
 from mijax.models._qwen2 import Qwen2Spec as Qwen2Spec

@@ -49,7 +49,7 @@ class Sharding:
         >>> import jax, mijax
         >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
         >>> Sharding().of("blocks.mlp.w_in", (2, 8, 32), mesh)
-        PartitionSpec(None, None, 'model')
+        P(None, None, 'model')
     """
 
     heads: str | None = "model"

@@ -1,0 +1,58 @@
+"""`mijax check` against what transformers computed for the goldens."""
+
+import contextlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mijax.cli import _check, main
+
+HF = Path(__file__).parents[1] / "golden" / "hf"
+
+
+@pytest.fixture
+def transformers(monkeypatch):
+    """What the library returns for the first prompt of the goldens."""
+    golden = np.load(HF / "llama.npz")
+    tokens = golden["tokens"][0].tolist()
+
+    def model(given, **_):
+        assert given == [tokens]
+        return SimpleNamespace(
+            hidden_states=[h[:1] for h in golden["hidden_states"]],
+            attentions=[a[:1] for a in golden["attentions"]],
+            logits=golden["logits"][:1],
+        )
+
+    load = SimpleNamespace(from_pretrained=lambda source, **_: model)
+    library = SimpleNamespace(AutoModelForCausalLM=load, __version__="5.0")
+    torch = SimpleNamespace(
+        tensor=lambda ids: ids, float32=None, no_grad=contextlib.nullcontext
+    )
+    monkeypatch.setitem(sys.modules, "transformers", library)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(_check, "encode", lambda loaded, text: tokens)
+
+
+def test_the_first_site_that_differs(transformers, tmp_path, capsys):
+    assert main(["check", str(HF / "llama")]) == 0
+    assert "All 8 activations equal those of transformers" in capsys.readouterr().out
+    shutil.copytree(HF / "llama", tmp_path / "other")
+    config = tmp_path / "other" / "config.json"
+    said = json.loads(config.read_text())
+    said["rope_parameters"]["rope_theta"] = 500.0
+    config.write_text(json.dumps(said))
+    assert main(["check", str(tmp_path / "other")]) == 1
+    assert "pattern of layer 0 is the first site that" in capsys.readouterr().out
+
+
+def test_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert main(["check", str(HF / "llama")]) == 2
+    assert "pip install transformers torch" in capsys.readouterr().err
+    assert main(["check", str(HF / "llama"), "--tolerance", "0"]) == 2
