@@ -137,8 +137,9 @@ class Attention(eqx.Module):
         if self.rotary is not None:
             q = site("q_rotated", self.rotary(q, asking.position), HEADS)
             k = self._shared(rows, "k_rotated", self.rotary(k, rows.position))
+        past_k = _thinned(past_k, k)
         if past_k is not None:
-            past_k = self.k_norm(_thinned(past_k, k))
+            past_k = self.k_norm(past_k)
             if self.rotary is not None:
                 past_k = self.rotary(past_k, jnp.arange(past_k.shape[1]))
         heads, kv_heads, head_dim = q.shape[1], k.shape[1], q.shape[2]
