@@ -14,6 +14,7 @@ from mijax.cli import (
     _check,
     _list,
     _logits,
+    _models,
     _patch,
     _reproduce,
     _run,
@@ -30,6 +31,7 @@ _COMMANDS = (
     _patch,
     _logits,
     _attention,
+    _models,
     _check,
 )
 _EXAMPLES = """\

@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import mijax
 from mijax.cli import _check, main
+from mijax.models.internal import FAMILIES
 
 HF = Path(__file__).parents[1] / "golden" / "hf"
 
@@ -56,3 +58,14 @@ def test_what_is_missing(monkeypatch, capsys):
     assert main(["check", str(HF / "llama")]) == 2
     assert "pip install transformers torch" in capsys.readouterr().err
     assert main(["check", str(HF / "llama"), "--tolerance", "0"]) == 2
+
+
+def test_every_family_that_loads_was_verified(capsys):
+    assert main(["models"]) == 0
+    shown = capsys.readouterr().out
+    file = Path(mijax.models.__file__).parent / "verified.json"
+    found = json.loads(file.read_text())
+    assert set(found) == {f.name for f in FAMILIES if f.from_config is not None}
+    for name, row in found.items():
+        assert name in shown
+        assert row["difference"] < 1e-4

@@ -1,0 +1,70 @@
+"""Writes `mijax/models/verified.json`: how far each family is from its goldens.
+
+For every family the largest difference of any logit, over all goldens that transformers
+wrote of it, relative to the largest logit. `mijax models` shows it.
+Run it again when a family or its golden changes; it takes a minute.
+
+Needs mijax, and `tests` on the path.
+"""
+
+import datetime
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from family_weights import GOLDEN, write  # noqa: E402
+
+import mijax  # noqa: E402
+from mijax import models  # noqa: E402
+
+FILE = Path(mijax.__file__).parent / "models" / "verified.json"
+FOLDERS = {"gpt2": "5.23.0", "llama": "5.23.0", "llama_tied": "5.23.0"}
+
+
+def difference(folder: Path, golden: Path) -> tuple[str, float]:
+    """Return the family of a golden, and how far its logits are."""
+    arrays = np.load(golden)
+    tokens, logits = (np.atleast_2d(arrays["tokens"]), arrays["logits"])
+    model = models.load(folder).model
+    ours = jax.vmap(lambda ids: model(ids)[0])(jnp.asarray(tokens, jnp.int32))
+    apart = np.abs(np.asarray(ours) - logits.reshape(ours.shape)).max()
+    name = json.loads((folder / "config.json").read_text())["model_type"]
+    return name, float(apart / np.abs(logits).max())
+
+
+def main() -> None:
+    """Compares every golden and writes the file."""
+    jax.config.update("jax_default_matmul_precision", "highest")
+    found: dict[str, tuple[float, str]] = {}
+
+    def add(name: str, apart: float, version: str) -> None:
+        worst = max(apart, found.get(name, (0.0, ""))[0])
+        found[name] = (worst, version)
+
+    for name, version in FOLDERS.items():
+        add(*difference(HERE / "hf" / name, HERE / "hf" / f"{name}.npz"), version)
+    for golden in sorted(GOLDEN.glob("*.npz")):
+        with tempfile.TemporaryDirectory() as folder:
+            add(*difference(write(Path(folder), golden.stem), golden), "5.24.0")
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    rows = {
+        name: {
+            "reference": f"transformers {version}",
+            "difference": float(f"{apart:.1e}"),
+            "date": date,
+        }
+        for name, (apart, version) in sorted(found.items())
+    }
+    FILE.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
