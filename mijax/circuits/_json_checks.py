@@ -33,16 +33,18 @@ def typed(value: Any, kind: type) -> bool:
 
 
 def check_keys(
-    found: dict[str, Any],
-    known: Iterable[str],
+    found: dict[Any, Any],
+    known: Iterable[Any],
     where: str,
-    needed: Iterable[str] | None = None,
+    needed: Iterable[Any] | None = None,
 ) -> None:
     """Refuses unknown and missing keys."""
     known = dict.fromkeys(known)
     for key in found:
         if key not in known:
-            raise LoadError(f"{where}: unknown key {key!r}.{nearest(key, known)}")
+            raise LoadError(
+                f"{where}: unknown key {key!r}.{nearest(str(key), map(str, known))}"
+            )
     for key in known if needed is None else needed:
         if key not in found:
             raise LoadError(f"{where}: key {key!r} is missing.")

@@ -184,7 +184,7 @@ def test_round_trip_of_nodes(tmp_path):
     assert set(found["relu"][1].tolist()) == set(scores["relu"][1].tolist())
 
 
-def test_circuits_of_something_else_are_not_saved(tmp_path):
+def test_circuits_of_something_else_are_not_saved(unchecked, tmp_path):
     nodes, edges = node_scores(), scores_at("edge")
     with pytest.raises(ShapeError, match="got a NodeCircuit"):
         circuits.save_json(tmp_path / "a.json", edges, nodes.top(1))
