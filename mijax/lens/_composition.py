@@ -12,7 +12,7 @@ from mijax.core.internal import checked
 from mijax.lens._weights import heads_of
 from mijax.lens._weights import through as read_through
 
-Gram = Float[np.ndarray, "*head head_dim head_dim"]
+Gram = Float[np.ndarray, "... head_dim head_dim"]
 
 
 class Composition(eqx.Module):

@@ -51,13 +51,13 @@ class Direct(eqx.Module):
         mlp_bias: the output bias of the MLPs, `[batch, layer, *seq]`, or `None`.
     """
 
-    heads: Float[Array, "batch layer *seq heads"]
-    mlps: Float[Array, "batch layer *seq"]
-    attention_bias: Float[Array, "batch layer *seq"]
-    embed: Float[Array, "batch *seq"]
-    bias: Float[Array, "batch *seq"]
-    neurons: Float[Array, "batch layer *seq mlp"] | None = None
-    mlp_bias: Float[Array, "batch layer *seq"] | None = None
+    heads: Float[Array, "... heads"]
+    mlps: Float[Array, "..."]
+    attention_bias: Float[Array, "..."]
+    embed: Float[Array, "..."]
+    bias: Float[Array, "..."]
+    neurons: Float[Array, "... mlp"] | None = None
+    mlp_bias: Float[Array, "..."] | None = None
 
     def total(self) -> Float[Array, "batch *seq"]:
         """Return the sum of all parts: the logit or logit difference of the model."""

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError, SiteError, nearest
 from mijax.core import AbstractModel, FunctionModel, Site, capture
-from mijax.core.internal import ModelLike, TextLike, as_tokens, checked, opened
+from mijax.core.internal import ModelLike, as_tokens, checked, opened
 from mijax.lens._function import values_of
 from mijax.nn import Readout
 from mijax.nn.internal import readout_of
@@ -45,7 +45,7 @@ class Lens(eqx.Module):
 @checked
 def logit_lens(
     model: ModelLike,
-    tokens: TextLike,
+    tokens: Any,
     *,
     position: Any = None,
     ids: Any = None,

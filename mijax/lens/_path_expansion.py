@@ -53,7 +53,7 @@ class _Frozen(NamedTuple):
 
 
 @checked
-def path_expansion(model: AbstractModel, tokens: Int[Array, " seq"]) -> Paths:
+def path_expansion(model: AbstractModel, tokens: Int[Array, "..."]) -> Paths:
     r"""Expands the logits of an attention-only model into paths through its heads.
 
     With attention patterns $A^h$ and the scales of norms as they are on these tokens,

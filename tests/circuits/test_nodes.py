@@ -105,7 +105,9 @@ def test_circuits_are_patched_runs(name):
     chex.assert_trees_all_close(found.full, plain, atol=1e-6)
     index = one.nodes.indices(each)
     falls = (found.full - found.metric[2:]).mean(1)
-    chex.assert_trees_all_close(falls, exact(name).values[index], atol=2e-6)
+    # A fall is a difference of metrics, which are rounded in proportion to their size.
+    size = max(1.0, float(jnp.abs(found.full).max()))
+    chex.assert_trees_all_close(falls, exact(name).values[index], atol=2e-6 * size)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -236,11 +236,10 @@ def test_query_heads_are_views_of_shared_keys():
     for site in ("k", "v"):
         for head in range(4):
             ablate = mijax.Zero().at(site, layer=1, head=head)
-            chex.assert_trees_all_close(
-                mijax.run(shared, CLEAN, ablate),
-                mijax.run(wide, CLEAN, ablate),
-                atol=1e-5,
-            )
+            ours, theirs = (mijax.run(m, CLEAN, ablate) for m in (shared, wide))
+            # Two programs, whose products have other shapes and round otherwise.
+            error = 1e-5 * float(jnp.abs(theirs).max())
+            chex.assert_trees_all_close(ours, theirs, atol=error)
     first = mijax.run(shared, CLEAN, mijax.Zero().at("k", layer=1, head=0))
     second = mijax.run(shared, CLEAN, mijax.Zero().at("k", layer=1, head=1))
     assert jnp.abs(first - second).max() > 1e-3
