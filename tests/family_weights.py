@@ -8,6 +8,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 GOLDEN = Path(__file__).parent / "golden" / "families"
+ENCODERS = GOLDEN.parent / "encoders"
 
 
 def weights(shapes):
@@ -29,7 +30,9 @@ def one(name, shape):
 
 
 def golden(name):
-    return np.load(GOLDEN / f"{name}.npz")
+    """Read a golden of a decoder or an encoder."""
+    folder = GOLDEN if (GOLDEN / f"{name}.npz").exists() else ENCODERS
+    return np.load(folder / f"{name}.npz")
 
 
 def text(array):

@@ -13,6 +13,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mijax._errors import SiteError
 from mijax.core._mark import site
 from mijax.core._rows import AbstractRows
 
@@ -87,6 +88,24 @@ class AbstractStream(eqx.Module):
         """Go on with the rows that leave the block."""
         return self
 
+    def normalize(self, norm: Callable[[Array], Array]) -> Any:
+        """Replace the stream by its norm, as blocks of encoders do after each write.
+
+        Args:
+            norm: what is applied to the stream.
+
+        Returns:
+            The stream after it.
+
+        Raises:
+            SiteError: a graph of edges, in which readers see sums of what is written.
+        """
+        raise SiteError(
+            "These blocks normalize the residual stream after each write, so it is not "
+            "a sum of nodes: circuits of edges need blocks that only add to it. Use "
+            "sweep or gradients, or circuits of nodes of a mijax.model."
+        )
+
 
 def summed_write(
     z: Float[Array, "rows ..."], weight: Float[Array, "... embed"]
@@ -136,3 +155,7 @@ class PlainStream(AbstractStream):
     def keep(self, rows: AbstractRows) -> "PlainStream":
         """Go on with the rows that leave the block."""
         return PlainStream(rows.keep(self.x))
+
+    def normalize(self, norm: Callable[[Array], Array]) -> "PlainStream":
+        """Replace the stream by its norm."""
+        return PlainStream(norm(self.x))

@@ -19,6 +19,7 @@ reference implementation on a tiny random model whose norms and biases are not t
 """
 
 from mijax.models._attention_only import AttentionOnlySpec as AttentionOnlySpec
+from mijax.models._bert import BertSpec as BertSpec
 from mijax.models._bloom import BloomSpec as BloomSpec
 from mijax.models._cifar_resnet import CifarResNet as CifarResNet
 from mijax.models._cifar_resnet import CifarResNetSpec as CifarResNetSpec

@@ -8,6 +8,7 @@ from jaxtyping import PRNGKeyArray
 
 from mijax._errors import LoadError, nearest
 from mijax.models._attention_only import ATTENTION_ONLY
+from mijax.models._bert import BERT
 from mijax.models._bloom import BLOOM
 from mijax.models._family import Family, Preset
 from mijax.models._gemma import GEMMA
@@ -30,7 +31,7 @@ from mijax.models._phi3 import PHI3
 from mijax.models._qwen2 import QWEN2
 from mijax.models._qwen3 import QWEN3
 from mijax.models._smollm3 import SMOLLM3
-from mijax.nn import Transformer
+from mijax.nn import Encoder, Transformer
 
 FAMILIES: tuple[Family, ...] = (
     GPT2,
@@ -53,6 +54,7 @@ FAMILIES: tuple[Family, ...] = (
     GPTJ,
     OPT,
     BLOOM,
+    BERT,
     ATTENTION_ONLY,
 )
 
@@ -116,7 +118,7 @@ def family_named(name: Any, path: str) -> Family:
 
 def init(
     spec: Any, key: PRNGKeyArray, *, dtype: DTypeLike = jnp.float32
-) -> Transformer:
+) -> Transformer | Encoder:
     """Makes a model with random weights.
 
     Args:

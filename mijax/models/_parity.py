@@ -1,7 +1,7 @@
 """A decoder next to another implementation of it, site by site."""
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from mijax.core import AbstractModel, Site, capture
 
 
+@runtime_checkable
 class Reference(Protocol):
     """What another implementation computes for one prompt.
 

@@ -15,13 +15,17 @@ from mijax.nn._basic import Rotary as Rotary
 from mijax.nn._basic import SiLU as SiLU
 from mijax.nn._basic import SoftCap as SoftCap
 from mijax.nn._basic import Softmax as Softmax
+from mijax.nn._basic import Tanh as Tanh
 from mijax.nn._basic import Unembedding as Unembedding
 from mijax.nn._basic import scaled_like as scaled_like
 from mijax.nn._batch_norm import BatchNorm as BatchNorm
 from mijax.nn._blocks import AttentionBlock as AttentionBlock
 from mijax.nn._blocks import Block as Block
 from mijax.nn._blocks import ParallelBlock as ParallelBlock
+from mijax.nn._blocks import PostNormBlock as PostNormBlock
 from mijax.nn._blocks import SandwichBlock as SandwichBlock
+from mijax.nn._encoder import Encoder as Encoder
+from mijax.nn._encoder import EncoderHead as EncoderHead
 from mijax.nn._frames import FRAMES as FRAMES
 from mijax.nn._frames import centre_unembedding as centre_unembedding
 from mijax.nn._frames import centre_writing as centre_writing
@@ -29,6 +33,7 @@ from mijax.nn._frames import fold_norm as fold_norm
 from mijax.nn._frames import fold_value_biases as fold_value_biases
 from mijax.nn._mlp import MLP as MLP
 from mijax.nn._mlp import GatedMLP as GatedMLP
+from mijax.nn._pool import mean_pool as mean_pool
 from mijax.nn._readout import Readout as Readout
 from mijax.nn._rules import GIM as GIM
 from mijax.nn._rules import AbstractPart as AbstractPart

@@ -214,6 +214,14 @@ class ReLU(eqx.Module):
         return jax.nn.relu(x)
 
 
+class Tanh(eqx.Module):
+    """Hyperbolic tangent."""
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Applies the activation."""
+        return jnp.tanh(x)
+
+
 class Softmax(eqx.Module):
     """Softmax over the last axis, in float32: a node of its own, to be replaced."""
 

@@ -119,6 +119,41 @@ class SandwichBlock(AbstractBlock):
         return stream.add("mlp_out", out)
 
 
+class PostNormBlock(AbstractBlock):
+    """Attention, then an MLP, each followed by a norm of the stream (BERT).
+
+    `attn_out` and `mlp_out` are what is added to the residual stream; `resid_mid` and
+    `resid_post` are the stream after its norm, so that `mlp_in` equals `resid_mid`.
+    Since the norm reads all that was written before, the block does not state
+    `linear_writes`, and circuits of edges refuse it.
+
+    Attributes:
+        norm_1: norm of the stream after attention.
+        attention: attention, which reads the stream as it is.
+        norm_2: norm of the stream after the MLP.
+        mlp: the MLP, which reads the stream as it is.
+    """
+
+    cache: ClassVar[Mapping[str, AbstractCached] | None] = Attention.cache
+    masks_padding: ClassVar[bool] = True
+
+    norm_1: Norm
+    attention: Attention
+    norm_2: Norm
+    mlp: AbstractMLP
+
+    def __call__(
+        self, stream: AbstractStream, rows: AbstractRows, past: Past | None = None
+    ) -> Any:
+        """Computes the block; see `AbstractBlock`."""
+        inputs = stream.read("q", "k", "v", heads=self.attention.heads)
+        z = self.attention(inputs, rows, past)
+        stream = write_heads(self, stream.keep(rows), z).normalize(self.norm_1)
+        stream = stream.mark("resid_mid")
+        mlp = self.mlp(stream.read("mlp_in"))
+        return stream.add("mlp_out", mlp).normalize(self.norm_2)
+
+
 class AttentionBlock(AbstractBlock):
     """Attention alone (Elhage et al. 2021). It has no MLP sites and no `resid_mid`."""
 
