@@ -7,6 +7,7 @@ from mijax.core._cached import AbstractCached as AbstractCached
 from mijax.core._cached import Fixed as Fixed
 from mijax.core._cached import PerToken as PerToken
 from mijax.core._cached import Recurrent as Recurrent
+from mijax.core._capture import capture as capture
 from mijax.core._compilation_cache import compilation_cache as compilation_cache
 from mijax.core._edited import EditedModel as EditedModel
 from mijax.core._edited import edited as edited
@@ -22,6 +23,7 @@ from mijax.core._evaluate import At as At
 from mijax.core._function import FunctionModel as FunctionModel
 from mijax.core._function import model as model
 from mijax.core._generate import generate as generate
+from mijax.core._gradients import gradients as gradients
 from mijax.core._harvest import harvest as harvest
 from mijax.core._intervals import Interval as Interval
 from mijax.core._intervals import interval as interval
@@ -43,8 +45,6 @@ from mijax.core._references import l2 as l2
 from mijax.core._rows import AbstractRows as AbstractRows
 from mijax.core._rows import Past as Past
 from mijax.core._rows import Place as Place
-from mijax.core._run import capture as capture
-from mijax.core._run import gradients as gradients
 from mijax.core._run import run as run
 from mijax.core._site_metric import site_metric as site_metric
 from mijax.core._site_table import SiteInfo as SiteInfo

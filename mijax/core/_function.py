@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from mijax._errors import ShapeError, SiteError, quoted
 from mijax.core._shown import cut
@@ -130,12 +131,15 @@ def traced_of(model: FunctionModel, example: Any) -> Any:
         ) from error
 
 
-def examples(model: FunctionModel, inputs: Any) -> tuple[Any, int | None, Any]:
+def examples(
+    model: FunctionModel, inputs: Any, *, host: bool = False
+) -> tuple[Any, int | None, Any]:
     """Return inputs as arrays, the size of their batch, and the shapes of one example.
 
     Args:
         model: the model.
         inputs: one example, or a batch.
+        host: whether arrays stay on the host, as they are.
 
     Returns:
         The arrays, the number of examples (`None` for one example without an axis for
@@ -151,7 +155,7 @@ def examples(model: FunctionModel, inputs: Any) -> tuple[Any, int | None, Any]:
             f"The model takes inputs of the structure {model.structure}, got "
             f"{structure}."
         )
-    arrays = [jnp.asarray(leaf) for leaf in leaves]
+    arrays = [_on_host(leaf) if host else jnp.asarray(leaf) for leaf in leaves]
     more = {a.ndim - rank for a, (rank, _) in zip(arrays, model.ranks, strict=True)}
     if len(more) != 1 or not more <= {0, 1}:
         wants = ", ".join(str(list(shape)) for shape in model.shapes)
@@ -164,7 +168,8 @@ def examples(model: FunctionModel, inputs: Any) -> tuple[Any, int | None, Any]:
             kind, jnp.floating
         ):
             raise ShapeError(f"The model takes inputs of {kind}, got {array.dtype}.")
-    arrays = [a.astype(k) for a, (_, k) in zip(arrays, model.ranks, strict=True)]
+    if not host:
+        arrays = [a.astype(k) for a, (_, k) in zip(arrays, model.ranks, strict=True)]
     batched = more == {1}
     sizes = {a.shape[0] for a in arrays} if batched else set()
     if len(sizes) > 1:
@@ -172,6 +177,19 @@ def examples(model: FunctionModel, inputs: Any) -> tuple[Any, int | None, Any]:
             f"The arrays of a batch hold {sorted(sizes)} examples: give each the same "
             "number."
         )
-    specs = [jax.ShapeDtypeStruct(a.shape[batched:], a.dtype) for a in arrays]
+    specs = [
+        jax.ShapeDtypeStruct(a.shape[batched:], k if host else a.dtype)
+        for a, (_, k) in zip(arrays, model.ranks, strict=True)
+    ]
     tree = jax.tree.unflatten(structure, arrays)
     return tree, sizes.pop() if batched else None, jax.tree.unflatten(structure, specs)
+
+
+def _on_host(leaf: Any) -> Any:
+    """Return an array as NumPy's, without a copy of a memory map."""
+    if isinstance(leaf, Tracer):
+        raise ShapeError("batch= fills arrays on the host: call this outside jax.jit.")
+    keys = isinstance(leaf, jax.Array) and jnp.issubdtype(
+        leaf.dtype, jax.dtypes.extended
+    )
+    return leaf if keys else np.asarray(leaf)

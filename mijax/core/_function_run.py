@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from mijax._errors import SiteError, quoted
+from mijax._errors import ShapeError, SiteError, quoted
+from mijax.core._chunked import Chunked, filled
 from mijax.core._edits import compose
 from mijax.core._evaluate import At, Start
 from mijax.core._function import FunctionModel, examples, traced_of
@@ -30,6 +31,7 @@ class Door(eqx.Module):
         edits: edits by site.
         batch: number of examples, `None` for one without a batch.
         sites: the sites of the model for such inputs.
+        prompts: which examples of a larger batch these are; all of one by default.
     """
 
     fn: Any
@@ -37,24 +39,58 @@ class Door(eqx.Module):
     edits: dict[str, Any]
     batch: int | None = eqx.field(static=True)
     sites: Any = eqx.field(static=True)
+    prompts: Any = None
 
     def over(self, one: Any) -> Any:
         """Map `one(example, index)` over the batch, or call it for one example."""
         if self.batch is None:
             return one(self.inputs, None)
-        return jax.vmap(one)(self.inputs, jnp.arange(self.batch, dtype=jnp.int32))
+        prompts = self.prompts
+        if prompts is None:
+            prompts = jnp.arange(self.batch, dtype=jnp.int32)
+        return jax.vmap(one)(self.inputs, prompts)
 
 
-def opened_function(model: FunctionModel, inputs: Any, edits: Any) -> Door:
-    """Check inputs and edits of a verb."""
-    tree, batch, example = examples(model, inputs)
+def opened_function(
+    model: FunctionModel, inputs: Any, edits: Any, *, host: bool = False
+) -> Door:
+    """Check inputs and edits of a verb, and keep inputs on the host if asked to."""
+    tree, batch, example = examples(model, inputs, host=host)
     sites = table(traced_of(model, example).marks)
     return Door(model.fn, tree, resolved(compose(edits), sites, batch), batch, sites)
 
 
-def run_function(model: FunctionModel, inputs: Any, edits: Any) -> Any:
+def over_examples(
+    program: Any, args: tuple[Any, ...], model: FunctionModel, chunks: Chunked | None
+) -> Any:
+    """Call a program `(door, ...)` on all examples at once, or chunk by chunk."""
+    if chunks is None:
+        return program(*args)
+    door, *rest = args
+    if door.batch is None:
+        raise ShapeError(
+            "batch= goes through a batch of examples, got one: give every array one "
+            "more axis in front, or leave out batch=."
+        )
+    leaves, structure = jax.tree.flatten(door.inputs)
+    kinds = [kind for _, kind in model.ranks]
+
+    def call(prompts: np.ndarray) -> Any:
+        own = [
+            leaf[prompts].astype(kind) for leaf, kind in zip(leaves, kinds, strict=True)
+        ]
+        tree, at = jax.device_put((jax.tree.unflatten(structure, own), prompts))
+        return program(Door(door.fn, tree, door.edits, len(at), door.sites, at), *rest)
+
+    return filled(call, door.batch, (program.__name__, args), chunks)
+
+
+def run_function(
+    model: FunctionModel, inputs: Any, edits: Any, chunks: Chunked | None
+) -> Any:
     """See `mijax.run`."""
-    return _run(opened_function(model, inputs, edits))
+    door = opened_function(model, inputs, edits, host=chunks is not None)
+    return over_examples(_run, (door,), model, chunks)
 
 
 @eqx.filter_jit
@@ -66,10 +102,13 @@ def _run(door: Door) -> Any:
     return door.over(one)
 
 
-def capture_function(model: FunctionModel, inputs: Any, sites: Any, edits: Any) -> Any:
+def capture_function(
+    model: FunctionModel, inputs: Any, sites: Any, edits: Any, chunks: Chunked | None
+) -> Any:
     """See `mijax.capture`."""
-    door = opened_function(model, inputs, edits)
-    return _capture(door, checked_sites(sites, door))
+    door = opened_function(model, inputs, edits, host=chunks is not None)
+    args = (door, checked_sites(sites, door))
+    return over_examples(_capture, args, model, chunks)
 
 
 def checked_sites(sites: Any, door: Door) -> Any:
@@ -251,13 +290,19 @@ def after_loops(value: Any, site: Site, info: SiteInfo, prompt: Any) -> Any:
 
 
 def gradients_function(
-    model: FunctionModel, inputs: Any, metric: Any, sites: Any, edits: Any
+    model: FunctionModel,
+    inputs: Any,
+    metric: Any,
+    sites: Any,
+    edits: Any,
+    chunks: Chunked | None,
 ) -> Any:
     """See `mijax.gradients`."""
-    door = opened_function(model, inputs, edits)
+    door = opened_function(model, inputs, edits, host=chunks is not None)
     check_scores(metric)
     metric = checked_looks(metric, door)
-    return _gradients(door, metric, checked_sites(sites, door))
+    args = (door, metric, checked_sites(sites, door))
+    return over_examples(_gradients, args, model, chunks)
 
 
 @eqx.filter_jit

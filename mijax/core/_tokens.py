@@ -113,8 +113,16 @@ def length_of(lengths: Array | None, prompt: Array | None) -> Array | None:
     return None if lengths is None else lengths[0 if prompt is None else prompt]
 
 
-def over_prompts(one: Any, tokens: Array) -> Any:
-    """Maps `one(tokens, prompt)` over a batch, or calls it on a single prompt."""
+def over_prompts(one: Any, tokens: Array, prompts: Array | None = None) -> Any:
+    """Maps `one(tokens, prompt)` over a batch, or calls it on a single prompt.
+
+    Args:
+        one: the function.
+        tokens: `[seq]` or `[batch, seq]`.
+        prompts: which prompts of a larger batch these are; all of one by default.
+    """
     if tokens.ndim == 1:
         return one(tokens, None)
-    return jax.vmap(one)(tokens, jnp.arange(tokens.shape[0], dtype=jnp.int32))
+    if prompts is None:
+        prompts = jnp.arange(tokens.shape[0], dtype=jnp.int32)
+    return jax.vmap(one)(tokens, prompts)

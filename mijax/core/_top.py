@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import ShapeError
+from mijax.core._capture import capture
 from mijax.core._metric import wide
-from mijax.core._run import capture
 from mijax.core._sites import Site
 from mijax.core._text import ModelLike, TextLike, opened
 from mijax.core._tokens import PromptsLike, as_tokens
