@@ -38,7 +38,10 @@ HEAD_SITES = (
 )
 BLOCK_SITES = tuple(BlockSites.__dataclass_fields__)
 
-ROTARY_OR_GATED = ("q_rotated", "k_rotated", "mlp_gate", "mlp_up")
+ROTARY_OR_GATED = (
+    *("q_rotated", "k_rotated", "mlp_gate", "mlp_up"),
+    *("router_logits", "router_weights", "expert_out"),
+)
 
 # Every site of one model, and of the others those where their blocks differ.
 BLOCK_CASES = [

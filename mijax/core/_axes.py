@@ -9,7 +9,7 @@ import numpy as np
 from mijax._errors import PositionError, ShapeError, SiteError, nearest, quoted
 from mijax.core._axis import Axis
 from mijax.core._check import check_place
-from mijax.core._decoder_sites import last_axis_of
+from mijax.core._decoder_sites import own_names
 from mijax.core._edits import Placed
 from mijax.core._function_axes import (
     every,
@@ -88,7 +88,8 @@ def cells(
             edit fixes already.
         PositionError: positions that the prompts do not have.
     """
-    over = _names(over, last_axis_of(placed.site))
+    own = own_names(placed.site)
+    over = _names(over, own)
     prompts = np.arange(batch[0])
     columns: dict[str, tuple[np.ndarray, int]] = {"prompt": (prompts, 0)}
     axes = []
@@ -99,8 +100,7 @@ def cells(
             labels, found = _positions(values, batch, spans)
         else:
             labels, found = _values(name, values, placed, shapes, batch)
-        joint_name = ", ".join(name) if isinstance(name, tuple) else name
-        axes.append(Axis(joint_name, labels))
+        axes.append(Axis(_shown(name, own), labels))
         columns |= {key: (array, at) for key, array in found.items()}
     shape = (batch[0], *(len(axis.labels) for axis in axes))
     for key in ("layer", "start", "stop", "head", "feature"):
@@ -122,8 +122,15 @@ def cells(
     return Cells(tuple(axes), shape, index, which, swept)
 
 
-def _names(over: Any, last: str) -> Mapping[Any, Any]:
-    """Returns axes as a mapping, `feature` for the last, and refuses unknown names."""
+def _shown(name: Any, own: Mapping[str, str]) -> str:
+    """Return the name of a swept axis; experts are not called heads or features."""
+    names = name if isinstance(name, tuple) else (name,)
+    expert = own.get("expert")
+    return ", ".join("expert" if one == expert else one for one in names)
+
+
+def _names(over: Any, own: Mapping[str, str]) -> Mapping[Any, Any]:
+    """Returns axes as a mapping, by the indices that stand for a site's own names."""
     if isinstance(over, str):
         over = (over,)
     if not isinstance(over, Mapping | Sequence | set):
@@ -131,16 +138,26 @@ def _names(over: Any, last: str) -> Mapping[Any, Any]:
             f"over takes names of axes, or a mapping to values, got {quoted(over)}."
         )
     given = over if isinstance(over, Mapping) else dict.fromkeys(over)
-    named = {"feature" if k == last else k: values for k, values in given.items()}
+    named = {_index(name, own): values for name, values in given.items()}
     for name in named:
         if name not in AXES and name != PAIRS:
-            names = (*AXES, last)
+            names = (*AXES, *own)
             raise SiteError(f"There is no axis {name!r}.{nearest(str(name), names)}")
     if len(named) < len(given):
-        raise SiteError(f"Axes 'feature' and {last!r} are the same: give one of them.")
+        both = next(axis for axis, index in own.items() if {axis, index} <= {*given})
+        raise SiteError(
+            f"Axes {own[both]!r} and {both!r} are the same: give one of them."
+        )
     if not named:
         raise SiteError(f"A sweep needs at least one axis of {', '.join(AXES)}.")
     return named
+
+
+def _index(name: Any, own: Mapping[str, str]) -> Any:
+    """Return the index, or the pair of them, that the name of an axis stands for."""
+    if isinstance(name, tuple):
+        return tuple(_index(one, own) for one in name)
+    return own.get(name, name) if isinstance(name, str) else name
 
 
 def _check_axis(name: str, placed: Placed) -> None:
@@ -155,7 +172,9 @@ def _check_axis(name: str, placed: Placed) -> None:
             )
         return
     fixed = "start" if name == "position" else name
-    listed = name == "feature" and (placed.features is not None or placed.axes)
+    own = own_names(placed.site)
+    listed = name == "feature" and placed.features is not None
+    listed = listed or any(own[axis] == name for axis in placed.axes or {})
     if listed or getattr(placed, fixed) is not None:
         raise SiteError(f"The edit has a fixed {name}: sweep over it or fix it.")
 

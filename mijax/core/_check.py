@@ -17,7 +17,7 @@ from mijax._errors import (
 )
 from mijax.core._block import stated
 from mijax.core._check_masks import check_masks
-from mijax.core._decoder_sites import check_decoder_site
+from mijax.core._decoder_sites import check_decoder_site, own_names
 from mijax.core._edited import EditedModel
 from mijax.core._edits import Compose, Placed, compose
 from mijax.core._integers import integers
@@ -355,12 +355,14 @@ def check_place(shapes: Sites[Any], tokens: Array, site: Site) -> None:
             f"This model has no site {site.name!r}.{nearest(site.name, has)}"
         )
     sizes = dict(zip(_axes(site), shape.shape, strict=True))
+    names = {index: axis for axis, index in own_names(site.name).items()}
     for axis in ("layer", "head", "feature"):
         index = known(getattr(site, axis))
         if index is not None and np.any(index >= sizes[axis]):
+            name = names.get(axis, axis) if "expert" in names.values() else axis
             raise SiteError(
-                f"{axis} {index.max()} is out of range: site {site.name!r} has "
-                f"{axis}s 0 to {sizes[axis] - 1}."
+                f"{name} {index.max()} is out of range: site {site.name!r} has "
+                f"{name}s 0 to {sizes[axis] - 1}."
             )
     span = isinstance(site.position, slice)
     for end in span_ends(site.position):

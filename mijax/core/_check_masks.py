@@ -1,4 +1,4 @@
-"""Checks of an edit's indices by name of the last axis, and of its mask."""
+"""Checks of an edit's indices on axes by name, and of its mask."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ import numpy as np
 
 from mijax._errors import ShapeError, SiteError
 from mijax.core._operands import Span, check_per_prompt
-from mijax.core._sites import END, PerPrompt, known
+from mijax.core._sites import END, SECOND_AXES, PerPrompt, known
 
 
 def check_masks(
     placed: Any, shape: tuple[int, ...], batch: tuple[int, ...], tokens: int
 ) -> None:
-    """Refuse indices on the last axis that do not exist, and masks that do not fit.
+    """Refuse indices on axes by name that do not exist, and masks that do not fit.
 
     Args:
         placed: the edit with its place.
@@ -26,9 +26,12 @@ def check_masks(
         ShapeError: a mask that does not broadcast.
     """
     for axis, index in (placed.axes or {}).items():
-        if placed.feature is not None or placed.features is not None:
+        second = axis == SECOND_AXES.get(placed.site)
+        same, size = ("head", shape[1]) if second else ("feature", shape[-1])
+        twice = (placed.head,) if second else (placed.feature, placed.features)
+        if any(given is not None for given in twice):
             raise SiteError(
-                f"Site {placed.site!r} is given feature= and {axis}=, which are one "
+                f"Site {placed.site!r} is given {same}= and {axis}=, which are one "
                 "axis."
             )
         if isinstance(index, PerPrompt):
@@ -38,10 +41,10 @@ def check_masks(
         for end in ends or (each,):
             value = known(end)
             whole = isinstance(index, Span) and value is not None and value == END - 1
-            if value is not None and not whole and np.any(value >= shape[-1]):
+            if value is not None and not whole and np.any(value >= size):
                 raise SiteError(
                     f"{axis} {value.max()} is out of range: site {placed.site!r} has "
-                    f"{axis}s 0 to {shape[-1] - 1}."
+                    f"{axis}s 0 to {size - 1}."
                 )
     if placed.mask is None:
         return

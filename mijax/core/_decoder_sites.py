@@ -3,7 +3,15 @@
 from typing import Any
 
 from mijax._errors import SiteError, nearest
-from mijax.core._sites import BLOCK_SITES, HEAD_SITES, INDICES, SITES, Site
+from mijax.core._sites import (
+    BLOCK_SITES,
+    HEAD_SITES,
+    INDICES,
+    SECOND_AXES,
+    SITES,
+    Site,
+    has_second_axis,
+)
 
 # Name of the last axis, for which `feature` stands, where it is not `embed`.
 LAST_AXES = {
@@ -11,6 +19,7 @@ LAST_AXES = {
     **dict.fromkeys(("scores", "pattern"), "key_position"),
     **dict.fromkeys(("mlp_pre", "mlp_gate", "mlp_up", "mlp_post"), "mlp"),
     **dict.fromkeys(("attn_norm_scale", "mlp_norm_scale"), "scale"),
+    **dict.fromkeys(("router_logits", "router_weights"), "expert"),
     "logits": "vocab",
 }
 
@@ -25,13 +34,14 @@ def check_decoder_site(site: Site) -> None:
         raise SiteError(f"There is no site {site.name!r}.{nearest(site.name, SITES)}")
     if site.layer is not None and site.name not in BLOCK_SITES:
         raise SiteError(f"Site {site.name!r} has no layer: it is outside the blocks.")
-    if site.head is not None and site.name not in HEAD_SITES:
+    if site.head is not None and not has_second_axis(site.name):
         raise SiteError(
             f"Site {site.name!r} has no heads; sites per head: {', '.join(HEAD_SITES)}."
         )
+    own = (last_axis_of(site.name), *second_axis_of(site.name))
     for axis in site.axes or {}:
-        if axis != last_axis_of(site.name):
-            names = (*INDICES, last_axis_of(site.name))
+        if axis not in own:
+            names = (*INDICES, *own)
             raise SiteError(
                 f"Site {site.name!r} has no axis {axis!r}.{nearest(axis, names)}"
             )
@@ -42,23 +52,35 @@ def last_axis_of(name: str) -> str:
     return LAST_AXES.get(name, "embed")
 
 
+def second_axis_of(name: str) -> tuple[str, ...]:
+    """Return the name of a site's axis between position and feature, if not `head`."""
+    return (SECOND_AXES[name],) if name in SECOND_AXES else ()
+
+
+def own_names(name: str) -> dict[str, str]:
+    """Return the index that stands for each axis that a site names itself."""
+    found = dict.fromkeys(second_axis_of(name), "head")
+    return found | {last_axis_of(name): "feature"}
+
+
 def with_feature(site: Any) -> Any:
     """Return a decoder's site whose index on the last axis is its feature.
 
-    Anything else than a site stays as it is.
+    An index of an expert is its head. Anything else than a site stays as it is.
 
     Raises:
-        SiteError: the last axis is given twice.
+        SiteError: an axis is given twice.
     """
     if not isinstance(site, Site):
         return site
-    last = last_axis_of(site.name)
-    index = (site.axes or {}).get(last)
-    if index is None:
-        return site
-    if site.feature is not None:
-        raise SiteError(
-            f"Site {site.name!r} is given feature= and {last}=, which are one axis."
-        )
-    rest = {axis: i for axis, i in site.indices.items() if axis != last}
-    return Site(site.name, **rest, feature=index)
+    for axis, index in own_names(site.name).items():
+        value = (site.axes or {}).get(axis)
+        if value is None:
+            continue
+        if getattr(site, index) is not None:
+            raise SiteError(
+                f"Site {site.name!r} is given {index}= and {axis}=, which are one axis."
+            )
+        rest = {other: i for other, i in site.indices.items() if other != axis}
+        site = Site(site.name, **rest | {index: value})
+    return site

@@ -1,4 +1,4 @@
-"""Masks of an edit in a decoder: indices on the last axis, and `where`."""
+"""Masks of an edit in a decoder: indices on axes by name, and `where`."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mijax.core._operands import Span
-from mijax.core._sites import PerPrompt
+from mijax.core._sites import SECOND_AXES, PerPrompt
 
 
 def last_axis_masks(place: Any, placed: Any, x: Array) -> list[Array]:
@@ -24,14 +24,16 @@ def last_axis_masks(place: Any, placed: Any, x: Array) -> list[Array]:
         masks.append(place.each(placed.feature, x) == at)
     if placed.features is not None:
         masks.append(jnp.isin(at, placed.features))
-    # A decoder has one axis more than those that have their own argument: the last.
-    for index in (placed.axes or {}).values():
+    # Other names are those of the last axis, or of experts, which come before it.
+    for axis, index in (placed.axes or {}).items():
+        second = axis == SECOND_AXES.get(placed.site)
+        along = jnp.arange(x.shape[1])[:, None] if second else at
         if isinstance(index, Span):
-            masks.append((at >= index.start) & (at < index.stop))
+            masks.append((along >= index.start) & (along < index.stop))
         elif isinstance(index, PerPrompt):
-            masks.append(place.each(index, x) == at)
+            masks.append(place.each(index, x) == along)
         else:
-            masks.append(jnp.isin(at, index))
+            masks.append(jnp.isin(along, index))
     if placed.mask is not None:
         masks.append(_rows_of(placed.mask, place.rows.position, x.ndim))
     return masks

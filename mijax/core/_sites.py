@@ -35,6 +35,8 @@ class BlockSites(eqx.Module, Generic[T]):
     | `scores pattern` | `[seq, heads, key_seq]` |
     | `result` | `[seq, heads, embed]` |
     | `mlp_pre mlp_gate mlp_up mlp_post` | `[seq, mlp]` |
+    | `router_logits router_weights` | `[seq, experts]` |
+    | `expert_out` | `[seq, experts, embed]` |
 
     `attn_norm_scale` and `mlp_norm_scale` are the numbers that the norms before
     attention and before the MLP divide by. `q` and `k` are what the projections give,
@@ -45,7 +47,9 @@ class BlockSites(eqx.Module, Generic[T]):
     weights; `attn_out` and `mlp_out` are what is added to the residual stream, after a
     norm that follows them; `mlp_in` is what the MLP reads, after its norm. In a gated
     MLP `mlp_pre` is the input of the activation function, `mlp_gate` its output and
-    `mlp_up` the other factor of `mlp_post`.
+    `mlp_up` the other factor of `mlp_post`. Mixtures of experts have `router_logits`,
+    `router_weights` (0 for experts that are not chosen) and `expert_out`, what each
+    expert adds to `mlp_out`, in their place.
     """
 
     resid_pre: T
@@ -67,6 +71,9 @@ class BlockSites(eqx.Module, Generic[T]):
     mlp_gate: T
     mlp_up: T
     mlp_post: T
+    router_logits: T
+    router_weights: T
+    expert_out: T
     mlp_out: T
     resid_post: T
 
@@ -126,6 +133,8 @@ HEAD_SITES = (
     *("q", "k", "v", "q_rotated", "k_rotated"),
     *("scores", "pattern", "z", "result"),
 )
+# Sites whose second axis is not `head`, and its name.
+SECOND_AXES = {"expert_out": "expert"}
 
 
 def empty() -> Sites[Any]:
@@ -304,7 +313,12 @@ class Site(eqx.Module):
     @property
     def rank(self) -> int:
         """Rank of a decoder's activations of one example, layer axis included."""
-        return self.layered + 2 + (self.name in HEAD_SITES)
+        return self.layered + 2 + has_second_axis(self.name)
+
+
+def has_second_axis(name: str | None) -> bool:
+    """Return True if a decoder's site has an axis between position and feature."""
+    return name in HEAD_SITES or name in SECOND_AXES
 
 
 def known(index: Any) -> np.ndarray | None:

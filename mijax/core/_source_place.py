@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from mijax._errors import PositionError, ShapeError, SiteError, nearest
 from mijax.core._integers import integers
-from mijax.core._sites import BLOCK_SITES, HEAD_SITES, PerPrompt, known
+from mijax.core._sites import BLOCK_SITES, PerPrompt, has_second_axis, known
 
 # Names of swept axes of a source: "source_layer", "source_position", ...
 SOURCE = "source_"
@@ -53,7 +53,7 @@ def source_indices(given: Mapping[str, Any]) -> dict[str, Any]:
 def source_axes(site: str | None, place: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the axes of a source for a decoder's site, without that of prompts."""
     layered = site in BLOCK_SITES or "layer" in place
-    heads = ("head",) if site in HEAD_SITES else ()
+    heads = ("head",) if has_second_axis(site) else ()
     axes = (*(("layer",) if layered else ()), "position", *heads, "feature")
     for axis in place:
         if axis not in axes:

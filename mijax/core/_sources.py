@@ -12,7 +12,7 @@ from mijax._errors import ShapeError, SiteError
 from mijax.core._edits import AbstractEdit
 from mijax.core._operands import pick
 from mijax.core._rows import AbstractPlace, Place
-from mijax.core._sites import BLOCK_SITES, HEAD_SITES, Site
+from mijax.core._sites import BLOCK_SITES, Site, has_second_axis
 from mijax.core._source_place import (
     SOURCE,
     check_source_place,
@@ -269,7 +269,7 @@ def settled(edits: Any) -> Any:
 
 def _settled(mean: Mean) -> AbstractEdit:
     layered = mean.site in BLOCK_SITES
-    rest = ("head",) if mean.site in HEAD_SITES else ()
+    rest = ("head",) if has_second_axis(mean.site) else ()
     return MeanAt(mean.over(layered, ("position", *rest, "feature")), layered)
 
 

@@ -53,9 +53,9 @@ from mijax.core._shapes import site_shapes as site_shapes
 from mijax.core._shown import cut as cut
 from mijax.core._shown import shown as shown
 from mijax.core._site_table import check_names as check_names
-from mijax.core._sites import HEAD_SITES as HEAD_SITES
 from mijax.core._sites import empty as empty
 from mijax.core._sites import get as get
+from mijax.core._sites import has_second_axis as has_second_axis
 from mijax.core._sites import known as known
 from mijax.core._sites import put as put
 from mijax.core._spot import Spot as Spot

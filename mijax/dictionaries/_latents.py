@@ -12,11 +12,11 @@ from jaxtyping import Array, Bool, Float, Int
 from mijax._errors import ShapeError, SiteError
 from mijax.core import AbstractModel, Site, capture
 from mijax.core.internal import (
-    HEAD_SITES,
     PromptsLike,
     TokensLike,
     as_tokens,
     check_unpadded,
+    has_second_axis,
     known,
     lengths_of,
 )
@@ -239,7 +239,7 @@ def inputs(
 def has_heads(site: Site) -> bool:
     """True if activations of a site have an axis of heads."""
     one = site.head is not None and not jnp.ndim(site.head)
-    return site.name in HEAD_SITES and not one
+    return has_second_axis(site.name) and not one
 
 
 def of_one_layer(site: Site) -> None:

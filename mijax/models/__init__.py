@@ -64,6 +64,7 @@ from mijax.models._llama_spec import LlamaSpec as LlamaSpec
 from mijax.models._load import Loaded as Loaded
 from mijax.models._load import load as load
 from mijax.models._mistral import MistralSpec as MistralSpec
+from mijax.models._mixtral import MixtralSpec as MixtralSpec
 from mijax.models._mobilenet_v2 import MobileNetV2 as MobileNetV2
 from mijax.models._mobilenet_v2 import MobileNetV2Spec as MobileNetV2Spec
 from mijax.models._native import build as build

@@ -175,6 +175,7 @@ def check_heads(spec: Any, path: str) -> None:
             split into groups.
     """
     check_layers(spec, path)
+    check_experts(spec, path)
     kv_heads = getattr(spec, "kv_heads", None)
     if kv_heads is not None:
         divide(spec.heads, kv_heads, path)
@@ -198,6 +199,20 @@ def check_layers(spec: Any, path: str) -> None:
                 f"{path}: '{name}' has {len(values)} values for {spec.layers} layers: "
                 "give one for each, or none."
             )
+
+
+def check_experts(spec: Any, path: str) -> None:
+    """Refuse a router that chooses more experts than a layer has.
+
+    Raises:
+        LoadError: more chosen experts than experts.
+    """
+    experts, top_k = getattr(spec, "experts", 1), getattr(spec, "top_k", 1)
+    if top_k > experts:
+        raise LoadError(
+            f"{path}: {top_k} experts are chosen for each token, but a layer has "
+            f"{experts}: give num_experts_per_tok up to {experts}."
+        )
 
 
 def check_rotated(spec: Any, head_dim: int, path: str) -> None:

@@ -5,7 +5,7 @@ it has. What a block does in another order is another block class.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -32,6 +32,7 @@ from mijax.nn import (
     Transformer,
     Unembedding,
 )
+from mijax.nn.internal import AbstractMLP
 
 FREQUENCY = "blocks.attention.rotary.frequency"
 SCALE = "blocks.attention.rotary.scale"
@@ -123,6 +124,7 @@ def rms_decoder(
     leaves: dict[str, np.ndarray],
     *,
     embed_scale: float | None = None,
+    mlp: Callable[[Normal, Any], AbstractMLP] | None = None,
     **values: Any,
 ) -> Transformer:
     """Draws a decoder of Llama's blocks: RMSNorm before attention and a gated MLP.
@@ -133,6 +135,7 @@ def rms_decoder(
         dtype: precision of the weights.
         leaves: what follows from the spec: frequencies, windows.
         embed_scale: factor of the embedding.
+        mlp: draws the MLP from draws and sizes, a gated one by default.
         **values: other fields of `Attention`.
 
     Returns:
@@ -143,7 +146,8 @@ def rms_decoder(
         rms_norm(spec.embed, dtype, spec.eps, layers=spec.layers) for _ in range(2)
     )
     heads = attention(normal, spec, leaves, **values)
-    blocks = Block(next(norms), heads, next(norms), gated_mlp(normal, spec))
+    drawn = (mlp or gated_mlp)(normal, spec)
+    blocks = Block(next(norms), heads, next(norms), drawn)
     norm = rms_norm(spec.embed, dtype, spec.eps)
     return decoder(normal, spec, blocks, norm, embed_scale=embed_scale)
 

@@ -23,6 +23,7 @@ from mijax.models._granite import GRANITE
 from mijax.models._init import check_dtype
 from mijax.models._llama import LLAMA
 from mijax.models._mistral import MISTRAL
+from mijax.models._mixtral import MIXTRAL
 from mijax.models._olmo2 import OLMO2
 from mijax.models._olmo3 import OLMO3
 from mijax.models._opt import OPT
@@ -37,6 +38,7 @@ FAMILIES: tuple[Family, ...] = (
     GPT2,
     LLAMA,
     MISTRAL,
+    MIXTRAL,
     QWEN2,
     QWEN3,
     GPT_NEOX,

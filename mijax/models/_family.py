@@ -35,11 +35,14 @@ class Rule:
         name: its name in the file.
         shape: its shape in the file.
         into: for each leaf that it fills, what makes one layer of it of the tensor.
+        experts: number of tensors in each layer if its name has `{expert}`; `into` is
+            given all of them, stacked.
     """
 
     name: str
     shape: tuple[int, ...]
     into: Into
+    experts: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +281,11 @@ def each_layer(rule: Rule, layers: int) -> list[str]:
     """Every name that a rule stands for."""
     if "{layer}" not in rule.name:
         return [rule.name]
-    return [rule.name.replace("{layer}", str(layer)) for layer in range(layers)]
+    return [
+        rule.name.replace("{layer}", str(layer)).replace("{expert}", str(expert))
+        for layer in range(layers)
+        for expert in range(rule.experts)
+    ]
 
 
 def read_rule(
@@ -289,10 +296,11 @@ def read_rule(
     layers: int,
 ) -> None:
     """Reads the tensors of a rule into the leaves that they fill."""
-    stacked = "{layer}" in rule.name
-    for layer, name in enumerate(each_layer(rule, layers)):
-        real = names[name]
-        tensor = check_weights(source.read(real), real, source.path)
+    stacked, every = "{layer}" in rule.name, each_layer(rule, layers)
+    for layer, start in enumerate(range(0, len(every), rule.experts)):
+        reals = [names[name] for name in every[start : start + rule.experts]]
+        found = [check_weights(source.read(r), r, source.path) for r in reals]
+        tensor = np.stack(found) if "{expert}" in rule.name else found[0]
         for leaf, transform in rule.into.items():
             parts[leaf].fill(layer if stacked else None, transform(tensor))
 

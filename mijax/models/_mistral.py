@@ -42,7 +42,7 @@ def init(spec: MistralSpec, key: PRNGKeyArray, dtype: DTypeLike) -> Transformer:
     return rms_decoder(spec, key, dtype, computed(spec))
 
 
-def computed(spec: MistralSpec) -> dict[str, np.ndarray]:
+def computed(spec: Any) -> dict[str, np.ndarray]:
     """Rotary frequencies and windows of every layer."""
     frequency = frequencies(spec.rope_theta, spec.head_dim).astype(np.float32)
     rotary = {FREQUENCY: np.tile(frequency, (spec.layers, 1))}

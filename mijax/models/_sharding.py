@@ -70,6 +70,8 @@ class Sharding:
         """
         ends = (name, name.rpartition(".")[2])
         axes = next((AXES[end] for end in ends if end in AXES), ())
+        if axes == ("embed", "mlp") and len(shape) > 3:
+            axes = ("embed", "expert", "mlp")
         if len(axes) > len(shape):
             return PartitionSpec()
         over = [None] * (len(shape) - len(axes))
@@ -77,7 +79,7 @@ class Sharding:
         return PartitionSpec(*over)
 
     def _over(self, axis: str, size: int, mesh: Mesh) -> str | None:
-        name = None if axis == "head_dim" else getattr(self, axis)
+        name = getattr(self, axis, None)
         splits = name in mesh.shape and size % mesh.shape[name] == 0
         return name if splits else None
 

@@ -26,6 +26,7 @@ from mijax.nn._blocks import PostNormBlock as PostNormBlock
 from mijax.nn._blocks import SandwichBlock as SandwichBlock
 from mijax.nn._encoder import Encoder as Encoder
 from mijax.nn._encoder import EncoderHead as EncoderHead
+from mijax.nn._experts import Experts as Experts
 from mijax.nn._frames import FRAMES as FRAMES
 from mijax.nn._frames import centre_unembedding as centre_unembedding
 from mijax.nn._frames import centre_writing as centre_writing

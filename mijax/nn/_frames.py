@@ -15,6 +15,7 @@ from mijax._errors import FrameError
 from mijax.core.internal import check_linear_writes
 from mijax.nn._attention import Attention
 from mijax.nn._basic import Identity, LayerNorm, RMSNorm, Unembedding
+from mijax.nn._experts import Experts
 from mijax.nn._mlp import MLP, GatedMLP
 from mijax.nn._transformer import Transformer
 
@@ -206,9 +207,11 @@ def mlp_reads(mlp: Any) -> tuple[tuple[str, str | None], ...]:
         return (("w_in", "b_in"),)
     if isinstance(mlp, GatedMLP):
         return (("w_gate", None), ("w_in", None))
+    if isinstance(mlp, Experts):
+        return (("w_router", None), ("w_gate", None), ("w_in", None))
     raise FrameError(
         f"fold_norm: it is not known what in {type(mlp).__name__} reads the norm; "
-        "only MLP and GatedMLP are supported."
+        "only MLP, GatedMLP and Experts are supported."
     )
 
 

@@ -194,6 +194,37 @@ FAMILIES = {
         "intermediate_size": ...,
         "ffn_dim": 24,
     },
+    "mixtral": {
+        "model_type": "mixtral",
+        "rope_parameters": ROPE,
+        "sliding_window": 5,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        "head_dim": 8,
+        "rope_parameters": ROPE,
+        "moe_intermediate_size": 12,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "tie_word_embeddings": True,
+    },
+    "qwen3_moe_unscaled": {
+        "model_type": "qwen3_moe",
+        "head_dim": 8,
+        "rope_parameters": ROPE,
+        "moe_intermediate_size": 12,
+        "num_experts": 4,
+        "num_experts_per_tok": 3,
+    },
+    "olmoe": {
+        "model_type": "olmoe",
+        "rope_parameters": ROPE,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     # The text model of a multimodal checkpoint.
     "gemma3": {
         "model_type": "gemma3",
