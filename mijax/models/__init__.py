@@ -18,6 +18,7 @@ The line puts the record into `FAMILIES` in `_families.py`. Then compare logits 
 reference implementation on a tiny random model whose norms and biases are not trivial.
 """
 
+from mijax.models._albert import AlbertSpec as AlbertSpec
 from mijax.models._attention_only import AttentionOnlySpec as AttentionOnlySpec
 from mijax.models._bert import BertSpec as BertSpec
 from mijax.models._bloom import BloomSpec as BloomSpec
@@ -35,6 +36,7 @@ from mijax.models._convnext import ConvNeXt as ConvNeXt
 from mijax.models._convnext import ConvNeXtSpec as ConvNeXtSpec
 from mijax.models._detections import Detections as Detections
 from mijax.models._detections import detections as detections
+from mijax.models._distilbert import DistilBertSpec as DistilBertSpec
 from mijax.models._efficientnet_lite import EfficientNetLite as EfficientNetLite
 from mijax.models._efficientnet_lite import (
     EfficientNetLiteSpec as EfficientNetLiteSpec,
@@ -82,6 +84,7 @@ from mijax.models._qwen2 import Qwen2Spec as Qwen2Spec
 from mijax.models._qwen3 import Qwen3Spec as Qwen3Spec
 from mijax.models._resnet import ResNet as ResNet
 from mijax.models._resnet import ResNetSpec as ResNetSpec
+from mijax.models._roberta import RobertaSpec as RobertaSpec
 from mijax.models._sharding import Sharding as Sharding
 from mijax.models._sharding import shard as shard
 from mijax.models._smollm3 import SmolLM3Spec as SmolLM3Spec

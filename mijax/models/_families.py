@@ -7,9 +7,11 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
 from mijax._errors import LoadError, nearest
+from mijax.models._albert import ALBERT
 from mijax.models._attention_only import ATTENTION_ONLY
 from mijax.models._bert import BERT
 from mijax.models._bloom import BLOOM
+from mijax.models._distilbert import DISTILBERT
 from mijax.models._family import Family, Preset
 from mijax.models._gemma import GEMMA
 from mijax.models._gemma2 import GEMMA2
@@ -31,6 +33,7 @@ from mijax.models._phi import PHI
 from mijax.models._phi3 import PHI3
 from mijax.models._qwen2 import QWEN2
 from mijax.models._qwen3 import QWEN3
+from mijax.models._roberta import ROBERTA
 from mijax.models._smollm3 import SMOLLM3
 from mijax.nn import Encoder, Transformer
 
@@ -57,6 +60,9 @@ FAMILIES: tuple[Family, ...] = (
     OPT,
     BLOOM,
     BERT,
+    ROBERTA,
+    DISTILBERT,
+    ALBERT,
     ATTENTION_ONLY,
 )
 

@@ -236,7 +236,8 @@ def check_sizes(spec: Any, shapes: Mapping[str, tuple[int, ...]], where: str) ->
     """
     held = sum(math.prod(shape) for shape in shapes.values())
     width = spec.heads * getattr(spec, "head_dim", 1)
-    asked = spec.embed * (spec.vocab + spec.layers * width)
+    token_embed = getattr(spec, "token_embed", spec.embed)
+    asked = token_embed * spec.vocab + spec.embed * spec.layers * width
     if asked > held:
         raise LoadError(
             f"{where}: the spec asks for at least {asked} numbers, the file has "

@@ -167,6 +167,13 @@ def test_what_a_config_does_not_say_is_refused(family, change, word, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_layers_of_albert_hold_the_same_weights():
+    blocks = loaded("albert_masked").model.blocks
+    for leaf in jax.tree.leaves(blocks):
+        assert leaf.shape[0] == 3
+        chex.assert_trees_all_equal(leaf, jnp.broadcast_to(leaf[:1], leaf.shape))
+
+
 def test_older_files_of_bert(tmp_path):
     """Norms as TensorFlow names them, heads of pre-training, a repeated embedding."""
 
@@ -227,4 +234,10 @@ def test_presets_have_as_many_parameters_as_published():
 PARAMETERS = {
     "bert-base-uncased": 109_514_298,
     "bert-large-uncased": 335_174_458,
+    # Without rows of positions before the first token.
+    "roberta-base": 124_697_433 - 2 * 768,
+    "roberta-large": 355_412_057 - 2 * 1024,
+    "distilbert-base-uncased": 66_985_530,
+    # With a copy of the block for every layer.
+    "albert-base-v2": 11_221_680 + 11 * 7_087_872,
 }
