@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
         example="  mijax check gpt2\n  mijax check ./folder --text 'A b c'",
     )
     parser.add_argument(
-        "model", metavar="MODEL", help="name, folder, hub id or GGUF file of a decoder"
+        "model", metavar="MODEL", help="name, folder, hub id or GGUF file"
     )
     parser.add_argument("--text", default=TEXT, help=f"the prompt (default: {TEXT!r})")
     parser.add_argument(
@@ -55,8 +55,17 @@ def _call(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from mijax import models  # noqa: PLC0415
 
     loaded = load_model(arguments.model)
+    kind = "AutoModelForCausalLM"
+    if not loaded.model.causal:
+        if loaded.spec.head != "masked":
+            raise ConfigError(
+                f"{arguments.model}: mijax check compares encoders with a head of "
+                f"masked tokens; this one has head '{loaded.spec.head}'."
+            )
+        kind = "AutoModelForMaskedLM"
     tokens = encode(loaded, arguments.text)
-    reference = _reference(arguments.model, tokens, torch, transformers)
+    library = getattr(transformers, kind)
+    reference = _reference(arguments.model, tokens, torch, library)
     with jax.default_matmul_precision("highest"):
         found = models.compare(loaded.model, tokens, reference)
     rows = [
@@ -94,10 +103,10 @@ def _verdict(found: list[Any], tolerance: float, version: str) -> int:
     return 0
 
 
-def _reference(name: str, tokens: list[int], torch: Any, transformers: Any) -> Any:
+def _reference(name: str, tokens: list[int], torch: Any, kind: Any) -> Any:
     """Run the model in transformers."""
     source, options = _source(name)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model = kind.from_pretrained(
         source, dtype=torch.float32, attn_implementation="eager", **options
     )
     with torch.no_grad():

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
 from mijax._errors import LoadError
-from mijax.io import Index, NonNegative, Size
+from mijax.io import Index, NonNegative
 from mijax.models._bert import PARTS
 from mijax.models._config import read_hub_config
 from mijax.models._encoder import (
@@ -52,7 +52,6 @@ def init(spec: RobertaSpec, key: PRNGKeyArray, dtype: DTypeLike) -> Encoder:
 class RobertaConfig(EncoderConfig):
     """Keys of config.json."""
 
-    max_position_embeddings: Size
     pad_token_id: Index = 1
 
 

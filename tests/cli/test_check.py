@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from family_weights import golden, write
 
 import mijax
 from mijax.cli import _check, main
@@ -51,6 +52,22 @@ def test_the_first_site_that_differs(transformers, tmp_path, capsys):
     config.write_text(json.dumps(said))
     assert main(["check", str(tmp_path / "other")]) == 1
     assert "pattern of layer 0 is the first site that" in capsys.readouterr().out
+
+
+def test_encoders_are_compared_too(transformers, tmp_path, monkeypatch, capsys):
+    arrays = golden("bert_masked")
+    hidden = [arrays["embed"][None], *arrays["blocks"][:, None]]
+    out = SimpleNamespace(
+        hidden_states=hidden, attentions=None, logits=arrays["logits"][None]
+    )
+    load = SimpleNamespace(from_pretrained=lambda source, **_: lambda ids, **_: out)
+    library = SimpleNamespace(AutoModelForMaskedLM=load, __version__="5.0")
+    monkeypatch.setitem(sys.modules, "transformers", library)
+    monkeypatch.setattr(_check, "encode", lambda *_: arrays["tokens"].tolist())
+    assert main(["check", str(write(tmp_path, "bert_masked"))]) == 0
+    assert "All 5 activations equal" in capsys.readouterr().out
+    assert main(["check", str(write(tmp_path, "bert_features"))]) == 2
+    assert "head 'features'" in capsys.readouterr().err
 
 
 def test_what_is_missing(monkeypatch, capsys):
