@@ -167,6 +167,14 @@ def test_what_a_config_does_not_say_is_refused(family, change, word, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_keys_of_early_versions_change_nothing(tmp_path):
+    def early(config, tensors):
+        config |= {"eos_token_ids": 0, "output_past": True, "down_scale_factor": 1}
+
+    found = models.load(write(tmp_path, "albert_masked", early))
+    chex.assert_trees_all_equal(found.model, loaded("albert_masked").model)
+
+
 def test_layers_of_albert_hold_the_same_weights():
     blocks = loaded("albert_masked").model.blocks
     for leaf in jax.tree.leaves(blocks):
