@@ -74,6 +74,7 @@ from mijax.models._native import describe as describe
 from mijax.models._native import save as save
 from mijax.models._olmo2 import Olmo2Spec as Olmo2Spec
 from mijax.models._olmo3 import Olmo3Spec as Olmo3Spec
+from mijax.models._olmoe import OlmoeSpec as OlmoeSpec
 from mijax.models._opt import OPTSpec as OPTSpec
 from mijax.models._parity import Reference as Reference
 from mijax.models._parity import SiteDifference as SiteDifference
@@ -82,6 +83,7 @@ from mijax.models._phi import PhiSpec as PhiSpec
 from mijax.models._phi3 import Phi3Spec as Phi3Spec
 from mijax.models._qwen2 import Qwen2Spec as Qwen2Spec
 from mijax.models._qwen3 import Qwen3Spec as Qwen3Spec
+from mijax.models._qwen3_moe import Qwen3MoeSpec as Qwen3MoeSpec
 from mijax.models._resnet import ResNet as ResNet
 from mijax.models._resnet import ResNetSpec as ResNetSpec
 from mijax.models._roberta import RobertaSpec as RobertaSpec

@@ -28,11 +28,13 @@ from mijax.models._mistral import MISTRAL
 from mijax.models._mixtral import MIXTRAL
 from mijax.models._olmo2 import OLMO2
 from mijax.models._olmo3 import OLMO3
+from mijax.models._olmoe import OLMOE
 from mijax.models._opt import OPT
 from mijax.models._phi import PHI
 from mijax.models._phi3 import PHI3
 from mijax.models._qwen2 import QWEN2
 from mijax.models._qwen3 import QWEN3
+from mijax.models._qwen3_moe import QWEN3_MOE
 from mijax.models._roberta import ROBERTA
 from mijax.models._smollm3 import SMOLLM3
 from mijax.nn import Encoder, Transformer
@@ -44,6 +46,7 @@ FAMILIES: tuple[Family, ...] = (
     MIXTRAL,
     QWEN2,
     QWEN3,
+    QWEN3_MOE,
     GPT_NEOX,
     GEMMA,
     GEMMA2,
@@ -51,6 +54,7 @@ FAMILIES: tuple[Family, ...] = (
     GEMMA3_MULTIMODAL,
     OLMO2,
     OLMO3,
+    OLMOE,
     PHI3,
     SMOLLM3,
     GRANITE,

@@ -61,19 +61,24 @@ def post_norm_decoder(
     """Draws a decoder with norms after attention and MLP, and of queries and keys."""
     normal = Normal(key, dtype)
     _, norm_2, _, norm_4 = sandwich_norms(spec, dtype)
+    heads = attention(normal, spec, leaves, **whole_norms(spec, dtype))
+    mlp = gated_mlp(normal, spec)
+    blocks = SandwichBlock(Identity(), heads, norm_2, Identity(), mlp, norm_4)
+    return decoder(normal, spec, blocks, rms_norm(spec.embed, dtype, spec.eps))
+
+
+def whole_norms(spec: Any, dtype: DTypeLike) -> dict[str, Any]:
+    """Return the norms of queries and of keys, over all heads together."""
     q_norm, k_norm = (
         AcrossHeads(
             rms_norm(count * spec.head_dim, dtype, spec.eps, layers=spec.layers), count
         )
         for count in (spec.heads, spec.kv_heads)
     )
-    heads = attention(normal, spec, leaves, q_norm=q_norm, k_norm=k_norm)
-    mlp = gated_mlp(normal, spec)
-    blocks = SandwichBlock(Identity(), heads, norm_2, Identity(), mlp, norm_4)
-    return decoder(normal, spec, blocks, rms_norm(spec.embed, dtype, spec.eps))
+    return {"q_norm": q_norm, "k_norm": k_norm}
 
 
-def computed(spec: Olmo2Spec) -> dict[str, np.ndarray]:
+def computed(spec: Any) -> dict[str, np.ndarray]:
     """Rotary frequencies of every layer."""
     frequency = frequencies(spec.rope_theta, spec.head_dim).astype(np.float32)
     return {FREQUENCY: np.tile(frequency, (spec.layers, 1))}

@@ -194,3 +194,14 @@ def test_folded_norms_leave_logits_as_they_are():
     assert blocks.norm_2.weight is None
     expected = mijax.run(model, tokens)
     chex.assert_trees_all_close(mijax.run(folded, tokens), expected, atol=1e-4)
+
+
+def test_weights_of_experts_are_split_over_neurons():
+    mesh = jax.make_mesh((1, 1), ("data", "model"))
+    split = models.Sharding(embed="data")
+    for name, shape, over in (
+        ("w_gate", (3, 16, 4, 24), (None, "data", None, "model")),
+        ("w_out", (3, 4, 24, 16), (None, None, "model", "data")),
+        ("w_router", (3, 16, 4), (None, None, None)),
+    ):
+        assert tuple(split.of(f"blocks.mlp.{name}", shape, mesh)) == over
