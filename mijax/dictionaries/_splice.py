@@ -244,7 +244,7 @@ def scale(which: Any, factor: Any) -> OnLatents:
 
     Args:
         which: a latent, one per prompt, or a mask of latents; may be traced.
-        factor: a number, or one per prompt.
+        factor: a number, or `PerPrompt` of numbers.
 
     Returns:
         The change that `Splice` takes.

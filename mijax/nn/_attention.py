@@ -146,8 +146,8 @@ class Attention(eqx.Module):
         queries = asking.queries(q)
         keys = self.keys(rows.keys(k, past_k))
         queries = queries.reshape(*queries.shape[:-2], kv_heads, -1, head_dim)
-        scale = head_dim**-0.5 if self.scale is None else self.scale
-        scores = scale * self.product("...qhgd,...khd->...hgqk", queries, keys)
+        divisor = head_dim**0.5 if self.scale is None else 1 / self.scale
+        scores = self.product("...qhgd,...khd->...hgqk", queries, keys) / divisor
         scores = self.cap(scores.reshape(*scores.shape[:-4], heads, *scores.shape[-2:]))
         if self.alibi is not None:
             scores = self.alibi(scores, asking.distance())

@@ -317,7 +317,7 @@ BAD = {
         r"latent of shape \(4,\)",
     ),
     "factors of other prompts": (
-        lambda: at_site(d.scale(7, np.arange(4.0))),
+        lambda: at_site(d.scale(7, mijax.PerPrompt(np.arange(4.0)))),
         SiteError,
         r"coefficient of shape \(4,\)",
     ),
