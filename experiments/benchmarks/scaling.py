@@ -50,7 +50,9 @@ KINDS = r"\b(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)
 
 def main() -> None:
     """Compile what is asked for and print one line of JSON for each."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description="Compile methods for large models, without weights."
+    )
     parser.add_argument("--model", choices=SPECS, default="tiny")
     parser.add_argument("--data", type=int, default=2, help="devices along `data`")
     parser.add_argument("--model-axis", type=int, default=2, help="along `model`")

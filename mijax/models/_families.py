@@ -37,7 +37,6 @@ from mijax.models._qwen3 import QWEN3
 from mijax.models._qwen3_moe import QWEN3_MOE
 from mijax.models._roberta import ROBERTA
 from mijax.models._smollm3 import SMOLLM3
-from mijax.nn import Encoder, Transformer
 
 FAMILIES: tuple[Family, ...] = (
     GPT2,
@@ -128,9 +127,7 @@ def family_named(name: Any, path: str) -> Family:
     raise LoadError(f"{path}: model_type {name!r} is not supported.{hint}")
 
 
-def init(
-    spec: Any, key: PRNGKeyArray, *, dtype: DTypeLike = jnp.float32
-) -> Transformer | Encoder:
+def init(spec: Any, key: PRNGKeyArray, *, dtype: DTypeLike = jnp.float32) -> Any:
     """Makes a model with random weights.
 
     Args:

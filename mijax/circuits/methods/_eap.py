@@ -18,7 +18,8 @@ from mijax.circuits.forward._graph import Graph
 from mijax.circuits.forward._streams import Model
 from mijax.circuits.methods._gradients import attributed, gradients
 
-Rule = Callable[[Model], Model]
+# From a model to the same with other backward rules, such as `nn.GIM()`.
+Rule = Callable[[Any], Any]
 GRIDS = ("left", "right", "ends")
 
 
