@@ -10,8 +10,6 @@ from jaxtyping import Array, Float, Int
 from mijax._errors import FrameError
 from mijax.nn._basic import (
     Identity,
-    LayerNorm,
-    RMSNorm,
     SoftCap,
     Unembedding,
     scaled_like,
@@ -28,7 +26,7 @@ class Readout(eqx.Module):
     and of the terms that are added to it.
 
     Attributes:
-        norm: the final norm, or `Identity()`.
+        norm: the final norm, or `Identity()`; rules may have wrapped it.
         head: the unembedding, `weight[outputs, embed]`.
         cap: what is applied to the outputs: nothing, or `SoftCap`.
         stream: site of the residual stream, of which the last layer is read; of
@@ -45,7 +43,7 @@ class Readout(eqx.Module):
         True
     """
 
-    norm: LayerNorm | RMSNorm | Identity
+    norm: Any
     head: Unembedding
     cap: Identity | SoftCap = Identity()
     stream: str = eqx.field(static=True, default="resid_post")

@@ -27,7 +27,7 @@ INDICES = {
     "edit span": lambda i: ZERO.at("z", position=slice(i, None)),
     "edit feature": lambda i: ZERO.at("z", feature=[1, i]),
     "edit list": lambda i: ZERO.at("z", head=[i, 1]),
-    "per prompt": lambda i: PerPrompt([1, i]),
+    "per prompt": lambda i: ZERO.at("z", layer=PerPrompt([1, i])),
     "axis": lambda i: mijax.sweep(
         MODEL, CLEAN, ZERO.at("z"), over={"head": [0, i]}, metric=METRIC
     ),

@@ -183,8 +183,10 @@ def test_a_file_that_does_not_fit_is_refused(name, change, tmp_path):
 
 
 def test_unknown_names_and_specs_are_refused(tmp_path):
-    with pytest.raises(LoadError, match=r"no image model 'resnet20'.*cifar-resnet20"):
-        models.load_image_model("resnet20", tmp_path)
+    with pytest.raises(
+        LoadError, match=r"no image model 'cifar-resnet21'.*cifar-resnet20"
+    ):
+        models.load_image_model("cifar-resnet21", tmp_path)
     with pytest.raises(LoadError, match="GPT2Spec is not a spec"):
         models.init_image_model(models.preset("gpt2"), jax.random.key(0))
 
