@@ -17,7 +17,7 @@ def cut(first, memory):
     kv = zeros((12, prompts, 15, 12, 1))
     x, last = zeros((12, prompts, 15, 768)), zeros((prompts, 15, 768))
     reads = zeros((prompts, 1), jnp.int32)
-    base = Base(x, kv, kv, last, x, reads, zeros(prompts), empty())
+    base = Base(x, {"k": kv, "v": kv}, last, x, reads, zeros(prompts), empty())
     known = Known(base, zeros((prompts, 157, 15, 768)), jnp.array(first))
     return _jobs(GPT2_SMALL, known, memory)
 
