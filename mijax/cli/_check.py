@@ -122,7 +122,7 @@ def _reference(name: str, tokens: list[int], torch: Any, kind: Any) -> Any:
 
 
 def _source(name: str) -> tuple[str, dict[str, Any]]:
-    """Return what transformers loads for a name of mijax, and the options for it."""
+    """Return the source and options for transformers."""
     from mijax import models  # noqa: PLC0415
 
     path = Path(name)

@@ -19,7 +19,7 @@ UNMASKED = (
 
 
 def check_cache(model: AbstractModel, verb: str) -> Mapping[str, AbstractCached]:
-    """Return what the blocks cache, or refuse blocks that do not state it.
+    """Return the cache that blocks state; refuse blocks that state none.
 
     Raises:
         SiteError: the class that defines the block's `__call__`, or a subclass, does

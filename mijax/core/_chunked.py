@@ -17,7 +17,7 @@ from mijax.core._sites import known
 
 
 class Chunked(NamedTuple):
-    """How a verb goes through a data set.
+    """Batching of a data set.
 
     Attributes:
         batch: prompts of a chunk.
@@ -33,7 +33,7 @@ class Chunked(NamedTuple):
 def chunked(
     batch: int | None, out: str | os.PathLike[str] | None, progress: Progress
 ) -> Chunked | None:
-    """Return how a verb goes through a data set; `None` is all at once.
+    """Return the batching of a data set; `None` runs it in one call.
 
     Raises:
         ConfigError: fewer than one prompt, or a folder without chunks.

@@ -1,4 +1,4 @@
-"""What a pass over the blocks keeps of their cache."""
+"""Cached values that a pass over the blocks keeps."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

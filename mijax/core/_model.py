@@ -66,7 +66,7 @@ class AbstractModel(eqx.Module):
 
     @property
     def readout(self) -> Any:
-        """How outputs read the last residual stream, an `nn.Readout`; `None` unstated.
+        """The map from the last residual stream to outputs (`nn.Readout`), or `None`.
 
         Lenses and direct attribution refuse models that do not state it.
         """

@@ -132,7 +132,7 @@ def seen_rows(
     tile: Any,
     read: Array,
 ) -> tuple[Array, ...]:
-    """Return what metrics look at in one block of a sweep, `[lane, reads, ...]`.
+    """Return the activations that metrics read in one block, `[lane, reads, ...]`.
 
     Args:
         looks: metrics of activations.

@@ -46,7 +46,7 @@ OPCODES = (
 
 
 class TorchTensor(NamedTuple):
-    """Where a tensor is: its storage's file and dtype, and its place in it."""
+    """Storage file, dtype and position of a tensor."""
 
     key: str
     dtype: np.dtype
@@ -65,7 +65,7 @@ class Storage(NamedTuple):
 
 
 class Rebuild:
-    """What a pickle may call to make a tensor; one object per file."""
+    """Only constructor of tensors that a pickle may call; one per file."""
 
     __slots__ = ()
 
@@ -81,7 +81,7 @@ class Rebuild:
 
 
 class Parameter:
-    """What a pickle may call to make a parameter of a tensor."""
+    """Only constructor of parameters that a pickle may call."""
 
     __slots__ = ()
 

@@ -107,7 +107,7 @@ def _along(value: Array, to: Array, *, layers: bool, name: str) -> Array:
 
 
 class Values(NamedTuple):
-    """What a readout reads of a function.
+    """Values of a function that its readout reads.
 
     Attributes:
         readout: as the function states it.

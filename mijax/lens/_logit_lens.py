@@ -122,7 +122,7 @@ def logit_lens(
 
 
 def _check_top(top: int | None, vocab: int) -> None:
-    """Refuse a number of tokens that there are not."""
+    """Refuse a number of tokens beyond the vocabulary."""
     if top is not None and not 1 <= top <= vocab:
         raise ShapeError(f"top is between 1 and {vocab} tokens, got {top}.")
 

@@ -1,4 +1,4 @@
-"""How weight files hold each leaf of a decoder, and where GGUF files have it.
+"""Layout of decoder leaves in weight files, and their names in GGUF files.
 
 Matrices are `[out, in]`, heads are consecutive rows. A family says under which name a
 file has each leaf; tensors that hold several leaves are rules of the family.

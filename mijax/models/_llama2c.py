@@ -96,7 +96,7 @@ class Llama2c:
 
 
 def is_llama2c(path: Path) -> bool:
-    """Return whether a path is a `.bin` file as long as its header implies."""
+    """Check that a path is a `.bin` file of the length in its header."""
     if path.suffix != ".bin" or not path.is_file():
         return False
     try:

@@ -11,7 +11,7 @@ from mijax.core import AbstractModel, Site, capture
 
 @runtime_checkable
 class Reference(Protocol):
-    """What another implementation computes for one prompt.
+    """Activations and logits of another implementation for one prompt.
 
     Attributes:
         hidden: the residual stream that enters each block, then the output of the final
@@ -27,7 +27,7 @@ class Reference(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class SiteDifference:
-    """How far one activation is from that of a reference.
+    """Largest difference of one activation from a reference.
 
     Attributes:
         site: its name.
@@ -42,7 +42,7 @@ class SiteDifference:
     size: float
 
     def within(self, tolerance: float) -> bool:
-        """Return whether it differs by at most the tolerance times its size.
+        """Compare the difference with the tolerance times the size.
 
         Values below 1 count as 1. NaN is not within any tolerance.
         """

@@ -58,7 +58,7 @@ class Sharding:
     embed: str | None = None
 
     def of(self, name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-        """Return how a weight is split.
+        """Return the partition of a weight.
 
         Args:
             name: its path in the model, such as `"blocks.attention.w_q"`.

@@ -62,7 +62,7 @@ LAYER = re.compile(r"(layers\.\d+\.)(\w+)\.(weight|bias)$")
 
 
 class Part(NamedTuple):
-    """How one of our tensors is made of those of a file.
+    """Recipe for one leaf from the tensors of a file.
 
     Attributes:
         sources: names in the file.

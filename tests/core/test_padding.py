@@ -122,7 +122,7 @@ def test_an_edit_of_padding_changes_nothing(site):
 
 
 def test_an_edited_encoder_and_other_blocks_mask_padding_too():
-    """What a block states holds for one that keeps edits, and for the sandwich."""
+    """Edited blocks and sandwich blocks mask padding too."""
     edit = mijax.Scale(0.5).at("pattern", layer=1, head=2)
     kept = mijax.run(mijax.edited(encoder("llama"), edit), PROMPTS)
     given = mijax.run(encoder("llama"), PROMPTS, edit)

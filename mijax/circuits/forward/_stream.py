@@ -14,7 +14,7 @@ from mijax.core import AbstractStream
 
 
 class Inputs(eqx.Module):
-    """What enters the first block.
+    """Inputs of the first block.
 
     Attributes:
         senders: what each input sender writes, `[input, rows, embed]`.
@@ -27,7 +27,7 @@ class Inputs(eqx.Module):
 
 
 class Gate(eqx.Module):
-    """How much of each sender's difference from its reference passes.
+    """Fraction of each node's difference from its reference that passes.
 
     Attributes:
         edges: share that each receiver sees of each sender, `[sender, receiver]`, 0 to
@@ -51,7 +51,7 @@ class Gate(eqx.Module):
 
 
 class Taps(eqx.Module):
-    """What is added, so that a gradient can be taken there.
+    """Shifts at readers and writers, where gradients are taken.
 
     Attributes:
         receivers: added to what each receiver reads, `[receiver, rows, embed]`.
@@ -63,7 +63,7 @@ class Taps(eqx.Module):
 
 
 class Ran(eqx.Module):
-    """What a run gives.
+    """Streams and node outputs of a run.
 
     Attributes:
         final: the stream that the logits read, `[rows, embed]`; of a `StreamModel` its
@@ -151,7 +151,7 @@ class Stream(AbstractStream):
         return values[:, : self.x.shape[0], : self.x.shape[1]]
 
     def seen(self, start: int, stop: int) -> Float[Array, "reader rows embed"]:
-        """Returns what the block's receivers from `start` to `stop` see."""
+        """Return the streams seen by receivers `start` to `stop` of the block."""
         x = jnp.broadcast_to(self.x, (stop - start, *self.x.shape))
         if self.elsewhere is not None and self.other is not None:
             elsewhere = self.elsewhere[start:stop, None, None]
@@ -211,5 +211,5 @@ class Stream(AbstractStream):
 def missing(
     edges: Float[Array, "sender reader"], sent: Float[Array, "sender rows embed"]
 ) -> Float[Array, "reader rows embed"]:
-    """Returns what does not reach each receiver."""
+    """Return the part of the stream that each receiver misses."""
     return jnp.einsum("sr,snd->rnd", 1 - edges, sent)
