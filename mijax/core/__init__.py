@@ -27,6 +27,7 @@ from mijax.core._gradients import gradients as gradients
 from mijax.core._harvest import harvest as harvest
 from mijax.core._intervals import Interval as Interval
 from mijax.core._intervals import interval as interval
+from mijax.core._mark import prefixed as prefixed
 from mijax.core._mark import site as site
 from mijax.core._metric import AbstractMetric as AbstractMetric
 from mijax.core._metrics import accuracy as accuracy

@@ -8,6 +8,7 @@ This is the only file that touches `jax.extend` and the rules of primitives.
 """
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -39,6 +40,7 @@ __all__ = [
     "editing",
     "manual",
     "mark_checkpoint_names",
+    "prefixed",
     "scan_sizes",
     "site",
 ]
@@ -50,8 +52,9 @@ OPAQUE = ("pallas_call", "pure_callback", "io_callback", "ffi_call")
 UNNAMED = "mapped"
 
 _site_p = Primitive(SITE)
-# JAX keys its caches of traces by this value too.
+# JAX keys its caches of traces by these values too.
 _edited = jax.make_user_context(())
+_prefix = jax.make_user_context("")
 
 
 def site(name: str, x: Array, axes: str = "") -> Array:
@@ -83,7 +86,7 @@ def site(name: str, x: Array, axes: str = "") -> Array:
         ...     return h @ w_out
     """
     x = jnp.asarray(x)
-    return _site_p.bind(x, **_params(name, axes, x.shape))
+    return _site_p.bind(x, **_params(_prefix.value + name, axes, x.shape))
 
 
 def _params(name: str, axes: str, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -115,7 +118,37 @@ def edited(name: str) -> bool:
     For values that are cheaper to go on with where nothing edits them. The site is
     marked in either case.
     """
-    return name in _edited.value
+    return _prefix.value + name in _edited.value
+
+
+def prefixed(prefix: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function whose sites have a prefix in front of their names.
+
+    For models of several towers, whose blocks mark the same names: the sites of one
+    tower become `vision.z`, `vision.pattern`, and so on. Prefixes nest.
+
+    Args:
+        prefix: put in front of every name, such as `"vision."`.
+        fn: any function that marks sites.
+
+    Returns:
+        The same function, with other names of its sites.
+
+    Examples:
+        >>> import jax.numpy as jnp, mijax
+        >>> def tower(x):
+        ...     return mijax.site("hidden", 2 * x, "neuron")
+        >>> both = lambda x: tower(x) + prefixed("vision.", tower)(x)
+        >>> list(mijax.sites(both, jnp.ones(3)))
+        ['hidden', 'vision.hidden']
+    """
+
+    @functools.wraps(fn, updated=())
+    def renamed(*args: Any, **kwargs: Any) -> Any:
+        with _prefix(_prefix.value + prefix):
+            return fn(*args, **kwargs)
+
+    return renamed
 
 
 def _batch(axis_data: Any, args: Any, dims: Any, *, name: str, axes: Any, loops: Any):

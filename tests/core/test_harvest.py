@@ -11,6 +11,7 @@ from toys import ENCODER, IMAGE, SEQ, TOYS, block, encoder, unrolled
 import mijax
 from mijax import harvest, site
 from mijax._errors import ShapeError, SiteError
+from mijax.core import prefixed
 
 CASES = [
     (name, place)
@@ -228,6 +229,32 @@ def test_axes_of_inner_vmaps_are_first_and_named():
     assert info.axes == ("row", "mapped", "n")
     assert info.shapes == ((3, 16, 16),)
     assert mijax.sites(jax.vmap(jax.vmap(f)), IMAGE)["v"].axes[0] == "mapped_2"
+
+
+def test_a_prefix_names_the_sites_of_one_tower():
+    attention = eqx.tree_at(
+        lambda a: (a.w_q, a.w_k, a.w_v, a.w_o),
+        mijax.testing.tiny_llama(jax.random.key(0)).blocks.attention,
+        replace_fn=lambda w: w[0],
+    )
+    attention = eqx.tree_at(
+        lambda a: a.rotary, attention, None, is_leaf=lambda x: x is None
+    )
+    rows = mijax.core.internal.Sequence(jnp.arange(4, dtype=jnp.int32))
+    x = jax.random.normal(jax.random.key(1), (4, attention.w_q.shape[0]))
+    inner = lambda x: attention(x, rows)  # noqa: E731
+    nested = lambda x: site("mixed", prefixed("inner.", inner)(x), "n h d")  # noqa: E731
+    both = lambda x: inner(x) + prefixed("outer.", nested)(x)  # noqa: E731
+    own = list(mijax.sites(inner, x))
+    outer = [*(f"outer.inner.{name}" for name in own), "outer.mixed"]
+    assert list(mijax.sites(both, x)) == [*own, *outer]
+    # One head's view of a shared key is edited in one tower only.
+    zero = {"outer.inner.k": lambda k, at: k.at[:, 0].set(0)}
+    alone = {"k": zero["outer.inner.k"]}
+    out = harvest(both, edits=zero)(x)[0]
+    expected = inner(x) + harvest(inner, edits=alone)(x)[0]
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+    assert float(jnp.abs(expected - 2 * inner(x)).max()) > 1e-4
 
 
 def test_marks_compile_to_nothing():
