@@ -41,6 +41,7 @@ from mijax.models._efficientnet_lite import EfficientNetLite as EfficientNetLite
 from mijax.models._efficientnet_lite import (
     EfficientNetLiteSpec as EfficientNetLiteSpec,
 )
+from mijax.models._falcon import FalconSpec as FalconSpec
 from mijax.models._families import init as init
 from mijax.models._families import preset as preset
 from mijax.models._families import presets as presets

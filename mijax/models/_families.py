@@ -12,6 +12,7 @@ from mijax.models._attention_only import ATTENTION_ONLY
 from mijax.models._bert import BERT
 from mijax.models._bloom import BLOOM
 from mijax.models._distilbert import DISTILBERT
+from mijax.models._falcon import FALCON
 from mijax.models._family import Family, Preset
 from mijax.models._gemma import GEMMA
 from mijax.models._gemma2 import GEMMA2
@@ -62,6 +63,7 @@ FAMILIES: tuple[Family, ...] = (
     GPTJ,
     OPT,
     BLOOM,
+    FALCON,
     BERT,
     ROBERTA,
     DISTILBERT,

@@ -12,6 +12,7 @@ from mijax.nn._basic import QuickGELU as QuickGELU
 from mijax.nn._basic import ReLU as ReLU
 from mijax.nn._basic import RMSNorm as RMSNorm
 from mijax.nn._basic import Rotary as Rotary
+from mijax.nn._basic import RoundedAlibi as RoundedAlibi
 from mijax.nn._basic import SiLU as SiLU
 from mijax.nn._basic import SoftCap as SoftCap
 from mijax.nn._basic import Softmax as Softmax

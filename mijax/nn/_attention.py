@@ -150,7 +150,7 @@ class Attention(eqx.Module):
         scores = self.product("...qhgd,...khd->...hgqk", queries, keys) / divisor
         scores = self.cap(scores.reshape(*scores.shape[:-4], heads, *scores.shape[-2:]))
         if self.alibi is not None:
-            scores = self.alibi(scores, asking.distance())
+            scores = self.alibi(scores, *asking.positions())
         scores = asking.mark_grid("scores", scores)
         real = None if self.causal else rows.real_keys()
         reads = jnp.expand_dims(asking.causal(self.window), -3) if self.causal else real

@@ -65,11 +65,46 @@ class Alibi(eqx.Module):
     def __call__(
         self,
         scores: Float[Array, "*lane heads seq key_seq"],
-        distance: Int[Array, "*lane seq key_seq"],
+        query: Int[Array, "*lane seq 1"],
+        key: Int[Array, "... key_seq"],
     ) -> Float[Array, "*lane heads seq key_seq"]:
-        """Adds the bias to scores."""
-        far = jnp.expand_dims(distance, -3).astype(jnp.float32)
+        """Adds the bias to scores of queries and keys at these positions."""
+        far = jnp.expand_dims(query - key, -3).astype(jnp.float32)
         return scores - (self.slope[:, None, None] * far).astype(scores.dtype)
+
+
+class RoundedAlibi(Alibi):
+    r"""ALiBi with terms that are rounded to bfloat16 before they are scaled (Falcon).
+
+    $s_{qk} - c (r(r(m_h) r(q)) - r(r(m_h) r(k)))$, where $r$ rounds. Neighbors far from
+    the first token may have equal terms.
+
+    Attributes:
+        slope: $m_h$, one for each head.
+        scale: $c$, the factor of the scores.
+    """
+
+    scale: float = eqx.field(static=True, default=1.0)
+
+    def __call__(
+        self,
+        scores: Float[Array, "*lane heads seq key_seq"],
+        query: Int[Array, "*lane seq 1"],
+        key: Int[Array, "... key_seq"],
+    ) -> Float[Array, "*lane heads seq key_seq"]:
+        """Adds the bias to scores of queries and keys at these positions."""
+
+        def term(position: Int[Array, "..."]) -> Float[Array, "..."]:
+            wide = jnp.expand_dims(jnp.atleast_2d(position), -3).astype(jnp.float32)
+            return bfloat16(bfloat16(self.slope)[:, None, None] * bfloat16(wide))
+
+        far = self.scale * (term(query) - term(key))
+        return scores - far.astype(scores.dtype)
+
+
+def bfloat16(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Round to the values of bfloat16; compilers may leave out a pair of casts."""
+    return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
 
 class Identity(eqx.Module):

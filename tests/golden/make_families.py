@@ -52,6 +52,9 @@ NAMELESS = dict.fromkeys(
     ),
     ...,
 )
+# Eager attention of transformers 5.24 adds Falcon's ALiBi twice; the default does not.
+SDPA = {"falcon_alibi"}
+FALCON = {"num_key_value_heads": ..., "intermediate_size": ...}
 # Windows are shorter than the prompt, so that they matter; `...` leaves a key out.
 FAMILIES = {
     "mistral": {
@@ -260,6 +263,31 @@ FAMILIES = {
         "n_layer": 3,
         "n_head": 4,
     },
+    "falcon": {
+        "model_type": "falcon",
+        **FALCON,
+        "rope_parameters": ROPE,
+    },
+    "falcon_grouped": {
+        "model_type": "falcon",
+        **FALCON,
+        "rope_parameters": ROPE,
+        "new_decoder_architecture": True,
+        "num_kv_heads": 2,
+        "ffn_hidden_size": 24,
+        "tie_word_embeddings": False,
+    },
+    # With 16 heads some slopes are not values of bfloat16.
+    "falcon_alibi": {
+        "model_type": "falcon",
+        **FALCON,
+        "hidden_size": 32,
+        "num_attention_heads": 16,
+        "alibi": True,
+        "bias": True,
+        "multi_query": False,
+        "parallel_attn": False,
+    },
 }
 
 
@@ -283,7 +311,8 @@ def golden(name, keys):
         model.save_pretrained(folder)
         shapes = {key: value.shape for key, value in load_file(path).items()}
         save_file(weights(shapes), path, {"format": "pt"})
-        model = kind.from_pretrained(folder, attn_implementation="eager").eval()
+        attention = "sdpa" if name in SDPA else "eager"
+        model = kind.from_pretrained(folder, attn_implementation=attention).eval()
         content = (Path(folder) / "config.json").read_text()
     arrays = next(filter(None, (reference(model, seed) for seed in range(50))))
     print(name, model.config.model_type, f"logits {arrays['logits'].std():.2f}")

@@ -79,6 +79,9 @@ PARAMETERS = {
     "gemma-3-12b": 12_187_325_040 - 416_866_032 - 1152 * 3841,
     "gemma-3-27b": 27_432_406_640 - 416_866_032 - 1152 * 5377,
     "bloom-560m": 559_214_592,
+    # With a second copy of the norm that attention and MLP share.
+    "falcon-7b": 6_921_720_704 + 32 * 2 * 4544,
+    "falcon-40b": 41_303_293_952,
     "gpt-neo-125m": 125_198_592,
     # With a second copy of the norm that attention and MLP share.
     "gpt-j-6b": 6_050_882_784 + 28 * 2 * 4096,
@@ -271,6 +274,23 @@ OLDER = {
         "tie_word_embeddings": False,
         "vocab_size": 100278,
     },
+    "falcon-40b": {
+        "model_type": "falcon",
+        "alibi": False,
+        "apply_residual_connection_post_layernorm": False,
+        "attention_dropout": 0.0,
+        "bias": False,
+        "hidden_dropout": 0.0,
+        "hidden_size": 8192,
+        "layer_norm_epsilon": 1e-05,
+        "multi_query": True,
+        "new_decoder_architecture": True,
+        "num_attention_heads": 128,
+        "num_hidden_layers": 60,
+        "num_kv_heads": 8,
+        "parallel_attn": True,
+        "vocab_size": 65024,
+    },
     "phi-2": {
         "model_type": "phi",
         "embd_pdrop": 0.0,
@@ -371,6 +391,16 @@ WRONG = {
         "granite",
         lambda config: config.update(residual_multiplier=-1.0),
         "residual_multiplier",
+    ),
+    "two norms of the older architecture": (
+        "falcon",
+        lambda config: config.update(num_ln_in_parallel_attn=2),
+        "num_ln_in_parallel_attn",
+    ),
+    "key heads of the older architecture": (
+        "falcon_alibi",
+        lambda config: config.update(num_kv_heads=2),
+        "num_kv_heads",
     ),
     "other heads": (
         "phi",
