@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 GOLDEN = Path(__file__).parent / "golden" / "families"
 ENCODERS = GOLDEN.parent / "encoders"
+VISION_LANGUAGE = GOLDEN.parent / "vision_language"
 
 
 def weights(shapes):

@@ -27,7 +27,6 @@ from mijax.models._cifar_resnet import CifarResNetSpec as CifarResNetSpec
 from mijax.models._clip import CLIP as CLIP
 from mijax.models._clip import CLIPSpec as CLIPSpec
 from mijax.models._clip import CLIPTextSpec as CLIPTextSpec
-from mijax.models._clip import ZeroShot as ZeroShot
 from mijax.models._clip import clip_spec as clip_spec
 from mijax.models._coco import COCO_NAMES as COCO_NAMES
 from mijax.models._config import HubConfig as HubConfig
@@ -90,7 +89,12 @@ from mijax.models._resnet import ResNetSpec as ResNetSpec
 from mijax.models._roberta import RobertaSpec as RobertaSpec
 from mijax.models._sharding import Sharding as Sharding
 from mijax.models._sharding import shard as shard
+from mijax.models._siglip import SigLIP as SigLIP
+from mijax.models._siglip import SigLIPSpec as SigLIPSpec
+from mijax.models._siglip import SigLIPTextSpec as SigLIPTextSpec
+from mijax.models._siglip import siglip_spec as siglip_spec
 from mijax.models._smollm3 import SmolLM3Spec as SmolLM3Spec
+from mijax.models._towers import ZeroShot as ZeroShot
 from mijax.models._vit import VisionTransformer as VisionTransformer
 from mijax.models._vit import ViTSpec as ViTSpec
 from mijax.models._yolo26 import DetectorOutput as DetectorOutput

@@ -5,24 +5,22 @@ that each has the sites of its kind. Weight files have the names of Hugging Face
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from mijax._errors import LoadError
-from mijax.core import site
 from mijax.io import Only, Size, Tensors
 from mijax.models._config import ACTIVATIONS
-from mijax.models._family import Family, Preset, Rule, Table, assemble, listed, same
+from mijax.models._family import Family, Preset, Rule, Table, same
 from mijax.models._image_input import ImageInput
 from mijax.models._init import Normal, layer_norm
 from mijax.models._leaves import plain_names, rules
+from mijax.models._parts import Placing
+from mijax.models._towers import ZeroShot, read_pair, unit, zero_shot
 from mijax.models._vit import VisionTransformer, ViTSpec, blocks
 from mijax.models._vit import init as init_vision
 from mijax.models._vit_family import VIT
@@ -33,6 +31,7 @@ TOWERS = {
     "text": ("text_model.", "text_projection."),
 }
 SCALE = "logit_scale"
+POSITION_IDS = r"text_model\..*position_ids"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,7 +108,7 @@ class CLIP(eqx.Module):
         self, image: Float[Array, "channel row column"]
     ) -> Float[Array, " feature"]:
         """Return the features of one preprocessed image, of length 1."""
-        return _unit(self.vision(image))
+        return unit(self.vision(image))
 
     def text_features(self, tokens: Int[Array, " seq"]) -> Float[Array, " feature"]:
         """Return the features of one text, of length 1.
@@ -119,7 +118,7 @@ class CLIP(eqx.Module):
                 comes after it does not matter.
         """
         projected, _ = self.text(tokens)
-        return _unit(projected[tokens.argmax()])
+        return unit(projected[tokens.argmax()])
 
     def zero_shot(self, tokens: Int[Array, "class seq"]) -> "ZeroShot":
         """Return a classifier of images whose classes are texts.
@@ -130,32 +129,7 @@ class CLIP(eqx.Module):
         Returns:
             A model of one image that `mijax.model` takes.
         """
-        features = jax.vmap(self.text_features)(tokens)
-        return ZeroShot(self.vision, jnp.exp(self.log_scale) * features)
-
-
-class ZeroShot(eqx.Module):
-    """A classifier of images by texts; its output is the site `logits`.
-
-    Attributes:
-        vision: the image tower.
-        weight: features of each class, times the factor of similarities.
-    """
-
-    vision: VisionTransformer
-    weight: Float[Array, "class feature"]
-
-    def __call__(
-        self, image: Float[Array, "channel row column"]
-    ) -> Float[Array, " class"]:
-        """Return the logits of one preprocessed image."""
-        features = site("features", _unit(self.vision(image)), "feature")
-        return site("logits", self.weight @ features, "class")
-
-
-def _unit(x: Float[Array, " feature"]) -> Float[Array, " feature"]:
-    """Return a vector of length 1."""
-    return x / jnp.linalg.norm(x)
+        return zero_shot(self.vision, self.text_features, tokens, self.log_scale)
 
 
 def init(spec: CLIPSpec, key: PRNGKeyArray, dtype: DTypeLike) -> CLIP:
@@ -170,21 +144,28 @@ def _image_tower(model: VisionTransformer) -> VisionTransformer:
     return dataclasses.replace(model, output=("projected", "feature"))
 
 
-def init_text(spec: CLIPTextSpec, key: PRNGKeyArray, dtype: DTypeLike) -> Transformer:
-    """Draw random weights of the text tower."""
+def init_text(
+    spec: Any,
+    key: PRNGKeyArray,
+    dtype: DTypeLike,
+    *,
+    causal: bool = True,
+    bias: Array | None = None,
+) -> Transformer:
+    """Draw random weights of a text tower, whose head may have a bias."""
     normal = Normal(key, dtype)
     return Transformer(
         embedding=Embedding(normal(spec.vocab, spec.embed)),
         positions=Embedding(normal(spec.context, spec.embed, scale=0.01)),
-        blocks=blocks(spec, normal, dtype, causal=True),
+        blocks=blocks(spec, normal, dtype, causal=causal),
         norm=layer_norm(spec.embed, dtype, spec.eps),
-        unembedding=Unembedding(normal(spec.projection, spec.embed)),
+        unembedding=Unembedding(normal(spec.projection, spec.embed), bias),
         context=spec.context,
     )
 
 
-def text_table(spec: CLIPTextSpec) -> Table:
-    """Return names and shapes of the tensors of the text tower."""
+def text_rules(spec: Any) -> tuple[Rule, ...]:
+    """Return names and shapes of the tensors of a text tower, all but its head."""
     top = {
         "embedding.weight": "text_model.embeddings.token_embedding.weight",
         "positions.weight": "text_model.embeddings.position_embedding.weight",
@@ -195,9 +176,14 @@ def text_table(spec: CLIPTextSpec) -> Table:
     parts |= {"norm_1": "layer_norm1", "norm_2": "layer_norm2"}
     parts |= {"in": "mlp.fc1", "out": "mlp.fc2"}
     names = plain_names(top, "text_model.encoder.layers.{layer}.", parts)
+    return rules(spec, names)
+
+
+def text_table(spec: CLIPTextSpec) -> Table:
+    """Return names and shapes of the tensors of the text tower."""
     shape = (spec.projection, spec.embed)
     head = Rule("text_projection.weight", shape, {"unembedding.weight": same})
-    return Table((*rules(spec, names), head), ignored=(r"text_model\..*position_ids",))
+    return Table((*text_rules(spec), head), ignored=(POSITION_IDS,))
 
 
 TEXT = Family(
@@ -209,53 +195,16 @@ TEXT = Family(
 )
 
 
-class Tower:
-    """The tensors of one tower.
-
-    Args:
-        source: the file.
-        start: what names of the tower begin with.
-    """
-
-    def __init__(self, source: Tensors, start: tuple[str, ...]) -> None:
-        self.source, self.path, self.files = source, source.path, source.files
-        self.shapes: Mapping[str, tuple[int, ...]] = {
-            name: shape
-            for name, shape in source.shapes.items()
-            if name.startswith(start)
-        }
-
-    def read(self, name: str) -> np.ndarray:
-        """Read one tensor."""
-        return self.source.read(name)
-
-
-def assemble_clip(spec: CLIPSpec, source: Tensors, dtype: DTypeLike) -> CLIP:
+def build(
+    spec: CLIPSpec, source: Tensors, dtype: DTypeLike, place: Placing | None = None
+) -> CLIP:
     """Build a CLIP from a file.
 
     Raises:
         LoadError: a tensor is missing, unused or of the wrong shape.
     """
-    towers = {name: Tower(source, start) for name, start in TOWERS.items()}
-    used = {SCALE}.union(*(tower.shapes for tower in towers.values()))
-    if unused := sorted(source.shapes.keys() - used):
-        raise LoadError(
-            f"{source.path}: unused {listed(unused)}. A CLIP has names that begin with "
-            f"{', '.join(sum(TOWERS.values(), ()))}, and {SCALE}."
-        )
-    if source.shapes.get(SCALE) not in ((), (1,)):
-        raise LoadError(f"{source.path}: missing '{SCALE}', one number.")
-    assert VIT.table is not None
-    assert VIT.renamed is not None
-    vision = assemble(
-        VIT,
-        spec.vision,
-        VIT.renamed(towers["vision"]),
-        VIT.table(spec.vision),
-        dtype,
-    )
-    text = assemble(TEXT, spec.text, towers["text"], text_table(spec.text), dtype)
-    scale = jnp.asarray(source.read(SCALE).reshape(()), dtype)
+    found = read_pair(source, spec, (VIT, TEXT), TOWERS, (SCALE,), dtype)
+    vision, text, (scale,) = found
     return CLIP(_image_tower(vision), text, scale)
 
 
@@ -321,6 +270,7 @@ CLIP_FAMILY = Family(
     name="clip",
     spec=CLIPSpec,
     init=init,
+    build=build,
     presets={
         f"clip-vit-{name}": Preset(spec, input=PIXELS)
         for name, spec in {

@@ -96,6 +96,8 @@ class Family:
         gguf_table: the table of GGUF names.
         renamed: tensors of a file under the names of `table`, for files that number
             them.
+        build: the model of a file whose tensors one table does not say, such as those
+            of several towers, `(spec, tensors, dtype, place)`.
     """
 
     name: str
@@ -109,6 +111,7 @@ class Family:
     from_gguf: Callable[[Gguf], Any] | None = None
     gguf_table: Callable[[Any], Table] | None = None
     renamed: Callable[[Tensors], Tensors] | None = None
+    build: Callable[[Any, Tensors, DTypeLike, Placing | None], Any] | None = None
 
     def skeleton(self, spec: Any, dtype: DTypeLike = jnp.float32) -> Any:
         """The tree with shapes in place of arrays."""

@@ -27,7 +27,7 @@ class ImageInput:
         mean: one number per channel, in pixels from 0 to 1.
         std: one number per channel.
         resize: length of the shorter side afterwards (antialiased, rounded
-            to 8 bits as Pillow does); `None` keeps the size.
+            to 8 bits as Pillow does), or rows and columns; `None` keeps the size.
         crop: side of the central square that is cut out; `None` keeps everything.
         layout: axes of the result in order.
         method: resizing, `linear` (bilinear) or `cubic` (bicubic).
@@ -45,7 +45,7 @@ class ImageInput:
 
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    resize: int | None = None
+    resize: int | tuple[int, int] | None = None
     crop: int | None = None
     layout: str = "channel row column"
     method: str = "linear"
@@ -97,8 +97,11 @@ class ImageInput:
     def _resized(self, pixels: Float[Array, "row column channel"]) -> Array:
         if self.resize is None:
             return pixels
-        short = min(pixels.shape[:2])
-        height, width = (self.resize * side // short for side in pixels.shape[:2])
+        if isinstance(self.resize, tuple):
+            height, width = self.resize
+        else:
+            short = min(pixels.shape[:2])
+            height, width = (self.resize * side // short for side in pixels.shape[:2])
         return resized(pixels, height, width, method=self.method)
 
     def _cropped(self, pixels: Float[Array, "row column channel"]) -> Array:

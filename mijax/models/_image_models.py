@@ -13,7 +13,7 @@ from jaxtyping import PRNGKeyArray
 from mijax._errors import LoadError, nearest
 from mijax.io import SafeTensors, Tensors, TorchFile, digest
 from mijax.models._cifar_resnet import CIFAR_RESNET
-from mijax.models._clip import CLIP_FAMILY, CLIPSpec, assemble_clip
+from mijax.models._clip import CLIP_FAMILY
 from mijax.models._convnext import CONVNEXT
 from mijax.models._efficientnet_lite import EFFICIENTNET_LITE
 from mijax.models._family import Family, Preset, assemble
@@ -22,6 +22,7 @@ from mijax.models._init import check_dtype
 from mijax.models._letterbox import Letterbox
 from mijax.models._mobilenet_v2 import MOBILENET_V2
 from mijax.models._resnet import RESNET
+from mijax.models._siglip import SIGLIP
 from mijax.models._vit_family import VIT
 from mijax.models._yolo26 import YOLO26
 
@@ -33,6 +34,7 @@ IMAGE_FAMILIES: tuple[Family, ...] = (
     EFFICIENTNET_LITE,
     MOBILENET_V2,
     RESNET,
+    SIGLIP,
     VIT,
     YOLO26,
 )
@@ -127,8 +129,8 @@ def load_image_model(
     tensors: Tensors = TorchFile(file) if file.suffix in TORCH else SafeTensors(file)
     if family.renamed is not None:
         tensors = family.renamed(tensors)
-    if isinstance(preset.spec, CLIPSpec):
-        model = assemble_clip(preset.spec, tensors, dtype)
+    if family.build is not None:
+        model = family.build(preset.spec, tensors, dtype, None)
     else:
         assert family.table is not None
         table = family.table(preset.spec)

@@ -20,6 +20,7 @@ from mijax._errors import ConfigError, ShapeError
 from mijax.core import site
 from mijax.core.internal import Sequence, run_block
 from mijax.io import Index, Only, Size
+from mijax.models._attention_pool import AttentionPool, init_pool
 from mijax.models._config import ACTIVATIONS
 from mijax.models._init import Normal, layer_norm
 from mijax.models._position_grid import resized_positions
@@ -51,13 +52,14 @@ class ViTSpec:
         classes: outputs of the head; 0 for none.
         channels: channels of an image.
         registers: tokens after the class token that no patch belongs to.
+        class_token: False if there is no class token (SigLIP).
         positioned: tokens before the patches that have positions.
         activation: activation of the MLPs.
         eps: epsilon of the norms.
         scale: factor of attention scores, `head_dim ** -0.5` without it.
         hidden: neurons of a hidden layer in the head; 0 for a linear head.
-        pool: what the head reads, `token` (the class token) or `mean` (of patches,
-            before the last norm).
+        pool: what the head reads, `token` (the first one), `mean` (of patches, before
+            the last norm) or `attention` (see `AttentionPool`).
         pre_norm: True if a norm comes before the blocks (CLIP).
         final_norm: False if there is no last norm.
         patch_bias: False if patches are embedded without a bias.
@@ -75,12 +77,13 @@ class ViTSpec:
     classes: Index = 0
     channels: Size = 3
     registers: Index = 0
+    class_token: bool = True
     positioned: Index = 1
     activation: Annotated[str, Only(*ACTIVATIONS)] = "gelu"
     eps: float = 1e-6
     scale: float | None = None
     hidden: Index = 0
-    pool: Annotated[str, Only("token", "mean")] = "token"
+    pool: Annotated[str, Only("token", "mean", "attention")] = "token"
     pre_norm: bool = False
     final_norm: bool = True
     patch_bias: bool = True
@@ -100,15 +103,16 @@ class ViTSpec:
 class VisionTransformer(eqx.Module):
     """A vision transformer of any family.
 
-    Position 0 is the class token, then come registers, then patches along rows. Sites
-    are those of a decoder: `embed`, `resid_pre`, `q`, `k`, `v`, `scores`, `pattern`,
-    `z`, `attn_out`, `mlp_post`, `resid_post`, ... with a layer for each block, then
-    `resid_final`, `pooled`, and `logits` if there is a head. LayerScale is part of the
-    output weights, so that the output of a head is what it adds to the stream.
+    Position 0 is the class token, if there is one, then come registers, then patches
+    along rows. Sites are those of a decoder: `embed`, `resid_pre`, `q`, `k`, `v`,
+    `scores`, `pattern`, `z`, `attn_out`, `mlp_post`, `resid_post`, ... with a layer for
+    each block, then `resid_final`, `pooled`, and `logits` if there is a head.
+    LayerScale is part of the output weights, so that the output of a head is what it
+    adds to the stream.
 
     Attributes:
         patch: embedding of patches.
-        class_token: the class token, `[1, embed]`.
+        class_token: the class token, `[1, embed]`, or `None`.
         registers: tokens after it, `[register, embed]`, or `None`.
         prefix_positions: positions of the first of these, or `None`.
         positions: positions of patches, `[row, column, embed]`.
@@ -117,13 +121,14 @@ class VisionTransformer(eqx.Module):
         norm: the last norm.
         hidden: hidden layer of the head, or `None`.
         head: the head, or `None`.
+        attention_pool: attention that pools all positions, or `None`.
         pool: what the head reads.
         antialias: True if positions are resized with antialiasing.
         output: name and axis of the head's site.
     """
 
     patch: eqx.nn.Conv2d
-    class_token: Float[Array, "1 embed"]
+    class_token: Float[Array, "1 embed"] | None
     registers: Float[Array, "register embed"] | None
     prefix_positions: Float[Array, "positioned embed"] | None
     positions: Float[Array, "rows columns embed"]
@@ -132,6 +137,7 @@ class VisionTransformer(eqx.Module):
     norm: LayerNorm | Identity
     hidden: eqx.nn.Linear | None
     head: Unembedding | None
+    attention_pool: AttentionPool | None
     pool: str = eqx.field(static=True)
     antialias: bool = eqx.field(static=True)
     output: tuple[str, str] = eqx.field(static=True, default=("logits", "class"))
@@ -150,18 +156,12 @@ class VisionTransformer(eqx.Module):
         Raises:
             ShapeError: an image of another rank, or with other sides.
         """
-        x = site("embed", self.embed(image), EMBED)
-        rows = Sequence(jnp.arange(len(x), dtype=jnp.int32))
-        arrays, static = eqx.partition(self.blocks, eqx.is_array)
-
-        def step(x: Array, layer: Any) -> tuple[Array, None]:
-            return run_block(eqx.combine(layer, static), x, rows), None
-
-        x, _ = jax.lax.scan(step, x, arrays)
+        x = self.stream(image)
         if self.pool == "mean":
             x = self.norm(x[len(self.prefix) :].mean(0))
         else:
-            x = site("resid_final", self.norm(x), EMBED)[0]
+            x = site("resid_final", self.norm(x), EMBED)
+            x = x[0] if self.attention_pool is None else self.attention_pool(x)
         x = site("pooled", x, "embed")
         if self.hidden is not None:
             x = site(
@@ -172,6 +172,23 @@ class VisionTransformer(eqx.Module):
             if self.head is None
             else site(self.output[0], self.head(x), self.output[1])
         )
+
+    def stream(
+        self, image: Float[Array, "channel row column"]
+    ) -> Float[Array, "position embed"]:
+        """Return the residual stream after the last block.
+
+        Raises:
+            ShapeError: an image of another rank, or with other sides.
+        """
+        x = site("embed", self.embed(image), EMBED)
+        rows = Sequence(jnp.arange(len(x), dtype=jnp.int32))
+        arrays, static = eqx.partition(self.blocks, eqx.is_array)
+
+        def step(x: Array, layer: Any) -> tuple[Array, None]:
+            return run_block(eqx.combine(layer, static), x, rows), None
+
+        return jax.lax.scan(step, x, arrays)[0]
 
     def embed(
         self, image: Float[Array, "channel row column"]
@@ -199,10 +216,9 @@ class VisionTransformer(eqx.Module):
 
     @property
     def prefix(self) -> Float[Array, "prefix embed"]:
-        """Class token and registers."""
-        if self.registers is None:
-            return self.class_token
-        return jnp.concatenate([self.class_token, self.registers])
+        """Class token and registers, those that there are."""
+        given = [x for x in (self.class_token, self.registers) if x is not None]
+        return jnp.concatenate(given) if given else self.positions[0, :0]
 
     def on_tokens(
         self, images: Float[Array, "batch channel row column"]
@@ -270,13 +286,14 @@ def init(spec: ViTSpec, key: PRNGKeyArray, dtype: DTypeLike) -> VisionTransforme
         hidden, width = linear, spec.hidden
     bias = jnp.zeros(spec.classes, dtype) if spec.head_bias else None
     head = Unembedding(normal(spec.classes, width), bias) if spec.classes else None
+    pool = init_pool(spec, normal, dtype) if spec.pool == "attention" else None
     norms = {
         name: layer_norm(embed, dtype, spec.eps) if there else Identity()
         for name, there in (("pre", spec.pre_norm), ("final", spec.final_norm))
     }
     return VisionTransformer(
         patch=patch,
-        class_token=normal(1, embed),
+        class_token=normal(1, embed) if spec.class_token else None,
         registers=normal(spec.registers, embed) if spec.registers else None,
         prefix_positions=normal(spec.positioned, embed) if spec.positioned else None,
         positions=normal(spec.grid, spec.grid, embed),
@@ -285,6 +302,7 @@ def init(spec: ViTSpec, key: PRNGKeyArray, dtype: DTypeLike) -> VisionTransforme
         norm=norms["final"],
         hidden=hidden,
         head=head,
+        attention_pool=pool,
         pool=spec.pool,
         antialias=spec.antialias,
     )
@@ -297,11 +315,14 @@ def check(spec: ViTSpec) -> None:
             f"image {spec.image} has to be a multiple of patch {spec.patch}, and embed "
             f"{spec.embed} of heads {spec.heads}."
         )
-    if spec.positioned > 1 + spec.registers:
+    count = spec.class_token + spec.registers
+    if spec.positioned > count:
         raise ConfigError(
-            f"positioned is {spec.positioned}, but there are {1 + spec.registers} "
-            "tokens before the patches."
+            f"positioned is {spec.positioned}, but there are {count} tokens before the "
+            "patches."
         )
+    if spec.pool == "token" and spec.classes and not count:
+        raise ConfigError("pool='token' needs a class token: set class_token=True.")
 
 
 def blocks(spec: Any, normal: Normal, dtype: DTypeLike, *, causal: bool) -> Block:

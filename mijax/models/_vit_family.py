@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from mijax.models._attention_pool import pool_rules
 from mijax.models._family import Family, Preset, Rule, Table, same
 from mijax.models._image_input import ImageInput
 from mijax.models._leaves import plain_names, rules
@@ -24,6 +25,8 @@ def table(spec: ViTSpec) -> Table:
     for name, there in (("pre_norm", spec.pre_norm), ("norm", spec.final_norm)):
         for end in ("weight", "bias") if there else ():
             found.append(Rule(f"{name}.{end}", (embed,), {f"{name}.{end}": same}))
+    if spec.pool == "attention":
+        found += pool_rules(spec)
     width = embed
     if spec.hidden:
         width = spec.hidden
@@ -49,10 +52,11 @@ def _embedding_rules(spec: ViTSpec) -> list[Rule]:
         positions["prefix_positions"] = lambda x: x[:first]
     shape = (embed, spec.channels, spec.patch, spec.patch)
     found = [
-        Rule("cls", (1, embed), {"class_token": same}),
         Rule("positions", (first + grid**2, embed), positions),
         Rule("patch.weight", shape, {"patch.weight": same}),
     ]
+    if spec.class_token:
+        found.append(Rule("cls", (1, embed), {"class_token": same}))
     if spec.registers:
         shape = (spec.registers, embed)
         found.append(Rule("registers", shape, {"registers": same}))

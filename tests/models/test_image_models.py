@@ -204,6 +204,17 @@ def test_images_are_resized_as_pillow_does():
     assert (np.abs(ours - expected) > 0.001).mean() < 0.005
 
 
+def test_images_are_resized_to_any_rows_and_columns():
+    pixels = DRAW.integers(0, 256, (41, 30, 3)).astype(np.uint8)
+    size, zero = (24, 20), (0.0,) * 3
+    to_input = ImageInput(mean=zero, std=(1.0,) * 3, resize=size, method="cubic")
+    image = Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC)
+    ours = 255 * to_input.pixels(to_input(pixels))
+    assert ours.shape == (24, 20, 3)
+    assert np.abs(ours - np.asarray(image)).max() < 1.001
+    assert (np.abs(ours - np.asarray(image)) > 0.001).mean() < 0.01
+
+
 def test_preprocessing_normalizes_and_comes_back():
     pixels = DRAW.integers(0, 256, (4, 6, 3)).astype(np.uint8)
     for layout, axes in (

@@ -1,0 +1,105 @@
+"""Tiny models of images and text, and what `transformers` computes with them.
+
+Environment of its own (Python 3.11, CPU): torch==2.13.0, transformers==5.24.0,
+safetensors==0.8.0, numpy; no torchvision. No network. Run from anywhere, for all models
+or some:
+
+    python tests/golden/make_vision_language.py [NAME ...]
+
+Writes `vision_language/<name>.npz`; see README.md of this folder. The weights are not
+stored: `tests/family_weights.py` makes them again from their names and shapes.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from family_weights import weights
+
+HERE = Path(__file__).parent / "vision_language"
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
+IMAGE = {"image_size": 12, "patch_size": 4}
+
+
+def weighted(config, kind):
+    """Save a model as transformers does, give it other weights, and load it again."""
+    model = kind(config)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        model.save_pretrained(folder)
+        shapes = {key: value.shape for key, value in load_file(path).items()}
+        save_file(weights(shapes), path, {"format": "pt"})
+        model = kind.from_pretrained(folder, attn_implementation="eager").eval()
+        content = (Path(folder) / "config.json").read_text()
+    texts = {"config": content, "shapes": json.dumps(shapes)}
+    return model, {k: np.frombuffer(v.encode(), np.uint8) for k, v in texts.items()}
+
+
+def outputs_of(modules):
+    """Return a list that fills with the outputs of modules as they run."""
+    found = []
+
+    def keep(_module, _args, out):
+        found.append((out if isinstance(out, torch.Tensor) else out[0]).numpy())
+
+    for module in modules:
+        module.register_forward_hook(keep)
+    return found
+
+
+def pixels(*shape):
+    """Return preprocessed images with few bits."""
+    return torch.randn(*shape).half().float()
+
+
+def siglip():
+    """Both towers, an image and two texts."""
+    text = SIZES | {"vocab_size": 40, "max_position_embeddings": 7}
+    config = transformers.SiglipConfig(
+        text_config=text | {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3},
+        vision_config=SIZES | IMAGE,
+    )
+    model, arrays = weighted(config, transformers.SiglipModel)
+    image = pixels(1, 3, 12, 12)
+    tokens = torch.tensor([[5, 9, 30, 3, 1, 1, 1], [4, 8, 7, 6, 39, 3, 1]])
+    blocks = outputs_of(model.vision_model.encoder.layers)
+    texts = outputs_of(model.text_model.encoder.layers)
+    out = model(input_ids=tokens, pixel_values=image)
+    return arrays | {
+        "image": image[0].numpy(),
+        "tokens": tokens.numpy(),
+        "blocks": np.stack(blocks)[:, 0],
+        "text_blocks": np.stack(texts),
+        "pooled": out.vision_model_output.pooler_output[0].numpy(),
+        "image_embed": out.image_embeds[0].numpy(),
+        "text_embeds": out.text_embeds.numpy(),
+        "out": out.logits_per_image[0].numpy(),
+    }
+
+
+MODELS = {"siglip": siglip}
+
+
+def main():
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
+    HERE.mkdir(exist_ok=True)
+    for name in sys.argv[1:] or MODELS:
+        torch.manual_seed(0)
+        np.savez_compressed(HERE / f"{name}.npz", **MODELS[name]())
+
+
+if __name__ == "__main__":
+    main()
