@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from mijax import core as core
     from mijax import data as data
     from mijax import dictionaries as dictionaries
+    from mijax import editing as editing
     from mijax import experiment as experiment
     from mijax import features as features
     from mijax import interop as interop
@@ -76,8 +77,8 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Imports a subpackage on first use, so `import mijax` stays quick."""
     packages = (
-        "attribution causal circuits core data dictionaries experiment features io "
-        "interop lens models nn probes testing train viz"
+        "attribution causal circuits core data dictionaries editing experiment "
+        "features io interop lens models nn probes testing train viz"
     )
     if name in packages.split():
         return importlib.import_module(f"mijax.{name}")

@@ -58,6 +58,9 @@ class SafeTensors:
     Args:
         path: the file.
 
+    Attributes:
+        metadata: texts by name that the file's header holds.
+
     Raises:
         LoadError: the file is missing, truncated or not safetensors.
     """
@@ -65,7 +68,7 @@ class SafeTensors:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.files = (path,)
-        self.start, self.header = read_header(path)
+        self.start, self.header, self.metadata = read_header(path)
         self.shapes: Mapping[str, tuple[int, ...]] = {
             name: tuple(entry.shape) for name, entry in self.header.items()
         }
@@ -135,12 +138,18 @@ class Shards:
         return self.owner[name].read(name)
 
 
-def save_safetensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+def save_safetensors(
+    arrays: Mapping[str, np.ndarray],
+    path: Path,
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write arrays to one file, which appears complete or not at all.
 
     Args:
         arrays: name and value of each tensor.
         path: the file.
+        metadata: texts by name for the file's header.
 
     Raises:
         OutputError: the file cannot be written.
@@ -152,13 +161,16 @@ def save_safetensors(arrays: Mapping[str, np.ndarray], path: Path) -> None:
         >>> SafeTensors(path).read("a")
         array([1., 1., 1.], dtype=float32)
     """
-    replace_file(path, lambda scratch: write(arrays, scratch))
+    notes = metadata or {}
+    replace_file(path, lambda scratch: write(arrays, scratch, notes))
 
 
-def write(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+def write(
+    arrays: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str]
+) -> None:
     """Write arrays one after the other, so no second copy of all of them exists."""
     codes = {dtype: code for code, dtype in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "np"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "np", **metadata}}
     offset = 0
     for name, array in arrays.items():
         header[name] = {
@@ -175,8 +187,8 @@ def write(arrays: Mapping[str, np.ndarray], path: Path) -> None:
             stream.write(np.ascontiguousarray(array).tobytes())
 
 
-def read_header(path: Path) -> tuple[int, dict[str, Entry]]:
-    """Read the start of the data and the entry of each tensor, all of it checked."""
+def read_header(path: Path) -> tuple[int, dict[str, Entry], dict[str, str]]:
+    """Read the start of the data, each tensor's entry and the metadata, checked."""
     if not path.is_file():
         raise LoadError(f"{path} does not exist. Put the file there.")
     size = path.stat().st_size
@@ -204,7 +216,7 @@ def read_header(path: Path) -> tuple[int, dict[str, Entry]]:
         path,
         size - 8 - length,
     )
-    return 8 + length, header
+    return 8 + length, header, notes
 
 
 def read_entry(name: str, value: Any, path: Path) -> Entry:
