@@ -59,6 +59,7 @@ class WeightEdit(eqx.Module):
 
     Examples:
         >>> import jax, mijax
+        >>> from mijax.editing import LowRank
         >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
         >>> delta = LowRank(jnp.ones((64, 1)), 0.1 * jnp.ones((1, 32)))
         >>> edit = WeightEdit.on(model, "blocks.mlp.w_out", delta, layer=1)
