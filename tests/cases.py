@@ -5,10 +5,12 @@ A new model or edit is one row here.
 
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 import mijax
+from mijax import nn
 from mijax.core import SITES, BlockSites
 from mijax.core._shapes import site_shapes
 
@@ -18,6 +20,16 @@ MODELS = ("gpt2", "llama", "parallel", "attention_only", "sandwich")
 @functools.cache
 def model(name):
     return getattr(mijax.testing, f"tiny_{name}")(jax.random.key(3))
+
+
+@functools.cache
+def encoder(name):
+    """Return a model in which every token reads every other one."""
+    return eqx.tree_at(
+        lambda m: m.blocks.attention,
+        model(name),
+        replace_fn=lambda a: nn.Attention(**{**vars(a), "causal": False}),
+    )
 
 
 @functools.cache

@@ -5,11 +5,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from mijax._errors import ConfigError, nearest
 from mijax.attribution._method import AbstractMethod, Rule
 from mijax.core import AbstractMetric, AbstractModel, Patch, Site, capture, gradients
+from mijax.core.internal import TokensLike
 
 RUNS = ("clean", "corrupt")
 
@@ -47,8 +47,8 @@ class AtP(AbstractMethod):
     def scores(
         self,
         model: AbstractModel,
-        clean: Int[Array, "*batch seq"],
-        corrupt: Int[Array, "*batch seq"],
+        clean: TokensLike,
+        corrupt: TokensLike,
         metric: AbstractMetric,
         sites: Any,
     ) -> Any:
@@ -101,8 +101,8 @@ class IntegratedGradients(AbstractMethod):
     def scores(
         self,
         model: AbstractModel,
-        clean: Int[Array, "*batch seq"],
-        corrupt: Int[Array, "*batch seq"],
+        clean: TokensLike,
+        corrupt: TokensLike,
         metric: AbstractMetric,
         sites: Any,
     ) -> Any:
@@ -121,8 +121,8 @@ class IntegratedGradients(AbstractMethod):
 
 def difference(
     model: AbstractModel,
-    clean: Int[Array, "*batch seq"],
-    corrupt: Int[Array, "*batch seq"],
+    clean: TokensLike,
+    corrupt: TokensLike,
     sites: Any,
 ) -> Any:
     """Returns clean minus corrupt activations at all sites."""

@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array
 
 from mijax._errors import ConfigError
 from mijax.attribution._atp import difference, product
@@ -19,7 +19,7 @@ from mijax.core import (
     StopGradient,
     gradients,
 )
-from mijax.core.internal import site_shapes
+from mijax.core.internal import TokensLike, as_tokens, site_shapes
 
 HEADS = ("q", "k")
 WRITES = ("attn_out", "mlp_out")
@@ -54,13 +54,13 @@ class AtPStar(AbstractMethod):
     def scores(
         self,
         model: AbstractModel,
-        clean: Int[Array, "*batch seq"],
-        corrupt: Int[Array, "*batch seq"],
+        clean: TokensLike,
+        corrupt: TokensLike,
         metric: AbstractMetric,
         sites: Any,
     ) -> Any:
         """Takes a gradient per layer, all by one program."""
-        layers = model.n_layers
+        layers, batch = model.n_layers, as_tokens(clean).ndim - 1
         if self.grad_drop and layers < 2:
             raise ConfigError(
                 f"GradDrop needs two layers or more, the model has {layers}: give "
@@ -88,7 +88,7 @@ class AtPStar(AbstractMethod):
             total = {}
             for layer in range(layers):
                 for i, score in once(dropped(model, layer)).items():
-                    size = jnp.abs(outside(score, flat[i], layer, clean.ndim - 1))
+                    size = jnp.abs(outside(score, flat[i], layer, batch))
                     total[i] = total.get(i, 0) + size
             scores = {i: score / (layers - 1) for i, score in total.items()}
         return jax.tree.unflatten(tree, [scores[i] for i in range(len(flat))])

@@ -10,9 +10,9 @@ from mijax.attribution._method import AbstractMethod, is_site
 from mijax.core import AbstractMetric, AbstractModel
 from mijax.core.internal import (
     TokensLike,
+    as_pairs,
     as_tokens,
     check_metric,
-    check_pairs,
     check_sites,
     checked,
     lengths_of,
@@ -37,7 +37,7 @@ def attribute(
 
     Args:
         model: any `AbstractModel`.
-        clean: token ids of one prompt, or of a batch.
+        clean: token ids of one prompt, or of a batch, or `mijax.data.Prompts`.
         corrupt: their counterparts, tokens of the same shape.
         metric: a metric, for instance `logit_difference(answer, wrong)`.
         sites: a `Site`, or any tree of them (a dict, a list), without `feature`.
@@ -46,8 +46,8 @@ def attribute(
     Returns:
         The tree of `sites` with an array for each, `[*batch, layer, seq]`, or
         `[*batch, layer, seq, heads]` where the site has heads: the units of the
-        metric. An integer index of a site drops its axis. `interval` makes means and
-        confidence intervals of prompts.
+        metric. An integer index of a site drops its axis. Padding scores 0.
+        `interval` makes means and confidence intervals of prompts.
 
     Raises:
         SiteError: a site or index that the model does not have, or a feature.
@@ -60,10 +60,10 @@ def attribute(
         >>> attribute(model, [5, 6, 7], [5, 9, 7], metric, mijax.Site("z")).shape
         (3, 3, 4)
     """
-    check_pairs(clean, corrupt)
-    lengths, clean, corrupt = lengths_of(clean), as_tokens(clean), as_tokens(corrupt)
-    shapes = check_sites(model, clean, sites, lengths=lengths)
-    check_metric(metric, clean, lengths=lengths, vocab=shapes.logits.shape[-1])
+    clean, corrupt = as_pairs(clean, corrupt)
+    lengths, tokens = lengths_of(clean), as_tokens(clean)
+    shapes = check_sites(model, tokens, sites, lengths=lengths, masked=True)
+    check_metric(metric, tokens, lengths=lengths, vocab=shapes.logits.shape[-1])
     for site in jax.tree.leaves(sites, is_leaf=is_site):
         if site.feature is not None:
             raise SiteError(

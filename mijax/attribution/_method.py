@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Int
 
 from mijax.core import AbstractMetric, AbstractModel, Site
+from mijax.core.internal import TokensLike
 
 Rule = Callable[[AbstractModel], AbstractModel]
 
@@ -19,12 +19,16 @@ class AbstractMethod(eqx.Module):
     def scores(
         self,
         model: AbstractModel,
-        clean: Int[Array, "*batch seq"],
-        corrupt: Int[Array, "*batch seq"],
+        clean: TokensLike,
+        corrupt: TokensLike,
         metric: AbstractMetric,
         sites: Any,
     ) -> Any:
-        """Returns the tree of `sites` with their scores; see `attribute`."""
+        """Returns the tree of `sites` with their scores; see `attribute`.
+
+        Prompts with lengths are passed on to `capture` and `gradients`, which mask the
+        padding of a model that is not causal.
+        """
 
 
 def is_site(node: Any) -> bool:

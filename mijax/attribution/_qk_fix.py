@@ -5,10 +5,11 @@ from collections.abc import Collection
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from mijax._errors import ConfigError
 from mijax.core import AbstractModel, Patch, Site, Zero, capture
+from mijax.core.internal import TokensLike
 from mijax.nn import SmearedKeys
 
 
@@ -44,8 +45,8 @@ class Recomputed(eqx.Module):
 
 def recompute(
     model: AbstractModel,
-    clean: Int[Array, "*batch seq"],
-    corrupt: Int[Array, "*batch seq"],
+    clean: TokensLike,
+    corrupt: TokensLike,
     names: Collection[str],
 ) -> Recomputed:
     """Computes scores of all layers at once, each from its clean residual stream.

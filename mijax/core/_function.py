@@ -12,6 +12,7 @@ from jax.core import Tracer
 from mijax._errors import ShapeError, SiteError, quoted
 from mijax.core._shown import cut
 from mijax.core._site_table import SiteTable, table
+from mijax.core._tokens import PromptsLike
 from mijax.core._trace import trace
 
 
@@ -150,6 +151,11 @@ def examples(
             arrays with different numbers of examples.
     """
     leaves, structure = jax.tree.flatten(inputs)
+    if structure != model.structure and isinstance(inputs, PromptsLike):
+        raise ShapeError(
+            "A function of tokens does not know the lengths of prompts: give their "
+            "tokens, or a dict of tokens and length to a function of both."
+        )
     if structure != model.structure:
         raise ShapeError(
             f"The model takes inputs of the structure {model.structure}, got "

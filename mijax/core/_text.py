@@ -11,7 +11,7 @@ from mijax.core._check import check_model
 from mijax.core._function import FunctionModel
 from mijax.core._model import AbstractModel
 from mijax.core._sharding import automatic
-from mijax.core._tokens import TokensLike
+from mijax.core._tokens import Padded, TokensLike
 
 
 @runtime_checkable
@@ -26,23 +26,14 @@ ModelLike = AbstractModel | FunctionModel | LanguageModel
 TextLike = TokensLike | str | Sequence[str]
 
 
-class Texts:
-    """Token ids of several texts, padded on the right, as `mijax.data.Prompts`.
-
-    Attributes:
-        tokens: `[batch, seq]`.
-        lengths: number of tokens of each text.
-        spans: the place `"last"`.
-    """
-
-    def __init__(self, ids: Sequence[Sequence[int]]) -> None:
-        lengths = np.array([len(row) for row in ids], np.int32)
-        tokens = np.zeros((len(ids), lengths.max()), np.int32)
-        for row, new in zip(tokens, ids, strict=True):
-            row[: len(new)] = new
-        self.tokens = jax.device_put(tokens)
-        self.lengths = jax.device_put(lengths)
-        self.spans = {"last": (self.lengths - 1, self.lengths)}
+def padded(ids: Sequence[Sequence[int]]) -> Padded:
+    """Pad the token ids of several texts on the right, with the place `"last"`."""
+    lengths = np.array([len(row) for row in ids], np.int32)
+    tokens = np.zeros((len(ids), lengths.max()), np.int32)
+    for row, new in zip(tokens, ids, strict=True):
+        row[: len(new)] = new
+    tokens, lengths = jax.device_put(tokens), jax.device_put(lengths)
+    return Padded(tokens, lengths, {"last": (lengths - 1, lengths)})
 
 
 def opened(model: Any, tokens: Any) -> tuple[AbstractModel, Any]:
@@ -81,7 +72,7 @@ def opened(model: Any, tokens: Any) -> tuple[AbstractModel, Any]:
             raise TokenError(f"The text {text!r:.40} has no tokens: give some words.")
     if isinstance(tokens, str):
         return lone, jax.device_put(np.asarray(ids[0], np.int32))
-    return lone, Texts(ids)
+    return lone, padded(ids)
 
 
 def texts_of(tokens: Any) -> list[str] | None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +62,34 @@ def _ragged(tokens: Any) -> bool:
     if not isinstance(tokens, list | tuple):
         return False
     return len({np.shape(row) for row in tokens if np.ndim(row) < 2}) > 1
+
+
+class Padded(eqx.Module):
+    """Tokens padded on the right, and their lengths.
+
+    Attributes:
+        tokens: `[batch, seq]`, or `[seq]` of one prompt.
+        lengths: number of tokens of each prompt.
+        spans: first and one past the last token of each named place, by name.
+    """
+
+    tokens: Int[Array, "*batch seq"]
+    lengths: Int[Array, "..."]
+    spans: dict[str, Any] = eqx.field(default_factory=dict)
+
+
+def as_pairs(clean: Any, corrupt: Any) -> tuple[Any, Any]:
+    """Return prompts and their counterparts, with lengths where either has them.
+
+    Raises:
+        PositionError: counterparts that do not align token by token.
+    """
+    check_pairs(clean, corrupt)
+    tokens = as_tokens(clean), as_tokens(corrupt)
+    known = [one.lengths for one in (clean, corrupt) if isinstance(one, PromptsLike)]
+    if not known:
+        return tokens
+    return Padded(tokens[0], known[0]), Padded(tokens[1], known[0])
 
 
 def check_pairs(clean: Any, corrupt: Any) -> None:

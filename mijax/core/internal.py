@@ -17,6 +17,7 @@ from mijax.core._check import check_sites as check_sites
 from mijax.core._check import check_unpadded as check_unpadded
 from mijax.core._check import one_each as one_each
 from mijax.core._check_stated import check_keys as check_keys
+from mijax.core._check_stated import masked_lengths as masked_lengths
 from mijax.core._chunk import Base as Base
 from mijax.core._chunk import measure as measure
 from mijax.core._chunk import run_base as run_base
@@ -66,8 +67,10 @@ from mijax.core._text import TextLike as TextLike
 from mijax.core._text import opened as opened
 from mijax.core._tokens import PromptsLike as PromptsLike
 from mijax.core._tokens import TokensLike as TokensLike
+from mijax.core._tokens import as_pairs as as_pairs
 from mijax.core._tokens import as_tokens as as_tokens
 from mijax.core._tokens import check_pairs as check_pairs
+from mijax.core._tokens import length_of as length_of
 from mijax.core._tokens import lengths_of as lengths_of
 from mijax.core._tokens import over_prompts as over_prompts
 from mijax.core._tokens import padded_lengths as padded_lengths

@@ -18,11 +18,12 @@ from mijax.core import (
 )
 from mijax.core.internal import (
     TokensLike,
+    as_pairs,
     as_tokens,
     check_metric,
-    check_pairs,
-    check_unpadded,
+    length_of,
     lengths_of,
+    masked_lengths,
     metric_of,
     over_prompts,
     site_shapes,
@@ -81,7 +82,7 @@ def attribute_latents(
     Args:
         model: any `AbstractModel`; with a backward rule in it, if one is wanted.
         dictionary: an SAE of the site.
-        clean: token ids of one prompt, or of a batch.
+        clean: token ids of one prompt, or of a batch, or `mijax.data.Prompts`.
         corrupt: their counterparts, tokens of the same shape; `None` for latents and
             errors of zero.
         metric: a metric, for instance `logit_difference(answer, wrong)`.
@@ -90,7 +91,7 @@ def attribute_latents(
 
     Returns:
         The scores: above 0 where the metric falls when a latent becomes what it is in
-        the corrupt run.
+        the corrupt run; 0 at padding.
 
     Raises:
         ConfigError: no steps.
@@ -110,10 +111,9 @@ def attribute_latents(
         ((3, 64), (3,))
     """
     if corrupt is not None:
-        check_pairs(clean, corrupt)
+        clean, corrupt = as_pairs(clean, corrupt)
     tokens = as_tokens(clean)
-    check_unpadded(model, lengths_of(clean), tokens.shape[-1])
-    other = None if corrupt is None else as_tokens(corrupt)
+    masked = masked_lengths(model, clean, tokens.shape[-1])
     if steps is not None and steps < 1:
         raise ConfigError(f"A path has at least one point, got {steps}.")
     if not isinstance(dictionary.wiring, SAE):
@@ -128,12 +128,11 @@ def attribute_latents(
     of_one_layer(site)
     vocab = site_shapes(model, tokens.shape[-1]).logits.shape[-1]
     check_metric(metric, tokens, lengths=lengths_of(clean), vocab=vocab)
-    x = capture(model, tokens, site)
-    y = None if other is None else capture(model, other, site)
+    x = capture(model, clean, site)
+    y = None if corrupt is None else capture(model, corrupt, site)
     layer = None if site.layer is None else jnp.asarray(site.layer, jnp.int32)
-    return _scores(
-        model, dictionary, metric, Site(site.name, layer), tokens, x, y, steps
-    )
+    place = Site(site.name, layer)
+    return _scores(model, dictionary, metric, place, (tokens, masked), x, y, steps)
 
 
 @eqx.filter_jit
@@ -142,11 +141,12 @@ def _scores(
     dictionary: Dictionary,
     metric: AbstractMetric,
     site: Site,
-    tokens: Array,
+    prompts: tuple[Array, Array | None],
     x: Array,
     y: Array | None,
     steps: int | None,
 ) -> LatentScores:
+    tokens, lengths = prompts
     heads = has_heads(site)
     wide = fitting(dictionary, x, heads=heads)
     latents = dictionary.encode(wide)
@@ -162,10 +162,11 @@ def _scores(
     def one(tokens: Array, prompt: Array | None) -> Array:
         here = x if prompt is None else x[prompt]
         step = moved if prompt is None else moved[prompt]
-        step = step.reshape(here.shape)
+        step, length = step.reshape(here.shape), length_of(lengths, prompt)
 
         def value(at: Array) -> Array:
-            return metric_of(model, metric, tokens, Given(at).at(site), prompt)
+            edit = Given(at).at(site)
+            return metric_of(model, metric, tokens, edit, prompt, length=length)
 
         gradient = jax.grad(value)
         here = here.astype(jnp.float32)

@@ -155,7 +155,7 @@ def gather(fixed: Fixed, known: Carried) -> Carried:
     """Adds what a batch of text shows."""
     reader, dictionary, which, text, keep = fixed
     # The reader has joined heads.
-    x = fitting(dictionary, reader(text.tokens).x, heads=False)
+    x = fitting(dictionary, reader(text.tokens, text.lengths).x, heads=False)
     found = dictionary.encode(x)[..., which]
     # What does not count may be no number.
     found = jnp.where(text.counted[..., None], found, 0)

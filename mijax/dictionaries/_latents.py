@@ -15,10 +15,8 @@ from mijax.core.internal import (
     PromptsLike,
     TokensLike,
     as_tokens,
-    check_unpadded,
     has_second_axis,
     known,
-    lengths_of,
 )
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._wiring import product
@@ -166,15 +164,14 @@ def pooled(
     """
     if mask is None and isinstance(tokens, PromptsLike):
         mask = jnp.arange(jnp.shape(tokens.tokens)[-1]) < tokens.lengths[:, None]
-    lengths, tokens = lengths_of(tokens), as_tokens(tokens)
-    check_unpadded(model, lengths, tokens.shape[-1])
+    given, tokens = tokens, as_tokens(tokens)
     mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask)
     if tokens.ndim != 2 or mask.shape != tokens.shape:
         raise ShapeError(
             f"Latents are pooled over a batch of tokens and a mask of its shape, got "
             f"{tokens.shape} and {mask.shape}."
         )
-    return _pooled(dictionary, inputs(model, dictionary, tokens, site, None), mask)
+    return _pooled(dictionary, inputs(model, dictionary, given, site, None), mask)
 
 
 def direction(

@@ -20,7 +20,9 @@ from mijax.core.internal import (
     check_sites,
     checked,
     empty,
+    length_of,
     lengths_of,
+    masked_lengths,
     one_each,
     opened,
     over_prompts,
@@ -126,12 +128,13 @@ def direct_logit_attribution(
     readout = readout_of(model, "direct_logit_attribution")
     check_linear_writes(model, "direct_logit_attribution")
     lengths, tokens = lengths_of(given), as_tokens(given)
+    masked = masked_lengths(model, given, tokens.shape[-1])
     if tokens.ndim != 2:
         raise ShapeError(f"Tokens are [batch, seq] here, got {tokens.shape}.")
     if isinstance(position, slice):
         raise PositionError(f"Give one position per prompt, or none, got {position}.")
     place = Site("embed", position=position)
-    shapes = check_sites(model, tokens, place, lengths=lengths).blocks
+    shapes = check_sites(model, tokens, place, lengths=lengths, masked=True).blocks
     check_prompts(model, tokens)
     if neurons and getattr(model.blocks, "mlp", None) is None:
         raise SiteError("The model has no MLPs, so it has no neurons to attribute to.")
@@ -141,8 +144,9 @@ def direct_logit_attribution(
     if position is not None:
         position = jnp.broadcast_to(jnp.asarray(position, jnp.int32), batch)
     padded = padded_lengths(given, tokens.shape[1]) if position is None else None
+    padding = padded, masked
     sites = tuple(name for name in WRITES if getattr(shapes, name) is not None)
-    return _split(model, tokens, (answer, wrong), position, padded, (sites, neurons))
+    return _split(model, tokens, (answer, wrong), position, padding, (sites, neurons))
 
 
 @eqx.filter_jit
@@ -151,14 +155,15 @@ def _split(
     tokens: Int[Array, "batch seq"],
     ids: tuple[Int[Array, " batch"], Int[Array, " batch"] | None],
     position: Int[Array, " batch"] | None,
-    lengths: Int[Array, " batch"] | None,
+    padding: tuple[Int[Array, " batch"] | None, Int[Array, " batch"] | None],
     read: tuple[tuple[str, ...], bool],
 ) -> Direct:
     """Run every prompt twice: to the final norm, then again to attribute each layer."""
+    lengths, masked = padding
 
     def one(tokens: Array, prompt: Array) -> Direct:
         every = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-        rows = Sequence(every, prompt, prompt)
+        rows = Sequence(every, prompt, prompt, length_of(masked, prompt))
         embed = model.embed(tokens, every)
         run = lambda want, select: scan_blocks(  # noqa: E731
             *(model, embed, empty().blocks, rows), want=want, select=select

@@ -1,14 +1,12 @@
 """Padding of an encoder is masked: a padded prompt is computed as it is alone."""
 
-import functools
-
 import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import BLOCK_SITES, CLEAN, CORRUPT, LENGTHS, METRIC, model, sites
+from cases import BLOCK_SITES, CLEAN, CORRUPT, LENGTHS, METRIC, encoder, sites
 from compiles import compiles
 
 import mijax
@@ -24,16 +22,6 @@ PROMPTS = Prompts.from_ids(
 )
 SPOILED = eqx.tree_at(lambda p: p.tokens, PROMPTS, PROMPTS.tokens.at[1, 5:].set(40))
 TOLERANCE = 2e-5
-
-
-@functools.cache
-def encoder(name):
-    """Return a model in which every token reads every other one."""
-    return eqx.tree_at(
-        lambda m: m.blocks.attention,
-        model(name),
-        replace_fn=lambda a: nn.Attention(**{**vars(a), "causal": False}),
-    )
 
 
 def every_edit(name, end=7):

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from mijax._errors import ShapeError, TokenError
 from mijax.core import AbstractModel, Site
 from mijax.core.internal import digest as digest_of
+from mijax.core.internal import stated
 from mijax.data._source import AbstractSource
 from mijax.data.activations._batch import Batch
 from mijax.data.activations._buffer import Buffered, draw, fill, shuffle
@@ -165,8 +166,11 @@ class Activations(AbstractSource):
         while self.slots - free < self.buffer and at != self.tokens.length:
             batch = self.tokens.whole(at)
             mask = valid(batch, self.exclude)
-            tokens = spread(np.asarray(batch.tokens), self._split)
-            given = (self.reader, tokens, mask, state.order, np.int32(free))
+            tokens, lengths = (
+                spread(np.asarray(part), self._split)
+                for part in (batch.tokens, batch.lengths)
+            )
+            given = (self.reader, tokens, lengths, mask, state.order, np.int32(free))
             rows = fill((given, self._split), rows)
             at, free = at + 1, free - int(mask.sum())
         refills = int(state.refills)
@@ -196,10 +200,11 @@ def reader_of(
     if () in given or model == ():
         raise ShapeError("There is nothing to read: give a model and a site at least.")
     models = model if isinstance(model, tuple) else (model,)
-    if not (tokens.pack or all(one.causal for one in models)):
+    if not tokens.pack and any(map(reads_padding, models)):
         raise ShapeError(
-            "The model is not causal, so padding of short rows would change their "
-            "activations: give Tokens(..., pack=True)."
+            "The model is not causal and its blocks do not state `masks_padding`, so "
+            "padding of short rows would change their activations: give Tokens(..., "
+            "pack=True)."
         )
     into, out = given[0] or (), given[1] or ()
     last = max(tokens.corpus.last, tokens.bos or 0)
@@ -210,6 +215,11 @@ def reader_of(
     stack = (not isinstance(inputs, Site), not isinstance(targets, Site))
     reader = Reader(model, traced(into), traced(out), stack)
     return reader, jax.eval_shape(reader.stacked, kinds)
+
+
+def reads_padding(model: AbstractModel) -> bool:
+    """Return True if padding changes the activations of a model."""
+    return not (model.causal or stated(model.blocks, "masks_padding"))
 
 
 def check_sizes(source: Activations) -> None:

@@ -48,7 +48,7 @@ def fill(given: Any, rows: Batch) -> Batch:
     no slot at all.
 
     Args:
-        given: the reader, tokens `[batch, seq]`, which rows are wanted
+        given: the reader, tokens `[batch, seq]`, their lengths, which rows are wanted
             `[batch, seq]`, the order of the slots and how many are free; and how rows
             are laid out on the mesh.
         rows: the buffer; its memory is written over.
@@ -56,7 +56,7 @@ def fill(given: Any, rows: Batch) -> Batch:
     Returns:
         The buffer.
     """
-    (reader, tokens, mask, order, free), split = given
+    (reader, tokens, lengths, mask, order, free), split = given
     mask = mask.reshape(-1)
     nowhere = rows.x.shape[0] + jnp.arange(mask.size, dtype=jnp.int32)
     slot = order[free - jnp.cumsum(mask, dtype=jnp.int32)]
@@ -67,7 +67,7 @@ def fill(given: Any, rows: Batch) -> Batch:
         buffer = buffer.at[slot].set(values, mode="drop", unique_indices=True)
         return laid_out(buffer, split)
 
-    return jax.tree.map(write, rows, reader(tokens))
+    return jax.tree.map(write, rows, reader(tokens, lengths))
 
 
 @eqx.filter_jit

@@ -37,13 +37,14 @@ class Reader(eqx.Module):
     targets: tuple[Site, ...]
     stack: tuple[bool, bool] = eqx.field(static=True)
 
-    def __call__(self, tokens: Int[Array, "batch seq"]) -> Batch:
+    def __call__(
+        self, tokens: Int[Array, "batch seq"], lengths: Int[Array, " batch"]
+    ) -> Batch:
         """Reads them at every token, `[batch, seq, *model, *site, width]`."""
         sites = (*self.inputs, *self.targets)
         models = self.model if isinstance(self.model, tuple) else (self.model,)
-        return self.stacked(
-            [jax.vmap(lambda t, m=m: read(m, sites, t))(tokens) for m in models]
-        )
+        one = lambda model: lambda *row: read(model, sites, *row)  # noqa: E731
+        return self.stacked([jax.vmap(one(m))(tokens, lengths) for m in models])
 
     def stacked(self, found: list[list[Array]]) -> Batch:
         """Makes a batch of what each model has at each site, `[batch, seq, width]`."""
@@ -61,7 +62,10 @@ class Reader(eqx.Module):
 
 
 def read(
-    model: AbstractModel, sites: Several[Site], tokens: Int[Array, " seq"]
+    model: AbstractModel,
+    sites: Several[Site],
+    tokens: Int[Array, " seq"],
+    length: Int[Array, ""] | None = None,
 ) -> list[Float[Array, "seq width"]]:
     """Reads sites of one prompt.
 
@@ -72,12 +76,14 @@ def read(
         model: the model.
         sites: places with one vector per token; block sites have one layer each.
         tokens: token ids.
+        length: number of tokens before padding, which a model that is not causal
+            masks.
 
     Returns:
         The rows of each site. Heads are joined, `heads * head_dim`, if none is chosen.
     """
     position = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-    rows = Sequence(position)
+    rows = Sequence(position, length=None if model.causal else length)
     arrays, static = eqx.partition(model.blocks, eqx.is_array)
 
     want = {site.name for site in sites if site.layered}

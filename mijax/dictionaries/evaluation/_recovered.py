@@ -19,7 +19,7 @@ from mijax.core import (
     Zero,
     capture,
 )
-from mijax.core.internal import as_tokens, check_unpadded, lengths_of
+from mijax.core.internal import as_tokens, masked_lengths
 from mijax.data import Prompts
 from mijax.dictionaries._dictionary import Dictionary
 from mijax.dictionaries._latents import of_one_layer
@@ -112,7 +112,7 @@ def recovered(
     tokens = as_tokens(prompts)
     if tokens.ndim != 2:
         raise ShapeError(f"Give a batch of prompts, got tokens {tokens.shape}.")
-    check_unpadded(model, lengths_of(prompts), tokens.shape[1])
+    lengths = masked_lengths(model, prompts, tokens.shape[1])
     one = site.head is None or (eqx.is_array_like(site.head) and not np.ndim(site.head))
     if site.position is not None or site.feature is not None or not one:
         raise PositionError(
@@ -128,7 +128,7 @@ def recovered(
     counts = mask & jnp.pad(real[:, 1:], ((0, 0), (0, 1)))
     if not counts.any():
         raise PositionError("No token counts: each is padding, excluded or the last.")
-    x = capture(model, tokens, site).astype(jnp.float32)
+    x = capture(model, prompts, site).astype(jnp.float32)
     reads = dictionary.wiring.reads
     if site.head is None and x.ndim > 3 and reads == x.shape[-1:] != x.shape[2:]:
         raise ShapeError(
@@ -141,7 +141,8 @@ def recovered(
     head = None if site.head is None else jnp.asarray(site.head, jnp.int32)
     edits = (Splice(dictionary, error=False), Zero(), Set(mean))
     found = _losses(
-        *(model, edits, Site(site.name, layer, head=head), tokens, mask, counts),
+        *(model, edits, Site(site.name, layer, head=head)),
+        (tokens, lengths, mask, counts),
         min(batch, len(tokens)),
     )
     ce, kl = (np.asarray(a, np.float64) for a in found)
@@ -192,20 +193,18 @@ def _losses(
     model: AbstractModel,
     edits: tuple[AbstractEdit, ...],
     site: Site,
-    tokens: Array,
-    mask: Array,
-    counts: Array,
+    rows: tuple[Array, Array | None, Array, Array],
     batch: int,
 ) -> tuple[Float[Array, "prompt run"], Float[Array, "prompt run"]]:
     """Sums cross-entropy and divergence over the tokens of each prompt that count."""
 
-    def one(given: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        tokens, mask, counts = given
+    def one(given: tuple[Array, Array | None, Array, Array]) -> tuple[Array, Array]:
+        tokens, length, mask, counts = given
         labels = jnp.roll(tokens, -1)
 
         def run(clean: Array, which: Array) -> tuple[Array, tuple[Array, Array]]:
             edit = Masked(OneOf(edits, which), mask).at(site)
-            logits = model(tokens, edit)[0].astype(jnp.float32)
+            logits = model(tokens, edit, length=length)[0].astype(jnp.float32)
             log_p = jax.nn.log_softmax(logits, axis=-1)
             clean = jnp.where(which == 0, log_p, clean)
             ce = -jnp.take_along_axis(log_p, labels[:, None], axis=1)[:, 0]
@@ -220,7 +219,7 @@ def _losses(
         start = jnp.zeros(spec.shape, jnp.float32)
         return jax.lax.scan(run, start, jnp.arange(1 + len(edits)))[1]
 
-    return jax.lax.map(one, (tokens, mask, counts), batch_size=batch)
+    return jax.lax.map(one, rows, batch_size=batch)
 
 
 class OneOf(AbstractEdit):
