@@ -11,7 +11,12 @@ from mijax.lens._eigenvalues import positivity as positivity
 from mijax.lens._eigenvalues import qk_eigenvalues as qk_eigenvalues
 from mijax.lens._function import DirectTerms as DirectTerms
 from mijax.lens._function import direct_attribution as direct_attribution
-from mijax.lens._logit_lens import Lens as Lens
+from mijax.lens._lens import AbstractLens as AbstractLens
+from mijax.lens._lens import LogitLens as LogitLens
+from mijax.lens._lens import RotatedLens as RotatedLens
 from mijax.lens._logit_lens import logit_lens as logit_lens
 from mijax.lens._path_expansion import Paths as Paths
 from mijax.lens._path_expansion import path_expansion as path_expansion
+from mijax.lens._read import next_tokens as next_tokens
+from mijax.lens._read import read as read
+from mijax.lens._reading import LensReading as LensReading
