@@ -18,6 +18,11 @@ def weights(shapes):
 
 
 def one(name, shape):
+    if name.endswith(("_blocks", "_scales")):
+        # Four bits and exponents of the weights of experts; 127 is an exponent of 0.
+        low, high = (0, 256) if name.endswith("_blocks") else (122, 126)
+        seed = zlib.crc32(name.encode())
+        return np.random.default_rng(seed).integers(low, high, shape, np.uint8)
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     if name.endswith("bias"):
         value = 0.2 * noise

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from mijax._errors import ConfigError
 from mijax.core import AbstractModel, Patch, Site, Zero, capture
 from mijax.core.internal import TokensLike
-from mijax.nn import SmearedKeys
+from mijax.nn import SinkSoftmax, SmearedKeys
 
 
 class Recomputed(eqx.Module):
@@ -61,9 +61,15 @@ def recompute(
         Attention scores.
 
     Raises:
-        ConfigError: keys of a model in which a key holds some of the one before.
+        ConfigError: keys of a model in which a key holds some of the one before, or a
+            pattern that is more than the softmax of its scores.
     """
-    if "k" in names and any(map(_smears, jax.tree.leaves(model, is_leaf=_smears))):
+    if _has(model, SinkSoftmax):
+        raise ConfigError(
+            "The QK fix recomputes the softmax of attention without its sinks, which "
+            "this model has. Give AtPStar(qk_fix=False)."
+        )
+    if "k" in names and _has(model, SmearedKeys):
         raise ConfigError(
             "The QK fix changes one key at a time, and with SmearedKeys a key is part "
             "of two. Attribute to other sites than 'k', or give AtPStar(qk_fix=False)."
@@ -83,8 +89,11 @@ def recompute(
     return Recomputed(base["scores"], changed, even > 0)
 
 
-def _smears(node: object) -> bool:
-    return isinstance(node, SmearedKeys)
+def _has(model: AbstractModel, kind: type) -> bool:
+    def found(node: object) -> bool:
+        return isinstance(node, kind)
+
+    return any(map(found, jax.tree.leaves(model, is_leaf=found)))
 
 
 @eqx.filter_jit

@@ -54,6 +54,7 @@ from mijax.models._gemma3 import Gemma3Spec as Gemma3Spec
 from mijax.models._gpt2 import GPT2Spec as GPT2Spec
 from mijax.models._gpt_neo import GPTNeoSpec as GPTNeoSpec
 from mijax.models._gpt_neox import GPTNeoXSpec as GPTNeoXSpec
+from mijax.models._gpt_oss import GptOssSpec as GptOssSpec
 from mijax.models._gptj import GPTJSpec as GPTJSpec
 from mijax.models._granite import GraniteSpec as GraniteSpec
 from mijax.models._image_input import ImageInput as ImageInput

@@ -21,6 +21,7 @@ from mijax.models._gemma3_multimodal import GEMMA3_MULTIMODAL
 from mijax.models._gpt2 import GPT2
 from mijax.models._gpt_neo import GPT_NEO
 from mijax.models._gpt_neox import GPT_NEOX
+from mijax.models._gpt_oss import GPT_OSS
 from mijax.models._gptj import GPTJ
 from mijax.models._granite import GRANITE
 from mijax.models._init import check_dtype
@@ -55,6 +56,7 @@ FAMILIES: tuple[Family, ...] = (
     OLMO2,
     OLMO3,
     OLMOE,
+    GPT_OSS,
     PHI3,
     SMOLLM3,
     GRANITE,

@@ -45,23 +45,31 @@ def yarn(
     context: int,
     fast: float,
     slow: float,
+    truncate: bool = True,
 ) -> Float[np.ndarray, " half"]:
     """Stretch frequencies by the number of turns in a context (YaRN).
 
     Pairs that turn less than `slow` times are stretched by the factor, those that turn
     more than `fast` times are kept, with a ramp over the index of the pair between
-    (Peng et al. 2023, arXiv:2309.00071).
+    (Peng et al. 2023, arXiv:2309.00071). `truncate` makes the ends of the ramp whole.
     """
 
     def pair(turns: float) -> float:
         return rotated * math.log(context / (turns * 2 * math.pi)) / 2 / math.log(theta)
 
-    low = max(math.floor(pair(fast)), 0)
-    high = min(math.ceil(pair(slow)), rotated - 1)
+    first, last = pair(fast), pair(slow)
+    if truncate:
+        first, last = math.floor(first), math.ceil(last)
+    low, high = max(first, 0), min(last, rotated - 1)
     width = high - low or 0.001
     stretch = np.clip((np.arange(rotated // 2) - low) / width, 0, 1)
     frequency = frequencies(theta, rotated)
     return frequency * (stretch / factor + 1 - stretch)
+
+
+def yarn_gain(factor: float, weight: float = 1.0) -> float:
+    """Return YaRN's factor of rotated queries and keys, which grows with the log."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,6 +86,9 @@ class RopeConfig:
     beta_fast: Positive | None = None
     beta_slow: Positive | None = None
     attention_factor: Positive | None = None
+    mscale: Positive | None = None
+    mscale_all_dim: Positive | None = None
+    truncate: bool | None = None
     original_max_position_embeddings: Size | None = None
 
 

@@ -14,6 +14,7 @@ from mijax.nn._basic import RMSNorm as RMSNorm
 from mijax.nn._basic import Rotary as Rotary
 from mijax.nn._basic import RoundedAlibi as RoundedAlibi
 from mijax.nn._basic import SiLU as SiLU
+from mijax.nn._basic import SinkSoftmax as SinkSoftmax
 from mijax.nn._basic import SoftCap as SoftCap
 from mijax.nn._basic import Softmax as Softmax
 from mijax.nn._basic import Tanh as Tanh
@@ -25,6 +26,8 @@ from mijax.nn._blocks import Block as Block
 from mijax.nn._blocks import ParallelBlock as ParallelBlock
 from mijax.nn._blocks import PostNormBlock as PostNormBlock
 from mijax.nn._blocks import SandwichBlock as SandwichBlock
+from mijax.nn._clamped import ClampedShift as ClampedShift
+from mijax.nn._clamped import ClampedSwish as ClampedSwish
 from mijax.nn._encoder import Encoder as Encoder
 from mijax.nn._encoder import EncoderHead as EncoderHead
 from mijax.nn._experts import Experts as Experts

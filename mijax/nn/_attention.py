@@ -18,6 +18,8 @@ from mijax.nn._basic import (
     Product,
     RMSNorm,
     Rotary,
+    RoundedAlibi,
+    SinkSoftmax,
     SoftCap,
     Softmax,
 )
@@ -36,6 +38,7 @@ class Attention(eqx.Module):
     block with this attention keeps of earlier tokens.
 
     Attributes:
+        softmax: makes the pattern of scores; `SinkSoftmax` adds a learned logit.
         q_norm: norm of the queries before rotary positions, of each head
             (`RMSNorm`, `LayerNorm`) or of all heads together (`AcrossHeads`).
         k_norm: norm of the keys before rotary positions.
@@ -56,7 +59,7 @@ class Attention(eqx.Module):
     b_v: Float[Array, "*layer kv_heads head_dim"] | None = None
     b_o: Float[Array, "*layer embed"] | None = None
     rotary: Rotary | None = None
-    softmax: Softmax = Softmax()
+    softmax: Softmax | SinkSoftmax = Softmax()
     product: Product = Product()
     keys: Identity | SmearedKeys = Identity()
     causal: bool = eqx.field(static=True, default=True)
@@ -65,7 +68,7 @@ class Attention(eqx.Module):
     scale: float | None = eqx.field(static=True, default=None)
     cap: Identity | SoftCap = Identity()
     window: Int[Array, "*layer"] | None = None
-    alibi: Alibi | None = None
+    alibi: Alibi | RoundedAlibi | None = None
 
     cache: ClassVar[Mapping[str, AbstractCached]] = MappingProxyType(
         {"k": PerToken(), "v": PerToken()}

@@ -73,7 +73,7 @@ class Alibi(eqx.Module):
         return scores - (self.slope[:, None, None] * far).astype(scores.dtype)
 
 
-class RoundedAlibi(Alibi):
+class RoundedAlibi(eqx.Module):
     r"""ALiBi with terms that are rounded to bfloat16 before they are scaled (Falcon).
 
     $s_{qk} - c (r(r(m_h) r(q)) - r(r(m_h) r(k)))$, where $r$ rounds. Neighbors far from
@@ -84,6 +84,7 @@ class RoundedAlibi(Alibi):
         scale: $c$, the factor of the scores.
     """
 
+    slope: Float[Array, "*layer heads"]
     scale: float = eqx.field(static=True, default=1.0)
 
     def __call__(
@@ -260,9 +261,39 @@ class Tanh(eqx.Module):
 class Softmax(eqx.Module):
     """Softmax over the last axis, in float32: a node of its own, to be replaced."""
 
-    def __call__(self, x: Float[Array, "... key_seq"]) -> Float[Array, "... key_seq"]:
-        """Normalises."""
-        return jax.nn.softmax(x.astype(jnp.float32), axis=-1)
+    def __call__(
+        self, x: Float[Array, "... key_seq"], temperature: float = 1.0
+    ) -> Float[Array, "... key_seq"]:
+        """Normalises `x / temperature`."""
+        return jax.nn.softmax(x.astype(jnp.float32) / temperature, axis=-1)
+
+
+class SinkSoftmax(eqx.Module):
+    r"""Softmax of scores and of one more logit in every row (gpt-oss).
+
+    $p_k = e^{s_k} / (e^{b_h} + \sum_j e^{s_j})$: a head may put a part of its attention
+    on nothing, and a row of the pattern sums to less than 1.
+
+    Attributes:
+        sink: $b_h$, one for each head.
+
+    Examples:
+        >>> SinkSoftmax(jnp.zeros(1))(jnp.zeros((1, 1, 3))).tolist()
+        [[[0.25, 0.25, 0.25]]]
+    """
+
+    sink: Float[Array, "*layer heads"]
+
+    def __call__(
+        self, x: Float[Array, "*lane heads seq key_seq"], temperature: float = 1.0
+    ) -> Float[Array, "*lane heads seq key_seq"]:
+        """Normalises `x / temperature`, and the sinks' logits with it."""
+        wide = x.astype(jnp.float32)
+        sink = jnp.broadcast_to(
+            self.sink[:, None, None].astype(jnp.float32), (*x.shape[:-1], 1)
+        )
+        both = jnp.concatenate([wide, sink], axis=-1) / temperature
+        return jax.nn.softmax(both, axis=-1)[..., :-1]
 
 
 class Product(eqx.Module):

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mijax.core import site
-from mijax.nn._basic import Product
+from mijax.nn._attention import add
+from mijax.nn._basic import Identity, Product
 from mijax.nn._mlp import AbstractMLP, Activation
 
 ROUTED = "position expert"
@@ -17,10 +18,10 @@ class Experts(AbstractMLP):
 
     $$\sum_{i \in \mathrm{top}_k(p)} w_i E_i(x), \quad p = \mathrm{softmax}(x W_r)$$
 
-    $E_i$ is a gated MLP (`GatedMLP`). The weights $w_i$ are $p_i$, or, with
-    `renormalize`, $p_i$ divided by the sum over the chosen experts, which equals a
-    softmax over their logits only (Shazeer et al. 2017, arXiv:1701.06538; Jiang et al.
-    2024, arXiv:2401.04088).
+    $E_i$ is a gated MLP (`GatedMLP`), with biases where the model has them. The weights
+    $w_i$ are $p_i$, or, with `renormalize`, $p_i$ divided by the sum over the chosen
+    experts, which equals a softmax over their logits only (Shazeer et al. 2017,
+    arXiv:1701.06538; Jiang et al. 2024, arXiv:2401.04088).
 
     Sites, next to those of the block:
 
@@ -36,6 +37,8 @@ class Experts(AbstractMLP):
     memory for `[seq, experts, mlp]` and `[seq, experts, embed]` in each layer.
 
     Attributes:
+        activation: what is applied to the gate.
+        up: what is applied to the other factor; nothing by default.
         top_k: number of experts for each token.
         renormalize: whether the weights of the chosen experts sum to 1.
 
@@ -61,15 +64,21 @@ class Experts(AbstractMLP):
     top_k: int = eqx.field(static=True)
     renormalize: bool = eqx.field(static=True, default=True)
     product: Product = Product()
+    b_router: Float[Array, "*layer expert"] | None = None
+    b_gate: Float[Array, "*layer expert mlp"] | None = None
+    b_in: Float[Array, "*layer expert mlp"] | None = None
+    b_out: Float[Array, "*layer expert embed"] | None = None
+    up: Activation = Identity()
 
     def __call__(self, x: Float[Array, "rows embed"]) -> Float[Array, "rows embed"]:
         """Computes the chosen experts at the rows."""
-        logits = site("router_logits", x @ self.w_router, ROUTED)
+        logits = add(x @ self.w_router, self.b_router)
+        logits = site("router_logits", logits, ROUTED)
         weights = site("router_weights", self._weights(logits).astype(x.dtype), ROUTED)
-        gate = self.activation(jnp.einsum("ne,exm->nxm", x, self.w_gate))
-        up = jnp.einsum("ne,exm->nxm", x, self.w_in)
-        post = self.product("nxm,nxm->nxm", gate, up)
-        each = jnp.einsum("nxm,xme->nxe", post, self.w_out)
+        gate = add(jnp.einsum("ne,exm->nxm", x, self.w_gate), self.b_gate)
+        up = add(jnp.einsum("ne,exm->nxm", x, self.w_in), self.b_in)
+        post = self.product("nxm,nxm->nxm", self.activation(gate), self.up(up))
+        each = add(jnp.einsum("nxm,xme->nxe", post, self.w_out), self.b_out)
         each = self.product("nx,nxe->nxe", weights, each)
         return site("expert_out", each, f"{ROUTED} embed").sum(1)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from mijax._errors import FrameError
 from mijax.core.internal import check_linear_writes
 from mijax.nn._attention import Attention
-from mijax.nn._basic import Identity, LayerNorm, RMSNorm, Unembedding
+from mijax.nn._basic import Identity, LayerNorm, RMSNorm, Softmax, Unembedding
 from mijax.nn._experts import Experts
 from mijax.nn._mlp import MLP, GatedMLP
 from mijax.nn._transformer import Transformer
@@ -167,7 +167,8 @@ def fold_value_biases(model: Transformer) -> Transformer:
         The model with value biases of zero (`None`); logits are unchanged.
 
     Raises:
-        FrameError: it was applied before, or there are no value biases.
+        FrameError: it was applied before, there are no value biases, or rows of the
+            pattern do not sum to one (`SinkSoftmax`).
 
     Examples:
         >>> import jax, mijax.testing
@@ -182,6 +183,11 @@ def fold_value_biases(model: Transformer) -> Transformer:
         raise FrameError(
             "fold_value_biases: this model has no value biases; nothing to fold. "
             "Where a norm has a bias, apply fold_norm first."
+        )
+    if not isinstance(attention.softmax, Softmax):
+        raise FrameError(
+            f"fold_value_biases: with {type(attention.softmax).__name__} the pattern "
+            "does not sum to 1, so value biases are no constant. Leave them in place."
         )
     groups = attention.w_q.shape[-2] // attention.w_v.shape[-2]
     per_head = jnp.repeat(attention.b_v, groups, axis=-2)
@@ -208,7 +214,7 @@ def mlp_reads(mlp: Any) -> tuple[tuple[str, str | None], ...]:
     if isinstance(mlp, GatedMLP):
         return (("w_gate", None), ("w_in", None))
     if isinstance(mlp, Experts):
-        return (("w_router", None), ("w_gate", None), ("w_in", None))
+        return (("w_router", "b_router"), ("w_gate", "b_gate"), ("w_in", "b_in"))
     raise FrameError(
         f"fold_norm: it is not known what in {type(mlp).__name__} reads the norm; "
         "only MLP, GatedMLP and Experts are supported."

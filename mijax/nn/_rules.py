@@ -10,7 +10,16 @@ import equinox as eqx
 
 from mijax._errors import ConfigError
 from mijax.core import AbstractModel
-from mijax.nn._basic import GELU, LayerNorm, Product, ReLU, RMSNorm, SiLU, Softmax
+from mijax.nn._basic import (
+    GELU,
+    LayerNorm,
+    Product,
+    ReLU,
+    RMSNorm,
+    SiLU,
+    SinkSoftmax,
+    Softmax,
+)
 from mijax.nn._mlp import AbstractMLP
 from mijax.nn._substitutes import (
     AbstractSubstitute,
@@ -157,7 +166,7 @@ class TemperedSoftmax(AbstractPart):
     """
 
     temperature: float = eqx.field(static=True, default=2.0)
-    replaces = (Softmax,)
+    replaces = (Softmax, SinkSoftmax)
 
     def __check_init__(self):
         """Refuses temperatures that are not positive."""
@@ -175,7 +184,7 @@ class FrozenPattern(AbstractPart):
     The AH-rule of Ali et al. 2022, "XAI for Transformers".
     """
 
-    replaces = (Softmax,)
+    replaces = (Softmax, SinkSoftmax)
 
     def substitute(self, node: Any) -> FrozenSoftmax:
         """Freezes a softmax."""

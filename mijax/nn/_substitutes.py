@@ -64,7 +64,7 @@ class SoftmaxAt(AbstractSubstitute):
 
     def __call__(self, x: Float[Array, "... key_seq"]) -> Float[Array, "... key_seq"]:
         """Normalises."""
-        tempered = self.temperature * self.inner(x / self.temperature)
+        tempered = self.temperature * self.inner(x, self.temperature)
         return with_gradient_of(self.inner(x), tempered)
 
 

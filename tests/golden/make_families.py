@@ -54,6 +54,26 @@ NAMELESS = dict.fromkeys(
 )
 # Eager attention of transformers 5.24 adds Falcon's ALiBi twice; the default does not.
 SDPA = {"falcon_alibi"}
+# A clamp that is reached, and a ramp between pairs.
+GPT_OSS = {
+    "model_type": "gpt_oss",
+    "head_dim": 8,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 100.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 12,
+        "beta_fast": 1.5,
+        "beta_slow": 0.5,
+        "truncate": False,
+    },
+    "sliding_window": 3,
+    "layer_types": MIXED,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "swiglu_limit": 0.8,
+    "swiglu_alpha": 1.3,
+}
 FALCON = {"num_key_value_heads": ..., "intermediate_size": ...}
 # Windows are shorter than the prompt, so that they matter; `...` leaves a key out.
 FAMILIES = {
@@ -288,6 +308,13 @@ FAMILIES = {
         "multi_query": False,
         "parallel_attn": False,
     },
+    "gpt_oss": GPT_OSS,
+    "gpt_oss_mxfp4": GPT_OSS
+    | {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "quantization_config": {"quant_method": "mxfp4"},
+    },
 }
 
 
@@ -302,6 +329,7 @@ def main():
 def golden(name, keys):
     """Save a model as transformers does, give it other weights, and run it."""
     keys = {key: value for key, value in (SIZES | keys).items() if value is not ...}
+    quantized = keys.pop("quantization_config", None)
     config = AutoConfig.for_model(**keys)
     whole = hasattr(config, "vision_config")
     kind = AutoModelForImageTextToText if whole else AutoModelForCausalLM
@@ -310,15 +338,39 @@ def golden(name, keys):
         path = Path(folder) / "model.safetensors"
         model.save_pretrained(folder)
         shapes = {key: value.shape for key, value in load_file(path).items()}
+        if quantized:
+            shapes = packed(shapes)
+            note(Path(folder) / "config.json", quantized)
         save_file(weights(shapes), path, {"format": "pt"})
         attention = "sdpa" if name in SDPA else "eager"
-        model = kind.from_pretrained(folder, attn_implementation=attention).eval()
+        model = kind.from_pretrained(
+            folder, attn_implementation=attention, dtype=torch.float32
+        ).eval()
         content = (Path(folder) / "config.json").read_text()
     arrays = next(filter(None, (reference(model, seed) for seed in range(50))))
     print(name, model.config.model_type, f"logits {arrays['logits'].std():.2f}")
     for key, text in (("config", content), ("shapes", json.dumps(shapes))):
         arrays[key] = np.frombuffer(text.encode(), np.uint8)
     return arrays
+
+
+def packed(shapes):
+    """Replace the matrices of experts by transposed blocks of four bits and scales."""
+    found = {}
+    for name, shape in shapes.items():
+        if not name.endswith(("gate_up_proj", "down_proj")):
+            found[name] = shape
+            continue
+        count, rows, columns = shape
+        found[f"{name}_blocks"] = (count, columns, rows // 32, 16)
+        found[f"{name}_scales"] = (count, columns, rows // 32)
+    return found
+
+
+def note(path, quantized):
+    """Add the format of the weights to a config."""
+    config = json.loads(path.read_text()) | {"quantization_config": quantized}
+    path.write_text(json.dumps(config))
 
 
 def reference(model, seed):
