@@ -9,10 +9,11 @@ import equinox as eqx
 from jaxtyping import Array, Float
 
 from mijax._errors import SiteError
-from mijax.core._cached import AbstractCached
+from mijax.core._cached import AbstractCached, Recurrent
 from mijax.core._edits import edit
 from mijax.core._harvest import At, harvest
-from mijax.core._mark import site
+from mijax.core._mark import UNNAMED, site
+from mijax.core._recurrence import STEP
 from mijax.core._rows import PACKED_GRID, AbstractRows, Past, Place, Sequence
 from mijax.core._sites import (
     BLOCK_SITES,
@@ -143,7 +144,7 @@ def apply_block(
         SiteError: an edited or wanted site that the block does not have.
     """
     placed = {name: getattr(edits, name) for name in BLOCK_SITES}
-    changes = changes_of(placed, lambda at: place)
+    changes = changes_of(placed, lambda at: place, states_of(block))
     x, acts = harvest(run_block, want=want, edits=changes)(block, x, place.rows, past)
     found = dict.fromkeys(BLOCK_SITES)
     for name in BLOCK_SITES:
@@ -184,17 +185,47 @@ def observed(
     return run
 
 
+def states_of(block: AbstractBlock) -> frozenset[str]:
+    """Return the names of the states that a block computes by a recurrence."""
+    cache = stated(block, "cache") or {}
+    return frozenset(n for n, kind in cache.items() if isinstance(kind, Recurrent))
+
+
 def changes_of(
-    placed: Mapping[str, Any], place_of: Callable[[At], Place]
+    placed: Mapping[str, Any],
+    place_of: Callable[[At], Place],
+    states: frozenset[str] = frozenset(),
 ) -> dict[str, Callable[[Array, At], Array]]:
     """Return placed edits as functions of the values at marks.
 
     Args:
         placed: the edit at each site, or `None`.
         place_of: layer and rows of a mark.
+        states: states of recurrences, which are edited at each step.
     """
     given = {name: one for name, one in placed.items() if one is not None}
-    return {name: _change(one, place_of) for name, one in given.items()}
+    stepped = {n: given.pop(n) for n in states & {*given}}
+    return {
+        **{name: _change(one, place_of) for name, one in given.items()},
+        **{n + STEP: _at_each_step(one, place_of) for n, one in stepped.items()},
+    }
+
+
+def _at_each_step(
+    placed: Any, place_of: Callable[[At], Place]
+) -> Callable[[Array, At], Array]:
+    """Return an edit at a state as a function of the state at one step."""
+
+    def change(value: Array, at: At) -> Array:
+        place = place_of(at)
+        rows = place.rows.at_step(at.index["token"])
+        # Packed rows have one state for each lane, a sequence has a single one.
+        packed = UNNAMED in at.axes
+        own = value if packed else value[None]
+        new = edit(placed, own, Place(rows, place.layer))
+        return new if packed else new[0]
+
+    return change
 
 
 def _change(

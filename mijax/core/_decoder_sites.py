@@ -16,6 +16,10 @@ from mijax.core._sites import (
 # Name of the last axis, for which `feature` stands, where it is not `embed`.
 LAST_AXES = {
     **dict.fromkeys(("q", "k", "v", "q_rotated", "k_rotated", "z"), "head_dim"),
+    "z_gate": "head_dim",
+    **dict.fromkeys(("conv_out", "mixer_scan", "mixer_gate", "mixer_out"), "channel"),
+    **dict.fromkeys(("ssm_delta", "gdn_alpha", "gdn_beta"), "scale"),
+    **dict.fromkeys(("ssm_b", "ssm_c", "mixer_state"), "state"),
     **dict.fromkeys(("scores", "pattern"), "key_position"),
     **dict.fromkeys(("mlp_pre", "mlp_gate", "mlp_up", "mlp_post"), "mlp"),
     **dict.fromkeys(("attn_norm_scale", "mlp_norm_scale"), "scale"),

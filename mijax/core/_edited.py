@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import SiteError
-from mijax.core._block import AbstractBlock, changes_of, stated
+from mijax.core._block import AbstractBlock, changes_of, stated, states_of
 from mijax.core._edits import compose, edit
 from mijax.core._harvest import harvest
 from mijax.core._held import held
@@ -51,7 +51,8 @@ class EditedBlock(AbstractBlock):
         place = Place(rows, self.layer)
         inside = {name: getattr(self.edits, name) for name in BLOCK_SITES}
         after = inside.pop(EXIT)
-        run = harvest(_call, want=(), edits=changes_of(inside, lambda at: place))
+        changes = changes_of(inside, lambda at: place, states_of(self.block))
+        run = harvest(_call, want=(), edits=changes)
         stream = run(self.block, stream, rows, past)[0]
         if after is None:
             return stream

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Shaped
 
-from mijax.core._recurrence import mark_state, scanned
-from mijax.core._rows import AbstractRows, Past
+from mijax.core._recurrence import mark_state, scanned, windows
+from mijax.core._rows import AbstractRows, Past, Sequence
 
 
 class Packed(AbstractRows):
@@ -83,14 +83,38 @@ class Packed(AbstractRows):
         read: Callable[[Array, Any], Any] = lambda state, x: state,
     ) -> Any:
         """Runs every lane from the state before its first row."""
-        assert past is not None, "packed rows need the past of their lanes"
-        first = (self.start == 0).reshape((-1,) + (1,) * start.ndim)
-        before = jnp.where(first, start, past[name])
-        each = jax.vmap(lambda state, xs: scanned(step, read, state, xs))
+        each = jax.vmap(lambda state, xs: scanned(name, step, read, state, xs))
+        before = self._before(name, start, past)
         found = each(before, jax.tree.map(self.queries, xs))
         states, out = jax.tree.map(self.flat, found)
         mark_state(name, states)
         return out
+
+    def window(
+        self,
+        name: str,
+        x: Shaped[Array, "rows ..."],
+        size: int,
+        past: Past | None = None,
+    ) -> Shaped[Array, "rows size ..."]:
+        """Returns each row with those before it in its lane, or in the past."""
+        before = self._before(name, jnp.zeros((size, *x.shape[1:]), x.dtype), past)
+        found = self.flat(jax.vmap(windows)(self.queries(x), before))
+        mark_state(name, found)
+        return found
+
+    def at_step(self, step: Int[Array, ""]) -> Sequence:
+        """Returns one row of each lane."""
+        lane = jnp.arange(len(self.start), dtype=jnp.int32)
+        return Sequence(self.start + step, self.lane_prompt, lane)
+
+    def _before(
+        self, name: str, start: Shaped[Array, "..."], past: Past | None
+    ) -> Shaped[Array, "lane ..."]:
+        """Returns the state before the first row of each lane."""
+        assert past is not None, "packed rows need the past of their lanes"
+        first = (self.start == 0).reshape((-1,) + (1,) * start.ndim)
+        return jnp.where(first, start, past[name])
 
     def flat(self, grid: Shaped[Array, "lane seq ..."]) -> Shaped[Array, "rows ..."]:
         """Gathers every row from its lane and query."""

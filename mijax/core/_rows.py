@@ -19,7 +19,7 @@ from mijax._errors import PositionError, ShapeError
 from mijax.core._last_axis import last_axis_masks
 from mijax.core._mark import edited, site
 from mijax.core._operands import rows_per_prompt
-from mijax.core._recurrence import mark_state, scanned
+from mijax.core._recurrence import mark_state, scanned, windows
 from mijax.core._sites import PerPrompt
 from mijax.core._source_place import repeated
 
@@ -126,9 +126,28 @@ class AbstractRows(eqx.Module):
         Returns:
             The output of every row.
         """
-        states, out = scanned(step, read, start, xs)
+        states, out = scanned(name, step, read, start, xs)
         mark_state(name, states)
         return out
+
+    def window(
+        self,
+        name: str,
+        x: Shaped[Array, "rows ..."],
+        size: int,
+        past: Past | None = None,
+    ) -> Shaped[Array, "rows size ..."]:
+        """Returns each row with those before it, oldest first, as a `Recurrent` state.
+
+        Zeros come before the first token; other arguments are those of `recur`.
+        """
+        found = windows(x, jnp.zeros((size, *x.shape[1:]), x.dtype))
+        mark_state(name, found)
+        return found
+
+    def at_step(self, step: Int[Array, ""]) -> "AbstractRows":
+        """Returns the row, or one row of each lane, that a recurrence has come to."""
+        return Sequence(self.position[step][None], self.prompt, self.lane)
 
     @property
     def after(self) -> "AbstractRows":

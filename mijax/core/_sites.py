@@ -37,6 +37,10 @@ class BlockSites(eqx.Module, Generic[T]):
     | `mlp_pre mlp_gate mlp_up mlp_post` | `[seq, mlp]` |
     | `router_logits router_weights` | `[seq, experts]` |
     | `expert_out` | `[seq, experts, embed]` |
+    | `conv_out mixer_scan mixer_gate mixer_out` | `[seq, channels]` |
+    | `ssm_delta gdn_alpha gdn_beta` | `[seq, heads, 1]` |
+    | `ssm_b ssm_c mixer_state` | `[seq, heads, state]` |
+    | `z_gate` | `[seq, heads, head_dim]` |
 
     `attn_norm_scale` and `mlp_norm_scale` are the numbers that the norms before
     attention and before the MLP divide by. `q` and `k` are what the projections give,
@@ -50,6 +54,13 @@ class BlockSites(eqx.Module, Generic[T]):
     `mlp_up` the other factor of `mlp_post`. Mixtures of experts have `router_logits`,
     `router_weights` (0 for experts that are not chosen) and `expert_out`, what each
     expert adds to `mlp_out`, in their place.
+
+    Recurrent mixers (`nn.AbstractMixer`) have `conv_out`, the output of the causal
+    convolution; the step size `ssm_delta`, `ssm_b` and `ssm_c` of a state space, or the
+    decay `gdn_alpha` and rate `gdn_beta` of a delta rule; `mixer_state` after each
+    token, all features of a head in one axis; `mixer_scan`, read from it; `mixer_gate`,
+    which multiplies that, and `mixer_out`, what the output matrix reads. `z_gate`
+    multiplies what attention reads, which makes `z`.
     """
 
     resid_pre: T
@@ -61,12 +72,23 @@ class BlockSites(eqx.Module, Generic[T]):
     k_rotated: T
     scores: T
     pattern: T
+    z_gate: T
     z: T
     result: T
     attn_out: T
     resid_mid: T
     mlp_norm_scale: T
     mlp_in: T
+    conv_out: T
+    ssm_delta: T
+    ssm_b: T
+    ssm_c: T
+    gdn_alpha: T
+    gdn_beta: T
+    mixer_state: T
+    mixer_scan: T
+    mixer_gate: T
+    mixer_out: T
     mlp_pre: T
     mlp_gate: T
     mlp_up: T
@@ -131,7 +153,8 @@ SITES = ("embed", *BLOCK_SITES, "resid_final", "logits")
 INDICES = ("layer", "position", "head", "feature")
 HEAD_SITES = (
     *("q", "k", "v", "q_rotated", "k_rotated"),
-    *("scores", "pattern", "z", "result"),
+    *("scores", "pattern", "z_gate", "z", "result"),
+    *("ssm_delta", "ssm_b", "ssm_c", "gdn_alpha", "gdn_beta", "mixer_state"),
 )
 # Sites whose second axis is not `head`, and its name.
 SECOND_AXES = {"expert_out": "expert"}

@@ -6,6 +6,7 @@ from mijax.lens._composition import composition as composition
 from mijax.lens._composition import random_composition as random_composition
 from mijax.lens._direct import Direct as Direct
 from mijax.lens._direct import direct_logit_attribution as direct_logit_attribution
+from mijax.lens._effective_attention import effective_attention as effective_attention
 from mijax.lens._eigenvalues import ov_eigenvalues as ov_eigenvalues
 from mijax.lens._eigenvalues import positivity as positivity
 from mijax.lens._eigenvalues import qk_eigenvalues as qk_eigenvalues

@@ -181,7 +181,7 @@ def check_heads(spec: Any, path: str) -> None:
         divide(spec.heads, kv_heads, path)
         divide(spec.head_dim, 2, path)
         check_rotated(spec, spec.head_dim, path)
-    elif not hasattr(spec, "head_dim"):
+    elif hasattr(spec, "heads") and not hasattr(spec, "head_dim"):
         head_dim = divide(spec.embed, spec.heads, path)
         check_rotated(spec, head_dim, path)
 

@@ -26,6 +26,7 @@ from mijax.models._gptj import GPTJ
 from mijax.models._granite import GRANITE
 from mijax.models._init import check_dtype
 from mijax.models._llama import LLAMA
+from mijax.models._mamba import MAMBA
 from mijax.models._mistral import MISTRAL
 from mijax.models._mixtral import MIXTRAL
 from mijax.models._olmo2 import OLMO2
@@ -66,6 +67,7 @@ FAMILIES: tuple[Family, ...] = (
     OPT,
     BLOOM,
     FALCON,
+    MAMBA,
     BERT,
     ROBERTA,
     DISTILBERT,

@@ -235,7 +235,8 @@ def check_sizes(spec: Any, shapes: Mapping[str, tuple[int, ...]], where: str) ->
         LoadError: before anything of that size exists.
     """
     held = sum(math.prod(shape) for shape in shapes.values())
-    width = spec.heads * getattr(spec, "head_dim", 1)
+    heads = getattr(spec, "heads", 0) * getattr(spec, "head_dim", 1)
+    width = heads or spec.channels
     token_embed = getattr(spec, "token_embed", spec.embed)
     asked = token_embed * spec.vocab + spec.embed * spec.layers * width
     if asked > held:

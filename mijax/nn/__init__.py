@@ -56,3 +56,8 @@ from mijax.nn._rules import TemperedSoftmax as TemperedSoftmax
 from mijax.nn._rules import apply as apply
 from mijax.nn._smear import SmearedKeys as SmearedKeys
 from mijax.nn._transformer import Transformer as Transformer
+from mijax.nn.mixers import AbstractMixer as AbstractMixer
+from mijax.nn.mixers import CausalConv as CausalConv
+from mijax.nn.mixers import Mamba as Mamba
+from mijax.nn.mixers import MixerBlock as MixerBlock
+from mijax.nn.mixers import ssm_attention as ssm_attention

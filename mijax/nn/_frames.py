@@ -18,6 +18,7 @@ from mijax.nn._basic import Identity, LayerNorm, RMSNorm, Softmax, Unembedding
 from mijax.nn._experts import Experts
 from mijax.nn._mlp import MLP, GatedMLP
 from mijax.nn._transformer import Transformer
+from mijax.nn.mixers import AbstractMixer
 
 M = TypeVar("M")
 
@@ -215,9 +216,11 @@ def mlp_reads(mlp: Any) -> tuple[tuple[str, str | None], ...]:
         return (("w_gate", None), ("w_in", None))
     if isinstance(mlp, Experts):
         return (("w_router", "b_router"), ("w_gate", "b_gate"), ("w_in", "b_in"))
+    if isinstance(mlp, AbstractMixer):
+        return mlp.reads
     raise FrameError(
         f"fold_norm: it is not known what in {type(mlp).__name__} reads the norm; "
-        "only MLP, GatedMLP and Experts are supported."
+        "only MLP, GatedMLP, Experts and mixers are supported."
     )
 
 

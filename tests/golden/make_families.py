@@ -248,6 +248,25 @@ FAMILIES = {
         "num_experts": 4,
         "num_experts_per_tok": 2,
     },
+    "mamba": {
+        "model_type": "mamba",
+        **NAMELESS,
+        "max_position_embeddings": ...,
+        "num_hidden_layers": 3,
+        "state_size": 4,
+        "time_step_rank": 2,
+    },
+    "mamba_bias": {
+        "model_type": "mamba",
+        **NAMELESS,
+        "max_position_embeddings": ...,
+        "num_hidden_layers": 3,
+        "state_size": 3,
+        "conv_kernel": 3,
+        "use_bias": True,
+        "use_conv_bias": False,
+        "tie_word_embeddings": False,
+    },
     # The text model of a multimodal checkpoint.
     "gemma3": {
         "model_type": "gemma3",

@@ -82,6 +82,11 @@ PARAMETERS = {
     # With a second copy of the norm that attention and MLP share.
     "falcon-7b": 6_921_720_704 + 32 * 2 * 4544,
     "falcon-40b": 41_303_293_952,
+    "mamba-130m": 129_135_360,
+    "mamba-370m": 371_516_416,
+    "mamba-790m": 793_204_224,
+    "mamba-1.4b": 1_372_178_432,
+    "mamba-2.8b": 2_768_345_600,
     "gpt-neo-125m": 125_198_592,
     # With a second copy of the norm that attention and MLP share.
     "gpt-j-6b": 6_050_882_784 + 28 * 2 * 4096,

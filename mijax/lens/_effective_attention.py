@@ -1,0 +1,80 @@
+"""Recurrent mixers as attention: the weight with which tokens read earlier ones."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mijax._errors import SiteError
+from mijax.core import AbstractModel, Site, capture
+from mijax.core.internal import checked, opened, unedited
+from mijax.nn import AbstractMixer
+
+
+@checked
+def effective_attention(
+    model: Any, tokens: Any, edits: Any = None, *, layer: int
+) -> Float[Array, "*batch heads seq key_seq"]:
+    r"""Returns the matrix by which a recurrent mixer maps its inputs to its outputs.
+
+    The scan of a state-space model is linear in its inputs once step sizes and vectors
+    are given, so it equals a product with a causal matrix over tokens, as attention
+    does (Ali et al. 2024, arXiv:2403.01590). The matrix is exact: the product with the
+    inputs of the scan, plus the term that skips the state, is `mixer_scan`. Its rows do
+    not sum to 1, and entries may be negative.
+
+    Args:
+        model: a model whose blocks have a recurrent mixer, or a language model.
+        tokens: token ids of one prompt, or of a batch, or `mijax.data.Prompts`; with a
+            language model also a text or a list of texts.
+        edits: placed edits, a list of them, or `None`. Those at `mixer_state` do not
+            enter the matrix.
+        layer: index of the block.
+
+    Returns:
+        The matrix of each head; in Mamba a head is a channel. It takes
+        `heads * seq * key_seq` numbers for each prompt.
+
+    Raises:
+        SiteError: blocks without a recurrent mixer, or a layer that does not exist.
+
+    Examples:
+        >>> import jax, mijax
+        >>> spec = mijax.models.MambaSpec(
+        ...     layers=2, embed=8, channels=16, vocab=20, rank=2
+        ... )
+        >>> model = mijax.models.init(spec, jax.random.key(0))
+        >>> effective_attention(model, jax.numpy.array([5, 6, 7]), layer=1).shape
+        (16, 3, 3)
+    """
+    model, tokens = opened(model, tokens)
+    mixer = mixer_of(model)
+    sites = {name: Site(name, layer=layer) for name in mixer.unrolled_sites}
+    acts = capture(model, tokens, sites, edits)
+    return _unrolled(mixer, acts, jnp.asarray(layer, jnp.int32))
+
+
+def mixer_of(model: AbstractModel) -> AbstractMixer:
+    """Returns the stacked mixers of a model.
+
+    Raises:
+        SiteError: it has none.
+    """
+    blocks = unedited(model).blocks
+    mixer = getattr(blocks, "mixer", None)
+    if not isinstance(mixer, AbstractMixer):
+        raise SiteError(
+            "effective_attention needs blocks with a recurrent mixer (nn.Mamba); "
+            f"{type(blocks).__name__} has none. Attention has the site 'pattern'."
+        )
+    return mixer
+
+
+@eqx.filter_jit
+def _unrolled(mixer: AbstractMixer, acts: dict[str, Array], layer: Array) -> Array:
+    arrays, static = eqx.partition(mixer, eqx.is_array)
+    one = eqx.combine(jax.tree.map(lambda leaf: leaf[layer], arrays), static)
+    single = next(iter(acts.values())).ndim == 3
+    return one.unrolled(acts) if single else jax.vmap(one.unrolled)(acts)

@@ -1,0 +1,7 @@
+"""Mixers of tokens that keep a state of fixed size in place of all keys and values."""
+
+from mijax.nn.mixers._conv import CausalConv as CausalConv
+from mijax.nn.mixers._mamba import Mamba as Mamba
+from mijax.nn.mixers._mixer import AbstractMixer as AbstractMixer
+from mijax.nn.mixers._mixer import MixerBlock as MixerBlock
+from mijax.nn.mixers._unrolled import ssm_attention as ssm_attention
