@@ -1,10 +1,32 @@
 """Editing: weights changed as values, facts rewritten, concepts erased."""
 
+from mijax.editing._alphaedit import AlphaEdit as AlphaEdit
+from mijax.editing._contexts import MEMIT_CONTEXTS as MEMIT_CONTEXTS
+from mijax.editing._contexts import ROME_CONTEXTS as ROME_CONTEXTS
+from mijax.editing._covariance import Covariance as Covariance
+from mijax.editing._covariance import covariance as covariance
+from mijax.editing._covariance_file import load_covariance as load_covariance
+from mijax.editing._covariance_file import save_covariance as save_covariance
 from mijax.editing._delta import AbstractDelta as AbstractDelta
 from mijax.editing._delta import Dense as Dense
 from mijax.editing._delta import LowRank as LowRank
+from mijax.editing._facts import Contexts as Contexts
+from mijax.editing._facts import Fact as Fact
+from mijax.editing._facts import Requests as Requests
 from mijax.editing._file import load as load
 from mijax.editing._file import save as save
+from mijax.editing._memit import MEMIT as MEMIT
+from mijax.editing._rewrite import AbstractRewriter as AbstractRewriter
+from mijax.editing._rewrite import Rewrite as Rewrite
+from mijax.editing._rewrite import rewrite as rewrite
+from mijax.editing._rewrite import rewrite_each as rewrite_each
+from mijax.editing._rome import ROME as ROME
+from mijax.editing._rome import AbstractEditedKey as AbstractEditedKey
+from mijax.editing._rome import AveragedKey as AveragedKey
+from mijax.editing._rome import PromptKey as PromptKey
+from mijax.editing._rome import Uncorrected as Uncorrected
+from mijax.editing._search import Values as Values
+from mijax.editing._search import ValueSearch as ValueSearch
 from mijax.editing._weight_edit import Change as Change
 from mijax.editing._weight_edit import WeightEdit as WeightEdit
 from mijax.editing._weights import weight_names as weight_names

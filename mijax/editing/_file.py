@@ -103,7 +103,7 @@ def load(path: str | os.PathLike[str]) -> WeightEdit:
         content = parse_json(file.metadata[KIND].encode())
     except ValueError as error:
         raise LoadError(f"{path}: its metadata is damaged. Save it again.") from error
-    found = read_record(Description, content, path, thing="edit")
+    found = read_record(Description, content, str(path), thing="edit")
     entries = [
         read_record(Entry, one, f"{path}: change {i}", thing="edit")
         for i, one in enumerate(found.changes)
