@@ -1,7 +1,7 @@
 """JSON objects, read without guessing: no repeated keys, no NaN."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,24 @@ from mijax._errors import LoadError
 AGAIN = "Download or copy the file again."
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def refuse_constant(name: str) -> Any:
+    """Refuse NaN and Infinity, which Python reads and JSON does not have."""
+    raise ValueError(f"it has the number {name}, expected finite numbers")
+
+
+def spelled_constant(name: str) -> dict[str, str]:
+    """Return NaN or Infinity as transformers 5 writes it, `{"__float__": ...}`."""
+    return {"__float__": name}
+
+
+def read_json(
+    path: Path, *, constant: Callable[[str], Any] = refuse_constant
+) -> dict[str, Any]:
     """Read a JSON object.
 
     Args:
         path: the file.
+        constant: makes a value of NaN or Infinity; they are refused by default.
 
     Returns:
         The object.
@@ -24,7 +37,7 @@ def read_json(path: Path) -> dict[str, Any]:
             number that JSON does not know (NaN, Infinity).
     """
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"), constant=constant)
     except FileNotFoundError as error:
         raise LoadError(f"{path} does not exist. Put the file there.") from error
     except (OSError, ValueError) as error:
@@ -35,11 +48,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(
+    text: str | bytes, *, constant: Callable[[str], Any] = refuse_constant
+) -> Any:
     """Parse JSON text strictly.
 
     Args:
         text: the JSON.
+        constant: makes a value of NaN or Infinity; they are refused by default.
 
     Returns:
         Dicts, lists, strings, numbers, booleans or `None`.
@@ -57,7 +73,7 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(
             text,
             object_pairs_hook=unique,
-            parse_constant=refuse_constant,
+            parse_constant=constant,
             parse_float=finite,
         )
     except RecursionError as error:
@@ -72,11 +88,6 @@ def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {key!r} is given twice")
         found[key] = value
     return found
-
-
-def refuse_constant(name: str) -> Any:
-    """Refuse NaN and Infinity, which Python reads and JSON does not have."""
-    raise ValueError(f"it has the number {name}, expected finite numbers")
 
 
 def finite(text: str) -> float:

@@ -13,6 +13,7 @@ from mijax.io._durable import named as named
 from mijax.io._hub import HUB_ID as HUB_ID
 from mijax.io._hub import download as download
 from mijax.io._json import parse_json as parse_json
+from mijax.io._json import spelled_constant as spelled_constant
 from mijax.io._json import unique as unique
 from mijax.io._manifest import foreign as foreign
 from mijax.io._record import Bytes as Bytes

@@ -67,6 +67,7 @@ from mijax.models._llama_spec import LlamaSpec as LlamaSpec
 from mijax.models._load import Loaded as Loaded
 from mijax.models._load import load as load
 from mijax.models._mamba import MambaSpec as MambaSpec
+from mijax.models._mamba2 import Mamba2Spec as Mamba2Spec
 from mijax.models._mistral import MistralSpec as MistralSpec
 from mijax.models._mixtral import MixtralSpec as MixtralSpec
 from mijax.models._mobilenet_v2 import MobileNetV2 as MobileNetV2

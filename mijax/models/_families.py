@@ -27,6 +27,7 @@ from mijax.models._granite import GRANITE
 from mijax.models._init import check_dtype
 from mijax.models._llama import LLAMA
 from mijax.models._mamba import MAMBA
+from mijax.models._mamba2 import MAMBA2
 from mijax.models._mistral import MISTRAL
 from mijax.models._mixtral import MIXTRAL
 from mijax.models._olmo2 import OLMO2
@@ -68,6 +69,7 @@ FAMILIES: tuple[Family, ...] = (
     BLOOM,
     FALCON,
     MAMBA,
+    MAMBA2,
     BERT,
     ROBERTA,
     DISTILBERT,

@@ -28,7 +28,7 @@ from mijax.io import (
     read_json,
     read_record,
 )
-from mijax.io.internal import HUB_ID
+from mijax.io.internal import HUB_ID, spelled_constant
 from mijax.models._config import TokenIds, check_heads, first_id
 from mijax.models._families import FAMILIES, family_named, presets
 from mijax.models._family import assemble
@@ -172,7 +172,7 @@ def load_folder(
         files = [file for file in folder.rglob("*") if file.is_file()]
         return Loaded(model, tokenizer_in(folder, {}), spec, source, digest(files))
     path = folder / "config.json"
-    config = read_json(path)
+    config = read_json(path, constant=spelled_constant)
     tensors = open_weights(folder)
     if "mijax" in config:
         model, spec = read_native(config, str(path), tensors, dtype, place)

@@ -137,6 +137,7 @@ def from_config(config: Mapping[str, Any], path: str) -> MambaSpec:
         **state_space_sizes(found),
         channels=int(found.expand * found.hidden_size),
         rank=math.ceil(found.hidden_size / 16) if isinstance(rank, str) else rank,
+        bias=found.use_bias,
         tied=found.tie_word_embeddings,
     )
 
@@ -151,7 +152,6 @@ def state_space_sizes(found: StateSpaceConfig) -> dict[str, Any]:
         "taps": found.conv_kernel,
         "eps": found.layer_norm_epsilon,
         "activation": found.hidden_act,
-        "bias": found.use_bias,
         "conv_bias": found.use_conv_bias,
     }
 

@@ -59,5 +59,6 @@ from mijax.nn._transformer import Transformer as Transformer
 from mijax.nn.mixers import AbstractMixer as AbstractMixer
 from mijax.nn.mixers import CausalConv as CausalConv
 from mijax.nn.mixers import Mamba as Mamba
+from mijax.nn.mixers import Mamba2 as Mamba2
 from mijax.nn.mixers import MixerBlock as MixerBlock
 from mijax.nn.mixers import ssm_attention as ssm_attention

@@ -267,6 +267,17 @@ FAMILIES = {
         "use_conv_bias": False,
         "tie_word_embeddings": False,
     },
+    "mamba2": {
+        "model_type": "mamba2",
+        **NAMELESS,
+        "max_position_embeddings": ...,
+        "num_hidden_layers": 3,
+        "state_size": 3,
+        "num_heads": 8,
+        "head_dim": 4,
+        "n_groups": 2,
+        "chunk_size": 4,
+    },
     # The text model of a multimodal checkpoint.
     "gemma3": {
         "model_type": "gemma3",

@@ -87,6 +87,7 @@ PARAMETERS = {
     "mamba-790m": 793_204_224,
     "mamba-1.4b": 1_372_178_432,
     "mamba-2.8b": 2_768_345_600,
+    "mamba-codestral-7b-v0.1": 7_285_403_648,
     "gpt-neo-125m": 125_198_592,
     # With a second copy of the norm that attention and MLP share.
     "gpt-j-6b": 6_050_882_784 + 28 * 2 * 4096,

@@ -16,8 +16,8 @@ from family_weights import golden, write
 import mijax
 from mijax import Site, models, nn
 
-NAMES = ("mamba", "mamba_bias")
-LAYER, SHORT, HEADS = 1, 6, 32
+NAMES = ("mamba", "mamba_bias", "mamba2")
+LAYER, SHORT = 1, 6
 SCALE = mijax.Scale(1.7).at("ssm_delta", layer=LAYER, position=3, head=2)
 
 
@@ -45,18 +45,30 @@ def seen(name, tokens, edits=None):
     return {site: np.asarray(acts, np.float64) for site, acts in found.items()}
 
 
+def heads_of(name):
+    return loaded(name).blocks.mixer.a_log.shape[1]
+
+
+def inputs(name, acts):
+    """What enters the states, `[seq, heads, head_dim]`."""
+    channels = acts["mixer_scan"].shape[-1]
+    u = acts["conv_out"][:, :channels]
+    return u.reshape(len(u), heads_of(name), -1)
+
+
 def by_hand(name, acts, change=lambda t, state: state):
     """The scan of one prompt, token after token, in float64."""
-    mixer = of_layer(name)
-    a, skip = -np.exp(np.asarray(mixer.a_log, float)), np.asarray(mixer.skip, float)
-    state, states, outs = np.zeros(acts["mixer_state"].shape[1:]), [], []
-    for t, u in enumerate(acts["conv_out"]):
-        delta = acts["ssm_delta"][t]
-        state = np.exp(delta * a) * state + delta * acts["ssm_b"][t] * u[:, None]
-        state = change(t, state)
-        states.append(state)
-        outs.append((state * acts["ssm_c"][t]).sum(-1) + skip * u)
-    return np.stack(states), np.stack(outs)
+    mixer, u = of_layer(name), inputs(name, acts)
+    a = -np.exp(np.asarray(mixer.a_log, float)).reshape(u.shape[1], 1, -1)
+    skip = np.asarray(mixer.skip, float)[:, None]
+    b, c, step = acts["ssm_b"], acts["ssm_c"], acts["ssm_delta"][..., None]
+    state, states, outs = np.zeros((*u.shape[1:], b.shape[-1])), [], []
+    for t in range(len(u)):
+        entering = step[t] * u[t][:, :, None] * b[t][:, None]
+        state = change(t, np.exp(step[t] * a) * state + entering)
+        states.append(state.reshape(u.shape[1], -1))
+        outs.append((state * c[t][:, None]).sum(-1) + skip * u[t])
+    return np.stack(states), np.stack(outs).reshape(len(u), -1)
 
 
 @pytest.mark.parametrize("edits", [None, SCALE], ids=["plain", "edited"])
@@ -69,10 +81,10 @@ def test_the_scan_is_a_loop_and_a_matrix(name, edits):
     chex.assert_trees_all_close(acts["mixer_scan"], out, atol=2e-5)
     model = loaded(name)
     matrix = mijax.lens.effective_attention(model, tokens, edits, layer=LAYER)
-    assert matrix.shape == (HEADS, 10, 10)
-    u, skip = acts["conv_out"], of_layer(name).skip
-    product = jnp.einsum("cij,jc->ic", matrix, u) + skip * u
-    chex.assert_trees_all_close(product, out, atol=2e-5)
+    assert matrix.shape == (heads_of(name), 10, 10)
+    u, skip = inputs(name, acts), of_layer(name).skip[:, None]
+    product = jnp.einsum("hij,jhp->ihp", matrix, u) + skip * u
+    chex.assert_trees_all_close(product.reshape(out.shape), out, atol=2e-5)
     assert not jnp.triu(matrix, 1).any()
     both = mijax.lens.effective_attention(model, batch(name), edits, layer=LAYER)
     chex.assert_trees_all_close(both[0], matrix, atol=1e-6)
@@ -80,7 +92,7 @@ def test_the_scan_is_a_loop_and_a_matrix(name, edits):
     if edits is not None:
         plain = mijax.lens.effective_attention(model, tokens, layer=LAYER)
         differs = jnp.abs(plain - matrix).max((1, 2)) > 1e-3
-        assert differs.tolist() == [c == 2 for c in range(HEADS)]
+        assert differs.tolist() == [c == 2 for c in range(heads_of(name))]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -125,9 +137,17 @@ def test_the_gradient_at_a_state_is_a_difference():
     chex.assert_trees_all_close((gradient * direction).sum(), expected, rtol=1e-2)
 
 
-@pytest.mark.parametrize("site", ["resid_pre", "mixer_state", "ssm_b"])
-def test_a_sweep_is_a_loop_of_runs(site):
-    model, tokens = loaded("mamba"), batch("mamba")
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [
+        ("mamba", "resid_pre"),
+        ("mamba", "mixer_state"),
+        ("mamba", "ssm_b"),
+        ("mamba2", "mixer_state"),
+    ],
+)
+def test_a_sweep_is_a_loop_of_runs(name, site):
+    model, tokens = loaded(name), batch(name)
     metric = mijax.logit_difference(3, 4, position=jnp.array([9, 5]))
     patch = mijax.Patch(mijax.capture(model, tokens[::-1], Site(site)))
     options = {"over": ("layer", "position"), "metric": metric}
@@ -175,6 +195,17 @@ def test_what_blocks_write_adds_up_to_the_logits(name):
     assert cast("Any", folded.blocks).norm.weight is None
     chex.assert_trees_all_close(mijax.run(folded, tokens), logits, atol=1e-4)
     assert mijax.circuits.Graph.of(model).senders == ("input", "m0", "m1", "m2")
+
+
+def test_a_step_size_without_limit_is_read_in_either_spelling(tmp_path):
+    def limit(*values):
+        return lambda config, tensors: config.update(time_step_limit=list(values))
+
+    folder = write(tmp_path, "mamba2", limit(0.0, float("inf")))
+    assert "Infinity" in (folder / "config.json").read_text()
+    assert models.load(folder).spec.heads == 8
+    with pytest.raises(mijax.MijaxError, match="time_step_limit"):
+        models.load(write(tmp_path, "mamba2", limit(0.0, 0.5)))
 
 
 def test_models_without_a_mixer_are_refused():

@@ -11,10 +11,8 @@ from mijax.core import AbstractRows, Past, site
 from mijax.nn._attention import add
 from mijax.nn._basic import Product
 from mijax.nn.mixers._conv import CHANNELS, CausalConv
-from mijax.nn.mixers._mixer import AbstractMixer
+from mijax.nn.mixers._mixer import SCALES, AbstractMixer
 from mijax.nn.mixers._unrolled import ssm_attention
-
-SCALES = "position head scale"
 
 
 class Mamba(AbstractMixer):

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 from mijax.core import AbstractBlock, AbstractCached, AbstractRows, Past, Recurrent
 from mijax.nn._blocks import Norm, scaled
 
+SCALES = "position head scale"
+
 
 class AbstractMixer(eqx.Module):
     """A mixer of tokens whose memory of earlier ones is a state of fixed size.
