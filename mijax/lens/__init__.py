@@ -10,6 +10,9 @@ from mijax.lens._effective_attention import effective_attention as effective_att
 from mijax.lens._eigenvalues import ov_eigenvalues as ov_eigenvalues
 from mijax.lens._eigenvalues import positivity as positivity
 from mijax.lens._eigenvalues import qk_eigenvalues as qk_eigenvalues
+from mijax.lens._evaluate import LensEvaluation as LensEvaluation
+from mijax.lens._evaluate import evaluate_lens as evaluate_lens
+from mijax.lens._evaluate import lens_transfer as lens_transfer
 from mijax.lens._function import DirectTerms as DirectTerms
 from mijax.lens._function import direct_attribution as direct_attribution
 from mijax.lens._lens import AbstractLens as AbstractLens
@@ -21,3 +24,11 @@ from mijax.lens._path_expansion import path_expansion as path_expansion
 from mijax.lens._read import next_tokens as next_tokens
 from mijax.lens._read import read as read
 from mijax.lens._reading import LensReading as LensReading
+from mijax.lens._tuned import AbstractLensLoss as AbstractLensLoss
+from mijax.lens._tuned import FinalKL as FinalKL
+from mijax.lens._tuned import NextTokenLoss as NextTokenLoss
+from mijax.lens._tuned import TunedLens as TunedLens
+from mijax.lens._tuned import TunedLensTraining as TunedLensTraining
+from mijax.lens._tuned import unembedding_hash as unembedding_hash
+from mijax.lens._tuned_files import load_tuned_lens as load_tuned_lens
+from mijax.lens._tuned_files import save_tuned_lens as save_tuned_lens

@@ -68,8 +68,8 @@ def read(
     r"""Decode the residual stream of every layer into the vocabulary.
 
     $W_U\,\mathrm{LN}(\mathrm{lens}_i(r_i))$ with the model's own final norm,
-    unembedding and cap. Logits are computed, read and dropped for a few rows at a time, so
-    `[prompt, layer, seq, vocab]` is only in memory where everything is asked for.
+    unembedding and cap. Logits are computed, read and dropped for a few rows at a time,
+    so `[prompt, layer, seq, vocab]` is only in memory where all is asked for.
 
     The unmapped stream after the last layer has to give the model's logits; a model
     for which it does not is refused.
