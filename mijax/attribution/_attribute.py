@@ -62,7 +62,7 @@ def attribute(
     """
     clean, corrupt = as_pairs(clean, corrupt)
     lengths, tokens = lengths_of(clean), as_tokens(clean)
-    shapes = check_sites(model, tokens, sites, lengths=lengths, masked=True)
+    shapes = check_sites(model, tokens, sites, lengths=lengths)
     check_metric(metric, tokens, lengths=lengths, vocab=shapes.logits.shape[-1])
     for site in jax.tree.leaves(sites, is_leaf=is_site):
         if site.feature is not None:

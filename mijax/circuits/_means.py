@@ -12,8 +12,8 @@ from mijax._errors import ShapeError
 from mijax.circuits._task import Fixed, batch
 from mijax.circuits.forward._connected import connected, enter
 from mijax.circuits.forward._graph import Graph
-from mijax.circuits.forward._streams import Model
-from mijax.core.internal import checked
+from mijax.circuits.forward._streams import Model, StreamModel
+from mijax.core.internal import Padded, checked, masked_lengths
 
 
 @checked
@@ -39,7 +39,8 @@ def mean_ablation(
         The ablation.
 
     Raises:
-        ShapeError: templates are asked for and not given.
+        ShapeError: templates are asked for and not given, or padding that the model
+            does not mask.
 
     Examples:
         >>> import mijax
@@ -49,6 +50,8 @@ def mean_ablation(
     """
     graph = Graph.of(model) if graph is None else graph
     tokens, lengths = batch(prompts)
+    if not isinstance(model, StreamModel):
+        masked_lengths(model, Padded(tokens, lengths), tokens.shape[1])
     if per == "template":
         if group is None or np.shape(group) != (tokens.shape[0],):
             raise ShapeError(
@@ -82,7 +85,7 @@ def _sums(
         sums, counts = carry
         tokens, length, group = prompt
         here = jnp.arange(tokens.shape[0]) < length
-        out = connected(model, graph, enter(model, graph, tokens)).senders
+        out = connected(model, graph, enter(model, graph, tokens, length)).senders
         sums = sums.at[group].add(jnp.where(here[:, None], out, 0))
         return (sums, counts.at[group].add(here.astype(counts.dtype))), None
 

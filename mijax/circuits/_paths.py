@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import ConfigError
 from mijax._progress import Progress, reports
-from mijax.circuits._task import Task, check_task, example_of
-from mijax.circuits.forward._connected import connected, enter, score
+from mijax.circuits._task import Task, check_task, enter_clean
+from mijax.circuits.forward._connected import connected, score
 from mijax.circuits.forward._graph import Graph, find
 from mijax.circuits.forward._ports import PARTS
 from mijax.circuits.forward._stream import Gate, OtherRun
@@ -192,7 +192,7 @@ def _patched(
 
     def one(prompt: Array) -> tuple[Array, Array]:
         reference = task.ablation.reference(model, graph, task, prompt)
-        inputs = enter(model, graph, example_of(task.clean, prompt))
+        inputs = enter_clean(model, graph, task, prompt)
         clean = connected(model, graph, inputs, prompt=prompt)
         full = score(model, task.metric, clean.final, prompt)
 

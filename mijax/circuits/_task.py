@@ -8,22 +8,23 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import PositionError, ShapeError
 from mijax.circuits.forward._connected import connected, enter
 from mijax.circuits.forward._graph import Graph
+from mijax.circuits.forward._stream import Inputs
 from mijax.circuits.forward._streams import Model, StreamModel
 from mijax.core import AbstractMetric, AbstractModel
 from mijax.core.internal import (
+    Padded,
     as_tokens,
     check_metric,
     check_model,
     check_prompts,
     check_scores,
-    check_unpadded,
     lengths_of,
+    masked_lengths,
 )
 from mijax.data import Pairs, Prompts, aligned
 
@@ -50,9 +51,9 @@ class Counterfactual(AbstractAblation):
                 "A counterfactual needs corrupt prompts: give them to the task, or "
                 "another ablation."
             )
-        return connected(
-            model, graph, enter(model, graph, example_of(task.corrupt, prompt))
-        ).senders
+        corrupt = example_of(task.corrupt, prompt)
+        inputs = enter(model, graph, corrupt, task.lengths[prompt])
+        return connected(model, graph, inputs).senders
 
 
 class Zero(AbstractAblation):
@@ -62,7 +63,7 @@ class Zero(AbstractAblation):
         self, model: Model, graph: Graph, task: "Task", prompt: Int[Array, ""]
     ) -> Float[Array, "sender seq embed"]:
         """Returns zeros."""
-        like = enter(model, graph, example_of(task.clean, prompt)).senders
+        like = enter_clean(model, graph, task, prompt).senders
         return jnp.zeros((len(graph.senders), *like.shape[1:]), like.dtype)
 
 
@@ -92,7 +93,7 @@ class Fixed(AbstractAblation):
             values = values[self.group[prompt]]
         if values.ndim == 2:
             values = values[:, None]
-        like = enter(model, graph, example_of(task.clean, prompt)).senders
+        like = enter_clean(model, graph, task, prompt).senders
         shape = (values.shape[0], *like.shape[1:])
         return jnp.broadcast_to(values, shape).astype(like.dtype)
 
@@ -224,6 +225,12 @@ def example_of(inputs: Any, prompt: Any) -> Any:
     return jax.tree.map(lambda a: a[prompt], inputs)
 
 
+def enter_clean(model: Model, graph: Graph, task: Task, prompt: Any) -> Inputs:
+    """Embed a clean prompt of a task."""
+    tokens = example_of(task.clean, prompt)
+    return enter(model, graph, tokens, task.lengths[prompt])
+
+
 def shapes_of(inputs: Any) -> Any:
     """Returns the shape of an array, or those of a tree of arrays."""
     return jax.tree.map(lambda a: a.shape, inputs)
@@ -267,8 +274,7 @@ def check_task(model: Any, task: Task) -> None:
         )
     check_prompts(model, task.clean)
     seq = task.clean.shape[1]
-    if not isinstance(task.lengths, Tracer):
-        check_unpadded(model, np.asarray(task.lengths), seq)
+    masked_lengths(model, Padded(task.clean, task.lengths), seq)
     task.metric.check(len(task), seq=seq)
     task.metric.check_tokens(vocab_of(model))
 

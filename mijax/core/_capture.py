@@ -90,9 +90,8 @@ def capture(
     model, tokens = opened(model, tokens)
     sites = named_sites(sites)
     given, lengths, tokens = tokens, lengths_of(tokens), as_tokens(tokens)
-    options = {"lengths": lengths, "masked": True}
-    shapes = check_sites(model, tokens, sites, **options)
-    edits = check_edits(model, tokens, edits, **options)
+    shapes = check_sites(model, tokens, sites, lengths=lengths)
+    edits = check_edits(model, tokens, edits, lengths=lengths)
     masked = masked_lengths(model, given, tokens.shape[-1])
     check_spans(sites)
     tokens = guarded_tokens(model, tokens, sites, shapes)

@@ -72,19 +72,6 @@ def check_linear_writes(model: Any, verb: str) -> None:
     )
 
 
-def check_unpadded(model: Any, lengths: np.ndarray | None, seq: int) -> None:
-    """Refuse padding where later tokens change earlier ones.
-
-    Raises:
-        ShapeError: a model that is not causal, and prompts of several lengths.
-    """
-    if lengths is not None and not model.causal and np.any(lengths < seq):
-        raise ShapeError(
-            "This model is not causal, so padding would change its activations: give "
-            "prompts of one length."
-        )
-
-
 def check_metric(
     metric: Any,
     tokens: Array,
@@ -147,7 +134,6 @@ def check_sites(
     sites: Any,
     *,
     lengths: np.ndarray | None = None,
-    masked: bool = False,
 ) -> Sites[Any]:
     """Refuses sites that the model lacks and indices beyond its axes.
 
@@ -156,7 +142,6 @@ def check_sites(
         tokens: `[seq]` or `[batch, seq]`.
         sites: a pytree of `Site`.
         lengths: number of tokens of each prompt, if it is known.
-        masked: whether the verb hands the lengths to a model that is not causal.
 
     Returns:
         The shapes of all sites, for the caller's use.
@@ -166,8 +151,6 @@ def check_sites(
         PositionError: position beyond the prompt, or not one per prompt.
     """
     check_model(model)
-    if not masked:
-        check_unpadded(model, lengths, tokens.shape[-1])
     shapes = site_shapes(model, tokens.shape[-1])
     for site in jax.tree.leaves(sites, is_leaf=lambda node: isinstance(node, Site)):
         if not isinstance(site, Site):
@@ -197,7 +180,6 @@ def check_edits(
     *,
     ahead: int = 0,
     lengths: np.ndarray | None = None,
-    masked: bool = False,
     operands: bool = True,
 ) -> Sites[Any]:
     """Joins edits and refuses places that the model or the prompts do not have.
@@ -208,7 +190,6 @@ def check_edits(
         edits: placed edits, a list of them, or `None`.
         ahead: tokens that are yet to come, at which edits may be placed.
         lengths: number of tokens of each prompt, if it is known.
-        masked: whether the verb hands the lengths to a model that is not causal.
         operands: whether operands are checked too, which needs their final places.
 
     Returns:
@@ -222,8 +203,6 @@ def check_edits(
     check_model(model)
     record = automatic(compose(edits))
     check_prompts(model, tokens)
-    if not masked:
-        check_unpadded(model, lengths, tokens.shape[-1])
     if not filled(record):
         return record
     record = settled(record)

@@ -34,7 +34,7 @@ def check_looks(
     """
     for look in metric.looks():
         site = with_feature(look.site)
-        check_sites(model, tokens, site, lengths=lengths, masked=True)
+        check_sites(model, tokens, site, lengths=lengths)
         if not site.layered or site.layer is None or jnp.ndim(site.layer):
             raise SiteError(
                 f"site_metric reads one layer of a site in the blocks, got {site!r}: "

@@ -79,7 +79,7 @@ def run(
         return run_function(model, tokens, edits, chunks)
     model, tokens = opened(model, tokens)
     given, lengths, tokens = tokens, lengths_of(tokens), as_tokens(tokens)
-    record = check_edits(model, tokens, edits, lengths=lengths, masked=True)
+    record = check_edits(model, tokens, edits, lengths=lengths)
     masked_lengths(model, given, tokens.shape[-1])
     tokens = traced_tokens(model, tokens)
     lengths = padded_lengths(given, tokens.shape[-1])

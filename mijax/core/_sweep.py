@@ -139,10 +139,9 @@ def sweep(
     model, tokens = opened(model, tokens)
     spans = tokens.spans if isinstance(tokens, PromptsLike) else {}
     given, lengths, tokens = tokens, lengths_of(tokens), as_tokens(tokens)
-    options = {"lengths": lengths, "masked": True}
     batch = tokens if tokens.ndim == 2 else jax.device_put(np.asarray(tokens)[None])
     edit = with_sources(compose(edit), over)
-    placed = _only(check_edits(model, tokens, edit, operands=False, **options))
+    placed = _only(check_edits(model, tokens, edit, operands=False, lengths=lengths))
     shapes = site_shapes(model, batch.shape[1])
     check_cache(model, "A sweep")
     grid = cells(placed, over, shapes, (batch.shape[0], batch.shape[1]), spans)
@@ -158,7 +157,7 @@ def sweep(
     measured, names = joined(
         looked if several is metric else looked[""], batch.shape[1]
     )
-    before = _staying(check_edits(model, tokens, edits, **options))
+    before = _staying(check_edits(model, tokens, edits, lengths=lengths))
     masked = masked_lengths(model, given, batch.shape[1])
     base = run_base(model, batch, placed.site, measured, before, masked)
     lanes = lanes_of(placed, grid, base, model.causal)

@@ -14,7 +14,6 @@ from mijax.core._check import check_metric as check_metric
 from mijax.core._check import check_model as check_model
 from mijax.core._check import check_prompts as check_prompts
 from mijax.core._check import check_sites as check_sites
-from mijax.core._check import check_unpadded as check_unpadded
 from mijax.core._check import one_each as one_each
 from mijax.core._check_stated import check_keys as check_keys
 from mijax.core._check_stated import masked_lengths as masked_lengths
@@ -65,6 +64,7 @@ from mijax.core._stream import summed_write as summed_write
 from mijax.core._text import ModelLike as ModelLike
 from mijax.core._text import TextLike as TextLike
 from mijax.core._text import opened as opened
+from mijax.core._tokens import Padded as Padded
 from mijax.core._tokens import PromptsLike as PromptsLike
 from mijax.core._tokens import TokensLike as TokensLike
 from mijax.core._tokens import as_pairs as as_pairs

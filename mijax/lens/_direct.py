@@ -134,7 +134,7 @@ def direct_logit_attribution(
     if isinstance(position, slice):
         raise PositionError(f"Give one position per prompt, or none, got {position}.")
     place = Site("embed", position=position)
-    shapes = check_sites(model, tokens, place, lengths=lengths, masked=True).blocks
+    shapes = check_sites(model, tokens, place, lengths=lengths).blocks
     check_prompts(model, tokens)
     if neurons and getattr(model.blocks, "mlp", None) is None:
         raise SiteError("The model has no MLPs, so it has no neurons to attribute to.")

@@ -161,30 +161,3 @@ def test_what_cannot_be_masked_is_refused():
     fn = mijax.model(lambda tokens: model(tokens)[0], CLEAN[0])
     with pytest.raises(ShapeError, match="lengths of prompts"):
         circuits.NodeTask(fn, *PADDED, metric=METRIC, nodes={"z": "head"})
-
-
-class Unmasked(nn.Block):
-    """A block that does not state what it inherits."""
-
-    def __call__(self, stream, rows, past=None):
-        return super().__call__(stream, rows, past)
-
-
-CALLS = {
-    "attribute": lambda m: attribute(m, *PADDED, METRIC, Site("z")),
-    "latents": lambda m: d.attribute_latents(m, SAE, *PADDED, METRIC, SITE),
-    "pooled": lambda m: d.pooled(m, SAE, PADDED[0], SITE),
-    "recovered": lambda m: d.recovered(m, SAE, PADDED[0], SITE),
-}
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_blocks_that_do_not_state_a_mask_are_refused(call):
-    class Encoder(type(encoder("gpt2"))):
-        causal = False
-
-    old = encoder("gpt2")
-    blocks = Unmasked(*(getattr(old.blocks, n) for n in vars(old.blocks)))
-    given = Encoder(**{**vars(old), "blocks": blocks})
-    with pytest.raises(ShapeError, match="masks_padding"):
-        CALLS[call](given)

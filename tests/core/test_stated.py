@@ -99,6 +99,13 @@ SAE = dictionaries.untrained(
 )
 
 
+class Unmasked(nn.Block):
+    """A block that does not state what it inherits."""
+
+    def __call__(self, stream, rows, past=None):
+        return super().__call__(stream, rows, past)
+
+
 @pytest.mark.parametrize(
     "verb",
     [
@@ -116,13 +123,14 @@ SAE = dictionaries.untrained(
         ),
         lambda model, prompts: dictionaries.recovered(model, SAE, prompts, PLACE),
         lambda model, prompts: dictionaries.pooled(model, SAE, prompts, PLACE),
+        circuits.mean_ablation,
     ],
 )
-def test_methods_that_bring_no_mask_take_no_padding_of_an_encoder(verb):
+def test_blocks_that_do_not_state_a_mask_take_no_padding_of_an_encoder(verb):
     attention = dataclasses.replace(MODEL.blocks.attention, causal=False)
-    encoder = with_blocks(dataclasses.replace(MODEL.blocks, attention=attention))
+    blocks = Unmasked(**{**vars(MODEL.blocks), "attention": attention})
     with pytest.raises(ShapeError, match="not causal"):
-        verb(encoder, RAGGED)
+        verb(with_blocks(blocks), RAGGED)
 
 
 def test_counterparts_align():

@@ -21,12 +21,12 @@ from mijax.circuits._select import prune
 from mijax.circuits._task import (
     Task,
     check_task,
-    example_of,
+    enter_clean,
     rows,
     stream_shape,
     vocab_of,
 )
-from mijax.circuits.forward._connected import connected, enter, score
+from mijax.circuits.forward._connected import connected, score
 from mijax.circuits.forward._graph import Graph
 from mijax.circuits.forward._stream import Gate
 from mijax.circuits.forward._streams import Model, StreamModel, with_blocks
@@ -146,7 +146,7 @@ def _chunk(
 
     def of_prompt(prompt: Array) -> Array:
         reference = task.ablation.reference(model, graph, task, prompt)
-        inputs = enter(model, graph, example_of(task.clean, prompt))
+        inputs = enter_clean(model, graph, task, prompt)
         run: Callable[..., Any] = functools.partial(
             connected, model, graph, inputs, prompt=prompt
         )

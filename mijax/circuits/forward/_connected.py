@@ -33,13 +33,17 @@ from mijax.core.internal import Sequence, measure
 from mijax.core.internal import score as score_output
 
 
-def enter(model: Model, graph: Graph, tokens: Any) -> Inputs:
+def enter(
+    model: Model, graph: Graph, tokens: Any, length: Int[Array, ""] | None = None
+) -> Inputs:
     """Embeds a prompt.
 
     Args:
         model: the model.
         graph: its graph.
         tokens: ids of one prompt, `[seq]`; of a `StreamModel` one input.
+        length: number of tokens before padding, which a model that is not causal
+            masks.
 
     Returns:
         What enters the first block, by sender.
@@ -56,7 +60,8 @@ def enter(model: Model, graph: Graph, tokens: Any) -> Inputs:
     position = jnp.arange(tokens.shape[0], dtype=jnp.int32)
     terms = jnp.stack(list(model.embeddings(tokens, position).values()))
     size = len(graph.inputs)
-    return Inputs(terms[:size], terms[size:].sum(0))
+    masked = None if model.causal else length
+    return Inputs(terms[:size], terms[size:].sum(0), masked)
 
 
 def connected(
@@ -114,7 +119,8 @@ def connected(
     size, first = len(graph.inputs), jnp.arange(graph.n_layers) * graph.ports.writers
     start = _begin(graph, inputs, gate, reference, taps)
     arrays, static = eqx.partition(model.blocks, eqx.is_array)
-    rows = Sequence(jnp.arange(inputs.rest.shape[0], dtype=jnp.int32), prompt, prompt)
+    position = jnp.arange(inputs.rest.shape[0], dtype=jnp.int32)
+    rows = Sequence(position, prompt, prompt, inputs.length)
 
     def body(carry: Any, layered: Any) -> tuple[Any, Any]:
         x, sent = carry

@@ -111,7 +111,7 @@ def without_sender(
     x: Float[Array, "seq embed"],
     missing: Float[Array, "seq embed"],
     layer: Int[Array, ""],
-    prompt: Int[Array, ""],
+    every: Sequence,
     rows: Int[Array, " rows"],
 ) -> Float[Array, "receiver rows embed"]:
     """Runs a block once for every receiver of a stage that misses a sender.
@@ -123,14 +123,13 @@ def without_sender(
         x: the stream before the block.
         missing: what is taken from what the receiver reads.
         layer: which block.
-        prompt: which prompt.
+        every: where the tokens of the prompt stand.
         rows: positions that are returned.
 
     Returns:
         The stream after the block, in the order of the receivers.
     """
     block = block_at(model, layer)
-    every = Sequence(jnp.arange(x.shape[0], dtype=jnp.int32), prompt, prompt)
     groups = group_receivers(graph, stage, apart=False)
 
     def run(group: Array, groups: np.ndarray = groups) -> Stream:
@@ -265,6 +264,7 @@ def finish(
             width=width,
             key_seq=seq,
             reads=reads,
+            lengths=None if base.lengths is None else base.lengths[prompt],
         )
 
     def step(layer: Array, x: Array, reads: Reads | None = None) -> Array:

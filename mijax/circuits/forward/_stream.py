@@ -20,10 +20,12 @@ class Inputs(eqx.Module):
         senders: what each input sender writes, `[input, rows, embed]`.
         rest: what belongs to no sender: position embeddings, unless they are split
             off as a sender of their own; of a `StreamModel` the example itself.
+        length: number of tokens before padding, where a model is not causal.
     """
 
     senders: Float[Array, "input rows embed"]
     rest: Any
+    length: Int[Array, ""] | None = None
 
 
 class Gate(eqx.Module):

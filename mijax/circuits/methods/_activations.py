@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int
 from mijax._errors import ConfigError
 from mijax.circuits._method import AbstractAttribution
 from mijax.circuits._scores import Level
-from mijax.circuits._task import Task, example_of
-from mijax.circuits.forward._connected import connected, enter
+from mijax.circuits._task import Task, enter_clean
+from mijax.circuits.forward._connected import connected
 from mijax.circuits.forward._graph import Graph
 from mijax.circuits.forward._stream import Gate
 from mijax.circuits.forward._streams import Model
@@ -45,7 +45,7 @@ class EAPIGActivations(AbstractAttribution):
     ) -> Float[Array, "..."]:
         """Scores one prompt."""
         reference = task.ablation.reference(model, graph, task, prompt)
-        inputs = enter(model, graph, example_of(task.clean, prompt))
+        inputs = enter_clean(model, graph, task, prompt)
         clean = connected(model, graph, inputs, prompt=prompt).senders
         groups = groups_of(graph)
 

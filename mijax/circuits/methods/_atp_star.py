@@ -9,8 +9,7 @@ from jaxtyping import Array, Float, Int
 from mijax._errors import ConfigError
 from mijax.circuits._method import AbstractAttribution, Options
 from mijax.circuits._scores import Level, Scores
-from mijax.circuits._task import Task, example_of
-from mijax.circuits.forward._connected import enter
+from mijax.circuits._task import Task, enter_clean
 from mijax.circuits.forward._graph import Graph
 from mijax.circuits.forward._stream import Gate
 from mijax.circuits.forward._streams import Model
@@ -55,7 +54,7 @@ class AtPStar(AbstractAttribution):
     ) -> Float[Array, "..."]:
         """Scores one prompt."""
         reference = task.ablation.reference(model, graph, task, prompt)
-        inputs = enter(model, graph, example_of(task.clean, prompt))
+        inputs = enter_clean(model, graph, task, prompt)
 
         def drop(constant: Array) -> Array:
             gradient, ran = gradients(

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 from mijax._errors import ConfigError, nearest
 from mijax.circuits._method import AbstractAttribution
 from mijax.circuits._scores import Level
-from mijax.circuits._task import Task, example_of
-from mijax.circuits.forward._connected import connected, enter
+from mijax.circuits._task import Task, enter_clean
+from mijax.circuits.forward._connected import connected
 from mijax.circuits.forward._graph import Graph
 from mijax.circuits.forward._streams import Model
 from mijax.circuits.methods._gradients import attributed, gradients
@@ -47,7 +47,7 @@ class EAP(AbstractAttribution):
     ) -> Float[Array, "..."]:
         """Scores one prompt."""
         reference = task.ablation.reference(model, graph, task, prompt)
-        inputs = enter(model, graph, example_of(task.clean, prompt))
+        inputs = enter_clean(model, graph, task, prompt)
         gradient, ran = gradients(model, graph, task, inputs, prompt, level=self.level)
         return attributed(graph, self.level, ran.senders - reference, gradient)
 
@@ -97,7 +97,7 @@ class EAPIG(AbstractAttribution):
     ) -> Float[Array, "..."]:
         """Scores one prompt."""
         reference = task.ablation.reference(model, graph, task, prompt)
-        inputs = enter(model, graph, example_of(task.clean, prompt))
+        inputs = enter_clean(model, graph, task, prompt)
         start = reference[: len(graph.inputs)]
         clean = connected(model, graph, inputs, prompt=prompt).senders
 

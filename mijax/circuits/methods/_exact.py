@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from mijax.circuits._method import AbstractMethod, Options
 from mijax.circuits._scores import Scores, standard_error
-from mijax.circuits._task import Task, example_of
-from mijax.circuits.forward._connected import connected, enter
+from mijax.circuits._task import Task, enter_clean
+from mijax.circuits.forward._connected import connected
 from mijax.circuits.forward._graph import Graph
 from mijax.circuits.forward._rerun import finish, without_sender
 from mijax.circuits.forward._streams import Model, with_blocks
@@ -27,7 +27,9 @@ from mijax.core.internal import (
     LEAST_ROWS,
     Base,
     Journal,
+    Sequence,
     layer_overhead,
+    length_of,
     measure,
     run_base,
 )
@@ -101,10 +103,11 @@ class Known(eqx.Module):
 @eqx.filter_jit
 def _known(model: AbstractModel, graph: Graph, task: Task) -> Known:
     """Runs clean prompts and references."""
-    base = run_base(model, task.clean, "embed", task.metric)
+    masked = None if model.causal else task.lengths
+    base = run_base(model, task.clean, "embed", task.metric, lengths=masked)
 
     def one(prompt: Array) -> Array:
-        inputs = enter(model, graph, example_of(task.clean, prompt))
+        inputs = enter_clean(model, graph, task, prompt)
         clean = connected(model, graph, inputs, prompt=prompt).senders
         return clean - task.ablation.reference(model, graph, task, prompt)
 
@@ -251,10 +254,12 @@ def _run(
 
     def one(prompt: Array, sender: Array) -> Array:
         missing = known.missing[prompt, sender]
-        rows = base.reads[prompt] if last else jnp.arange(start, seq)
-        x = base.x[layer, prompt]
+        kept = base.reads[prompt] if last else jnp.arange(start, seq)
+        length = length_of(base.lengths, prompt)
+        rows = Sequence(jnp.arange(seq, dtype=jnp.int32), prompt, prompt, length)
         return without_sender(
-            *(model, graph, graph.ports.stages[stage]), x, missing, layer, prompt, rows
+            *(model, graph, graph.ports.stages[stage]),
+            *(base.x[layer, prompt], missing, layer, rows, kept),
         )
 
     x = jax.vmap(one)(prompts, senders)

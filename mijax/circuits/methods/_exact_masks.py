@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mijax._errors import SiteError
-from mijax.circuits._task import Task, example_of, stream_shape
-from mijax.circuits.forward._connected import connected, enter, score
+from mijax.circuits._task import Task, enter_clean, stream_shape
+from mijax.circuits.forward._connected import connected, score
 from mijax.circuits.forward._graph import Graph
 from mijax.circuits.forward._stream import Gate
 from mijax.circuits.forward._streams import Model, StreamModel
@@ -71,7 +71,7 @@ def _without(
 ) -> Float[Array, " edge"]:
     """Returns the fall of the metric without each of some edges."""
     reference = task.ablation.reference(model, graph, task, prompt)
-    inputs = enter(model, graph, example_of(task.clean, prompt))
+    inputs = enter_clean(model, graph, task, prompt)
     whole = connected(model, graph, inputs, prompt=prompt).final
 
     def one(edge: Array) -> Array:

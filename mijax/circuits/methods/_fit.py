@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from mijax._errors import ConfigError
 from mijax.circuits._method import Options
-from mijax.circuits._task import AbstractAblation, Task, example_of, stream_shape
-from mijax.circuits.forward._connected import connected, enter, score
+from mijax.circuits._task import AbstractAblation, Task, enter_clean, stream_shape
+from mijax.circuits.forward._connected import connected, score
 from mijax.circuits.forward._graph import Graph
 from mijax.circuits.forward._stream import Gate
 from mijax.circuits.forward._streams import Model
@@ -164,7 +164,7 @@ def gated(
     ablation: AbstractAblation,
 ) -> Float[Array, ""]:
     """Returns the metric of one prompt under a gate."""
-    inputs = enter(model, graph, example_of(task.clean, prompt))
+    inputs = enter_clean(model, graph, task, prompt)
     reference = ablation.reference(model, graph, task, prompt)
     ran = connected(model, graph, inputs, prompt=prompt, gate=gate, reference=reference)
     return score(model, task.metric, ran.final, prompt)

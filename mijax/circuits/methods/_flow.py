@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Int
 
 from mijax.circuits._method import AbstractAttribution
 from mijax.circuits._scores import Level
-from mijax.circuits._task import Task
-from mijax.circuits.forward._connected import connected, enter
+from mijax.circuits._task import Task, enter_clean
+from mijax.circuits.forward._connected import connected
 from mijax.circuits.forward._graph import Graph
 from mijax.circuits.forward._streams import Model, with_blocks
 
@@ -30,7 +30,7 @@ class InformationFlowRoutes(AbstractAttribution):
     ) -> Float[Array, "sender receiver"]:
         """Scores one prompt."""
         model = with_blocks(model, "InformationFlowRoutes")
-        ran = connected(model, graph, enter(model, graph, task.clean[prompt]))
+        ran = connected(model, graph, enter_clean(model, graph, task, prompt))
         points = sorted({graph.ports.point(port.name) for port in graph.ports.reads})
         streams = ran.before[:, jnp.array(points)]
         streams = streams.reshape(-1, *ran.final.shape)

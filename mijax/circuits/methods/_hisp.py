@@ -13,8 +13,7 @@ from mijax._errors import ConfigError, nearest
 from mijax.circuits._circuit import owners
 from mijax.circuits._method import AbstractAttribution, Options
 from mijax.circuits._scores import Level, Scores
-from mijax.circuits._task import Task, example_of
-from mijax.circuits.forward._connected import enter
+from mijax.circuits._task import Task, enter_clean
 from mijax.circuits.forward._graph import Graph
 from mijax.circuits.forward._streams import Model, with_blocks
 from mijax.circuits.methods._gradients import attributed, gradients
@@ -69,7 +68,7 @@ class HISP(AbstractAttribution):
         self, model: Model, graph: Graph, task: Task, prompt: Int[Array, ""]
     ) -> Float[Array, "layer part"]:
         """Returns the importance of the parts of each layer in one prompt."""
-        inputs = enter(model, graph, example_of(task.clean, prompt))
+        inputs = enter_clean(model, graph, task, prompt)
         slope, ran = gradients(model, graph, task, inputs, prompt, level="node")
         written = attributed(graph, "node", ran.senders, slope)
         written = written[len(graph.inputs) :].reshape(graph.n_layers, -1)
@@ -140,7 +139,9 @@ def read_importance(
 
     def value(shares: dict[str, Array]) -> Array:
         edits = compose([Share(Layered(one)).at(name) for name, one in shares.items()])
-        return metric_of(model, task.metric, task.clean[prompt], edits, prompt)
+        length = None if model.causal else task.lengths[prompt]
+        tokens = task.clean[prompt]
+        return metric_of(model, task.metric, tokens, edits, prompt, length=length)
 
     dtype = site_shapes(model, 1).blocks.resid_pre.dtype
     full = {port.name: jnp.ones((graph.n_layers, port.size), dtype) for port in ports}

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mijax.circuits._task import Task
-from mijax.circuits.forward._connected import connected, enter, score
+from mijax.circuits._task import Task, enter_clean
+from mijax.circuits.forward._connected import connected, score
 from mijax.circuits.forward._graph import Graph
 from mijax.circuits.forward._rerun import block_at
 from mijax.circuits.forward._stream import Stream, missing
@@ -23,11 +23,13 @@ class Clean(eqx.Module):
         streams: the stream before each block, and what the logits read.
         passing: what each sender writes minus its reference.
         reference: what each sender is replaced by.
+        length: number of tokens before padding, where the model is not causal.
     """
 
     streams: Float[Array, "*prompt point seq embed"]
     passing: Float[Array, "*prompt sender seq embed"]
     reference: Float[Array, "*prompt sender seq embed"]
+    length: Int[Array, "*prompt"] | None
 
 
 @eqx.filter_jit
@@ -35,11 +37,11 @@ def run_clean(model: AbstractModel, graph: Graph, task: Task) -> Clean:
     """Runs every prompt and its reference once."""
 
     def one(prompt: Array) -> Clean:
-        inputs = enter(model, graph, task.clean[prompt])
+        inputs = enter_clean(model, graph, task, prompt)
         ran = connected(model, graph, inputs, prompt=prompt)
         reference = task.ablation.reference(model, graph, task, prompt)
         streams = jnp.concatenate([ran.before[:, 0], ran.final[None]])
-        return Clean(streams, ran.senders - reference, reference)
+        return Clean(streams, ran.senders - reference, reference, inputs.length)
 
     return jax.lax.map(one, jnp.arange(len(task), dtype=jnp.int32))
 
@@ -104,7 +106,7 @@ def _run_from(
 ) -> Float[Array, "seq embed"]:
     """Runs one prompt from a layer on; see `connected`."""
     seq = clean.streams.shape[1]
-    rows = Sequence(jnp.arange(seq, dtype=jnp.int32), prompt, prompt)
+    rows = Sequence(jnp.arange(seq, dtype=jnp.int32), prompt, prompt, clean.length)
 
     def body(layer: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         x, sent = carry
