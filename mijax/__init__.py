@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from mijax import models as models
     from mijax import nn as nn
     from mijax import probes as probes
+    from mijax import steering as steering
     from mijax import testing as testing
     from mijax import train as train
     from mijax import viz as viz
@@ -78,7 +79,7 @@ def __getattr__(name: str) -> Any:
     """Imports a subpackage on first use, so `import mijax` stays quick."""
     packages = (
         "attribution causal circuits core data dictionaries editing experiment "
-        "features io interop lens models nn probes testing train viz"
+        "features io interop lens models nn probes steering testing train viz"
     )
     if name in packages.split():
         return importlib.import_module(f"mijax.{name}")

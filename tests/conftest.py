@@ -46,6 +46,7 @@ CHECKED = (
         "models",
         "nn",
         "probes",
+        "steering",
         "testing",
         "train",
     ),

@@ -1,0 +1,31 @@
+"""Steering: directions from contrasts, added, ablated, gated, trained, measured."""
+
+from mijax.steering._act_add import FrontAddition as FrontAddition
+from mijax.steering._act_add import activation_addition as activation_addition
+from mijax.steering._directions import Directions as Directions
+from mijax.steering._directions import share_norms as share_norms
+from mijax.steering._extract import extract as extract
+from mijax.steering._extract import median_norms as median_norms
+from mijax.steering._methods import CAA as CAA
+from mijax.steering._methods import AbstractMethod as AbstractMethod
+from mijax.steering._methods import CenteredPCA as CenteredPCA
+from mijax.steering._methods import MeanDifference as MeanDifference
+from mijax.steering._methods import PairCenteredPCA as PairCenteredPCA
+from mijax.steering._methods import PairedLogistic as PairedLogistic
+from mijax.steering._methods import ProbeWeights as ProbeWeights
+from mijax.steering._methods import UncenteredPCA as UncenteredPCA
+from mijax.steering._read import AbstractReading as AbstractReading
+from mijax.steering._read import FromEnd as FromEnd
+from mijax.steering._read import LastOf as LastOf
+from mijax.steering._read import MeanOf as MeanOf
+from mijax.steering._spans import after_prompt as after_prompt
+from mijax.steering._spans import from_span as from_span
+from mijax.steering._spans import prompt_only as prompt_only
+from mijax.steering._steer import AbstractLimit as AbstractLimit
+from mijax.steering._steer import AbstractScale as AbstractScale
+from mijax.steering._steer import LayerNumber as LayerNumber
+from mijax.steering._steer import NoGrowth as NoGrowth
+from mijax.steering._steer import Raw as Raw
+from mijax.steering._steer import SameNorm as SameNorm
+from mijax.steering._steer import Steer as Steer
+from mijax.steering._steer import TokenNorm as TokenNorm
