@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 GOLDEN = Path(__file__).parent / "golden" / "families"
 ENCODERS = GOLDEN.parent / "encoders"
 VISION_LANGUAGE = GOLDEN.parent / "vision_language"
+ENCODER_DECODERS = GOLDEN.parent / "encoder_decoders"
 
 
 def weights(shapes):
@@ -36,9 +37,9 @@ def one(name, shape):
 
 
 def golden(name):
-    """Read a golden of a decoder or an encoder."""
-    folder = GOLDEN if (GOLDEN / f"{name}.npz").exists() else ENCODERS
-    return np.load(folder / f"{name}.npz")
+    """Read a golden of a decoder, an encoder, or a model of both."""
+    files = (at / f"{name}.npz" for at in (GOLDEN, ENCODERS, ENCODER_DECODERS))
+    return np.load(next(file for file in files if file.exists()))
 
 
 def text(array):

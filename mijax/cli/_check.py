@@ -52,9 +52,14 @@ def _call(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         ) from error
     import jax  # noqa: PLC0415
 
-    from mijax import models  # noqa: PLC0415
+    from mijax import models, nn  # noqa: PLC0415
 
     loaded = load_model(arguments.model)
+    if isinstance(loaded.model, nn.AbstractEncoderDecoder):
+        raise ConfigError(
+            f"{arguments.model}: mijax check compares decoders and encoders; this "
+            "is an encoder-decoder."
+        )
     kind = "AutoModelForCausalLM"
     if not loaded.model.causal:
         if loaded.spec.head != "masked":

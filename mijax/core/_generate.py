@@ -26,7 +26,7 @@ from mijax.core._rowwise import check_generated
 from mijax.core._sampling import Sampling, pick, refuse_nothing
 from mijax.core._shapes import site_shapes
 from mijax.core._sites import Sites, known
-from mijax.core._text import ModelLike, TextLike, opened
+from mijax.core._text import ModelLike, SourceModel, TextLike, opened_target
 from mijax.core._tokens import PromptsLike, as_tokens
 
 # Fewest tokens of a prompt, and of a prompt with its continuation, to compile for.
@@ -38,8 +38,8 @@ STOPS = 4
 
 @checked
 def generate(  # noqa: PLR0913 - each limit has the name that users know
-    model: ModelLike,
-    tokens: TextLike,
+    model: ModelLike | SourceModel,
+    tokens: TextLike | Any,
     *,
     steps: int,
     lengths: Any = None,
@@ -68,9 +68,11 @@ def generate(  # noqa: PLR0913 - each limit has the name that users know
     steps that are asked for are run, fewer when every prompt has stopped.
 
     Args:
-        model: any `AbstractModel`, or a language model (`mijax.models.load(...)`).
+        model: any `AbstractModel`, or a language model (`mijax.models.load(...)`), or
+            an encoder-decoder (`nn.AbstractEncoderDecoder`).
         tokens: token ids of one prompt, or of a batch padded on the right, or
             `mijax.data.Prompts`; with a language model also a text or a list of texts.
+            An encoder-decoder takes its source, of which it writes the target.
         steps: number of new tokens.
         lengths: number of tokens of each prompt; those of `Prompts`, or all, by
             default.
@@ -102,7 +104,7 @@ def generate(  # noqa: PLR0913 - each limit has the name that users know
         >>> mijax.generate(model, tokens, steps=4, stop=[1, 2], **sampled).shape
         (2, 4)
     """
-    model, tokens = opened(model, tokens)
+    model, tokens = opened_target(model, tokens)
     if lengths is None and isinstance(tokens, PromptsLike):
         lengths = jnp.atleast_1d(tokens.lengths)
     tokens = as_tokens(tokens)

@@ -66,11 +66,21 @@ class Packed(AbstractRows):
         return jnp.where(own, rows, past[self.lane_prompt])
 
     def fixed(
-        self, name: str, make: Callable[[], Array], past: Past | None = None
+        self,
+        name: str,
+        make: Callable[[], Array],
+        past: Past | None = None,
+        *,
+        axes: str = "",
     ) -> Shaped[Array, "lane ..."]:
         """Gathers the value of each lane's prompt from the past."""
         assert past is not None, "packed rows need the past of their lanes"
         return past[name][self.lane_prompt]
+
+    def of_prompt(self, x: Shaped[Array, "prompt ..."]) -> Shaped[Array, "lane ..."]:
+        """Takes what belongs to each lane's prompt."""
+        lane = self.lane_prompt
+        return x[jnp.zeros_like(lane) if x.shape[0] == 1 else lane]
 
     def recur(
         self,

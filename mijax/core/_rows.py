@@ -89,7 +89,12 @@ class AbstractRows(eqx.Module):
         return None
 
     def fixed(
-        self, name: str, make: Callable[[], Array], past: Past | None = None
+        self,
+        name: str,
+        make: Callable[[], Array],
+        past: Past | None = None,
+        *,
+        axes: str = "",
     ) -> Shaped[Array, "..."]:
         """Computes a `Fixed` value and marks it, or takes it from the past.
 
@@ -97,11 +102,25 @@ class AbstractRows(eqx.Module):
             name: its name in the block's `cache`.
             make: computes it.
             past: what the block is given.
+            axes: names of its axes.
 
         Returns:
             The value, with a leading axis of lanes where rows have lanes.
         """
-        return site(name, make())
+        return site(name, make(), axes)
+
+    def of_prompt(self, x: Shaped[Array, "prompt ..."]) -> Shaped[Array, "..."]:
+        """Takes what belongs to the prompt of the rows.
+
+        Args:
+            x: one entry for each prompt, or one for all.
+
+        Returns:
+            The entry, with a leading axis of lanes where rows have lanes; NaN for a
+            prompt without one.
+        """
+        lone = self.prompt is None or x.shape[0] == 1
+        return x[0] if lone else x.at[self.prompt].get(mode="fill")
 
     def recur(
         self,

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 
-from mijax._errors import TokenError
+from mijax._errors import ShapeError, TokenError
 from mijax.core._check import check_model
 from mijax.core._function import FunctionModel
 from mijax.core._model import AbstractModel
@@ -20,6 +20,17 @@ class LanguageModel(Protocol):
 
     model: Any
     tokenizer: Any
+
+
+@runtime_checkable
+class SourceModel(Protocol):
+    """A model that writes a target for a source, such as an encoder-decoder."""
+
+    start: tuple[int, ...]
+
+    def on_source(self, source: Any) -> tuple[AbstractModel, Any]:
+        """Return the decoder of some sources, and the first tokens of targets."""
+        ...
 
 
 ModelLike = AbstractModel | FunctionModel | LanguageModel
@@ -54,6 +65,12 @@ def opened(model: Any, tokens: Any) -> tuple[AbstractModel, Any]:
     """
     texts = texts_of(tokens)
     lone = getattr(model, "model", None)
+    if isinstance(lone, SourceModel) or isinstance(model, SourceModel):
+        raise ShapeError(
+            f"{type(lone or model).__name__} takes a source and a target: make a model "
+            "of both, mijax.model(one, one.example), and its inputs, one.inputs(source,"
+            " target); or take the decoder of a source, one.on_source(source)."
+        )
     if isinstance(model, AbstractModel) or not isinstance(lone, AbstractModel):
         if texts is not None:
             raise TokenError(
@@ -66,13 +83,45 @@ def opened(model: Any, tokens: Any) -> tuple[AbstractModel, Any]:
     lone = automatic(lone)
     if texts is None:
         return lone, automatic(tokens)
-    ids = [model.tokenizer.encode(text, add_special=True) for text in texts]
+    return lone, _encoded(model.tokenizer, texts, alone=isinstance(tokens, str))
+
+
+def opened_target(model: Any, tokens: Any) -> tuple[AbstractModel, Any]:
+    """Do the same as `opened`; what a `SourceModel` is given is its source.
+
+    Args:
+        model: a model, or a model with its tokenizer.
+        tokens: what `opened` takes, or the source of targets.
+
+    Returns:
+        The model and its prompts: of a `SourceModel` the decoder of the sources, and
+        the tokens that their targets begin with.
+    """
+    lone = model if isinstance(model, SourceModel) else getattr(model, "model", None)
+    if not isinstance(lone, SourceModel):
+        return opened(model, tokens)
+    texts = texts_of(tokens)
+    if texts is None:
+        return automatic(lone).on_source(automatic(tokens))
+    if lone is model:
+        raise TokenError(
+            f"A bare model cannot read the text {texts[0]!r:.40}: give the model with "
+            "its tokenizer, mijax.models.load(...)."
+        )
+    alone = isinstance(tokens, str)
+    given: Any = model
+    return automatic(lone).on_source(_encoded(given.tokenizer, texts, alone=alone))
+
+
+def _encoded(tokenizer: Any, texts: list[str], *, alone: bool) -> Any:
+    """Return the tokens of one text, or prompts of several."""
+    ids = [tokenizer.encode(text, add_special=True) for text in texts]
     for text, found in zip(texts, ids, strict=True):
         if not found:
             raise TokenError(f"The text {text!r:.40} has no tokens: give some words.")
-    if isinstance(tokens, str):
-        return lone, jax.device_put(np.asarray(ids[0], np.int32))
-    return lone, padded(ids)
+    if alone:
+        return jax.device_put(np.asarray(ids[0], np.int32))
+    return padded(ids)
 
 
 def texts_of(tokens: Any) -> list[str] | None:

@@ -97,6 +97,7 @@ from mijax.models._siglip import SigLIPSpec as SigLIPSpec
 from mijax.models._siglip import SigLIPTextSpec as SigLIPTextSpec
 from mijax.models._siglip import siglip_spec as siglip_spec
 from mijax.models._smollm3 import SmolLM3Spec as SmolLM3Spec
+from mijax.models._t5 import T5Spec as T5Spec
 from mijax.models._towers import ZeroShot as ZeroShot
 from mijax.models._vit import VisionTransformer as VisionTransformer
 from mijax.models._vit import ViTSpec as ViTSpec

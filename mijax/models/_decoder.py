@@ -37,7 +37,7 @@ from mijax.nn.internal import AbstractMLP
 FREQUENCY = "blocks.attention.rotary.frequency"
 SCALE = "blocks.attention.rotary.scale"
 WINDOW = "blocks.attention.window"
-SLOPE = "blocks.attention.alibi.slope"
+SLOPE = "blocks.attention.bias.slope"
 # The window of a layer that reads every token before its own.
 EVERY = 2**31 - 1
 
@@ -184,7 +184,7 @@ def attention(
         w_o=normal(n, heads, head_dim, embed),
         rotary=rotary,
         window=stored.get(WINDOW),
-        alibi=Alibi(stored[SLOPE]) if SLOPE in stored else None,
+        bias=Alibi(stored[SLOPE]) if SLOPE in stored else None,
         **values,
     )
 

@@ -58,8 +58,8 @@ def init(spec: FalconSpec, key: PRNGKeyArray, dtype: DTypeLike) -> Transformer:
     )
     blocks: Any = model.blocks
     if spec.alibi:
-        alibi = RoundedAlibi(blocks.attention.alibi.slope, scale=spec.head_dim**-0.5)
-        attention = dataclasses.replace(blocks.attention, alibi=alibi)
+        alibi = RoundedAlibi(blocks.attention.bias.slope, scale=spec.head_dim**-0.5)
+        attention = dataclasses.replace(blocks.attention, bias=alibi)
         blocks = dataclasses.replace(blocks, attention=attention)
     if not spec.bias:
         mlp = dataclasses.replace(blocks.mlp, b_in=None, b_out=None)

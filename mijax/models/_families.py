@@ -41,6 +41,7 @@ from mijax.models._qwen3 import QWEN3
 from mijax.models._qwen3_moe import QWEN3_MOE
 from mijax.models._roberta import ROBERTA
 from mijax.models._smollm3 import SMOLLM3
+from mijax.models._t5 import T5
 
 FAMILIES: tuple[Family, ...] = (
     GPT2,
@@ -74,6 +75,7 @@ FAMILIES: tuple[Family, ...] = (
     ROBERTA,
     DISTILBERT,
     ALBERT,
+    T5,
     ATTENTION_ONLY,
 )
 

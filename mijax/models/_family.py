@@ -37,12 +37,14 @@ class Rule:
         into: for each leaf that it fills, what makes one layer of it of the tensor.
         experts: number of tensors in each layer if its name has `{expert}`; `into` is
             given all of them, stacked.
+        layers: number of layers of its tower; those of the spec by default.
     """
 
     name: str
     shape: tuple[int, ...]
     into: Into
     experts: int = 1
+    layers: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +153,8 @@ def assemble(
     names = real_names(source, table)
     rules = [*table.rules, *(rule for rule in table.optional if rule.name in names)]
     # A wrong size must be found before anything of that size exists.
-    check_layers(source, spec.layers)
+    towers = (rule.layers for rule in rules if rule.layers is not None)
+    check_layers(source, max([spec.layers, *towers]))
     check_names(source, table, names, rules, spec.layers)
     check_shapes(source, names, rules, spec.layers)
     skeleton = family.skeleton(spec, dtype)
@@ -286,7 +289,7 @@ def each_layer(rule: Rule, layers: int) -> list[str]:
         return [rule.name]
     return [
         rule.name.replace("{layer}", str(layer)).replace("{expert}", str(expert))
-        for layer in range(layers)
+        for layer in range(rule.layers or layers)
         for expert in range(rule.experts)
     ]
 

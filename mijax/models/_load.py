@@ -53,7 +53,7 @@ class Loaded:
     """A model and what belongs to it.
 
     Attributes:
-        model: an `nn.Transformer`, or an `nn.Encoder`.
+        model: an `nn.Transformer`, an `nn.Encoder`, or an encoder-decoder.
         text: its tokenizer, or `None` where the files have none; `tokenizer` is the
             same and refuses `None`.
         spec: its sizes.

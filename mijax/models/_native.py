@@ -29,13 +29,13 @@ from mijax.models._config import TokenIds, check_heads
 from mijax.models._families import family_named, family_of
 from mijax.models._family import Family, fill_tree, leaf_shapes
 from mijax.models._parts import Placing
-from mijax.nn import FRAMES, Encoder, Transformer
+from mijax.nn import FRAMES, AbstractEncoderDecoder, Encoder, Transformer
 
 VERSION = 1
 
 
 def save(
-    model: Transformer | Encoder,
+    model: Transformer | Encoder | AbstractEncoderDecoder,
     spec: Any,
     folder: str | os.PathLike[str],
     *,
@@ -82,7 +82,9 @@ def save(
     replace_folder(folder, fill)
 
 
-def describe(model: Transformer | Encoder, spec: Any) -> dict[str, Any]:
+def describe(
+    model: Transformer | Encoder | AbstractEncoderDecoder, spec: Any
+) -> dict[str, Any]:
     """Writes as JSON what `load` needs to build a model, all but the weights.
 
     Args:

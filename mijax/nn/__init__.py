@@ -28,8 +28,16 @@ from mijax.nn._blocks import PostNormBlock as PostNormBlock
 from mijax.nn._blocks import SandwichBlock as SandwichBlock
 from mijax.nn._clamped import ClampedShift as ClampedShift
 from mijax.nn._clamped import ClampedSwish as ClampedSwish
+from mijax.nn._cross import CrossAttention as CrossAttention
+from mijax.nn._cross import CrossBlock as CrossBlock
+from mijax.nn._cross import Memory as Memory
 from mijax.nn._encoder import Encoder as Encoder
 from mijax.nn._encoder import EncoderHead as EncoderHead
+from mijax.nn._encoder_decoder import (
+    AbstractEncoderDecoder as AbstractEncoderDecoder,
+)
+from mijax.nn._encoder_decoder import Stack as Stack
+from mijax.nn._encoder_decoder import TextToText as TextToText
 from mijax.nn._experts import Experts as Experts
 from mijax.nn._frames import FRAMES as FRAMES
 from mijax.nn._frames import centre_unembedding as centre_unembedding
@@ -40,6 +48,7 @@ from mijax.nn._mlp import MLP as MLP
 from mijax.nn._mlp import GatedMLP as GatedMLP
 from mijax.nn._pool import mean_pool as mean_pool
 from mijax.nn._readout import Readout as Readout
+from mijax.nn._relative import RelativePositions as RelativePositions
 from mijax.nn._rules import GIM as GIM
 from mijax.nn._rules import AbstractPart as AbstractPart
 from mijax.nn._rules import AbstractRule as AbstractRule

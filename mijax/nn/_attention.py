@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mijax.core import AbstractCached, AbstractRows, Past, PerToken, site
 from mijax.core.internal import HEADS, edited
@@ -23,6 +23,7 @@ from mijax.nn._basic import (
     SoftCap,
     Softmax,
 )
+from mijax.nn._relative import RelativePositions
 from mijax.nn._smear import SmearedKeys
 
 HeadNorm = RMSNorm | LayerNorm | AcrossHeads | Identity
@@ -47,7 +48,8 @@ class Attention(eqx.Module):
             `scores` comes after it: scores are what the softmax reads, up to the mask.
         window: tokens that a query reads, its own included, one number for each layer;
             `None` reads all tokens before it in every layer.
-        alibi: bias of the scores by distance; `scores` come after it.
+        bias: bias of the scores by position, `Alibi` or `RelativePositions`; `scores`
+            come after it.
     """
 
     w_q: Float[Array, "*layer embed heads head_dim"]
@@ -68,7 +70,7 @@ class Attention(eqx.Module):
     scale: float | None = eqx.field(static=True, default=None)
     cap: Identity | SoftCap = Identity()
     window: Int[Array, "*layer"] | None = None
-    alibi: Alibi | RoundedAlibi | None = None
+    bias: Alibi | RoundedAlibi | RelativePositions | None = None
 
     cache: ClassVar[Mapping[str, AbstractCached]] = MappingProxyType(
         {"k": PerToken(), "v": PerToken()}
@@ -152,25 +154,50 @@ class Attention(eqx.Module):
         divisor = head_dim**0.5 if self.scale is None else 1 / self.scale
         scores = self.product("...qhgd,...khd->...hgqk", queries, keys) / divisor
         scores = self.cap(scores.reshape(*scores.shape[:-4], heads, *scores.shape[-2:]))
-        if self.alibi is not None:
-            scores = self.alibi(scores, *asking.positions())
-        scores = asking.mark_grid("scores", scores)
-        real = None if self.causal else rows.real_keys()
-        reads = jnp.expand_dims(asking.causal(self.window), -3) if self.causal else real
-        cut = edited("scores")
-        if cut:
-            # An edit may cut scores off by minus infinity, all of a token's too.
-            reads = (scores > -jnp.inf) & (True if reads is None else reads)
-        if reads is not None:
-            scores = jnp.where(reads, scores, jnp.finfo(scores.dtype).min)
-        pattern = self.softmax(scores).astype(q.dtype)
-        if cut and reads is not None:
-            pattern = jnp.where(reads, pattern, 0)
-        pattern = asking.mark_grid("pattern", pattern)
-        if real is not None and edited("pattern"):
-            # An edit of the whole pattern reads no padding either.
-            pattern = jnp.where(real, pattern, 0)
-        return pattern
+        if self.bias is not None:
+            scores = self.bias(scores, *asking.positions())
+        if self.causal:
+            reads = jnp.expand_dims(asking.causal(self.window), -3)
+            return pattern_of(self.softmax, scores, asking, reads=reads)
+        return pattern_of(self.softmax, scores, asking, real=rows.real_keys())
+
+
+def pattern_of(
+    softmax: Softmax,
+    scores: Float[Array, "*lane heads seq key_seq"],
+    asking: AbstractRows,
+    *,
+    reads: Bool[Array, "..."] | None = None,
+    real: Bool[Array, "..."] | None = None,
+) -> Float[Array, "*lane heads seq key_seq"]:
+    """Mark scores, and return and mark their softmax.
+
+    Args:
+        softmax: normalizes the scores of a query.
+        scores: of queries with keys.
+        asking: the rows of the queries.
+        reads: which keys each query may read; all that are real by default.
+        real: which keys are not padding; all by default.
+
+    Returns:
+        The pattern, in the precision of the scores.
+    """
+    scores = asking.mark_grid("scores", scores)
+    dtype, cut = scores.dtype, edited("scores")
+    reads = real if reads is None else reads
+    if cut:
+        # An edit may cut scores off by minus infinity, all of a token's too.
+        reads = (scores > -jnp.inf) & (True if reads is None else reads)
+    if reads is not None:
+        scores = jnp.where(reads, scores, jnp.finfo(dtype).min)
+    pattern = softmax(scores).astype(dtype)
+    if cut and reads is not None:
+        pattern = jnp.where(reads, pattern, 0)
+    pattern = asking.mark_grid("pattern", pattern)
+    if real is not None and edited("pattern"):
+        # An edit of the whole pattern reads no padding either.
+        pattern = jnp.where(real, pattern, 0)
+    return pattern
 
 
 def _thinned(past: Array | None, own: Array) -> Array | None:

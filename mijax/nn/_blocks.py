@@ -192,7 +192,7 @@ def write_heads(block: Any, stream: Any, z: Array) -> Any:
     return stream.write("attn_out", z, attention.w_o, attention.b_o)
 
 
-def heads_out(attention: Attention, z: Array) -> Array:
+def heads_out(attention: Any, z: Array) -> Array:
     """Returns the output of attention, to which each head's part is a site."""
     each = jnp.einsum("nhd,hde->nhe", z, attention.w_o)
     result = site("result", each, "position head embed")

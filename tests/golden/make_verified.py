@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,12 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from family_weights import ENCODERS, GOLDEN, write  # noqa: E402
+from family_weights import (  # noqa: E402
+    ENCODER_DECODERS,
+    ENCODERS,
+    GOLDEN,
+    write,
+)
 
 import mijax  # noqa: E402
 from mijax import models  # noqa: E402
@@ -32,9 +38,12 @@ FOLDERS = {"gpt2": "5.23.0", "llama": "5.23.0", "llama_tied": "5.23.0"}
 def difference(folder: Path, golden: Path) -> tuple[str, float]:
     """Return the family of a golden, and how far its logits are."""
     arrays = np.load(golden)
-    tokens, logits = (np.atleast_2d(arrays["tokens"]), arrays["logits"])
-    model = models.load(folder).model
-    ours = jax.vmap(lambda ids: model(ids)[0])(jnp.asarray(tokens, jnp.int32))
+    model, logits = models.load(folder).model, arrays["logits"]
+    if "target" in arrays.files:
+        ours = of_both_towers(model, arrays)
+    else:
+        tokens = jnp.asarray(np.atleast_2d(arrays["tokens"]), jnp.int32)
+        ours = jax.vmap(lambda ids: model(ids)[0])(tokens)
     # A head of classes is read at the class token only.
     ours = np.asarray(ours).reshape(-1, logits.shape[-1])[
         : logits.size // logits.shape[-1]
@@ -42,6 +51,14 @@ def difference(folder: Path, golden: Path) -> tuple[str, float]:
     apart = np.abs(ours - logits.reshape(ours.shape)).max()
     name = json.loads((folder / "config.json").read_text())["model_type"]
     return name, float(apart / np.abs(logits).max())
+
+
+def of_both_towers(model: Any, arrays: Any) -> Any:
+    """Return the logits of an encoder-decoder, whose sources may have padding."""
+    inputs = model.inputs(arrays["source"], arrays["target"])
+    if "lengths" in arrays.files:
+        inputs["length"] = jnp.asarray(arrays["lengths"], jnp.int32)
+    return mijax.run(mijax.model(model, model.example), inputs)
 
 
 def main() -> None:
@@ -55,7 +72,8 @@ def main() -> None:
 
     for name, version in FOLDERS.items():
         add(*difference(HERE / "hf" / name, HERE / "hf" / f"{name}.npz"), version)
-    for golden in sorted([*GOLDEN.glob("*.npz"), *ENCODERS.glob("*.npz")]):
+    folders = (GOLDEN, ENCODERS, ENCODER_DECODERS)
+    for golden in sorted(file for at in folders for file in at.glob("*.npz")):
         with tempfile.TemporaryDirectory() as folder:
             add(*difference(write(Path(folder), golden.stem), golden), "5.24.0")
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
