@@ -10,6 +10,8 @@ from mijax.editing._covariance_file import save_covariance as save_covariance
 from mijax.editing._delta import AbstractDelta as AbstractDelta
 from mijax.editing._delta import Dense as Dense
 from mijax.editing._delta import LowRank as LowRank
+from mijax.editing._effects import Effects as Effects
+from mijax.editing._effects import SideEffects as SideEffects
 from mijax.editing._eraser import AbstractErasure as AbstractErasure
 from mijax.editing._eraser import Eraser as Eraser
 from mijax.editing._eraser import fit_eraser as fit_eraser
@@ -39,6 +41,10 @@ from mijax.editing._rome import Uncorrected as Uncorrected
 from mijax.editing._scrub import scrub as scrub
 from mijax.editing._search import Values as Values
 from mijax.editing._search import ValueSearch as ValueSearch
+from mijax.editing._side_effects import placebo_of as placebo_of
+from mijax.editing._side_effects import side_effects as side_effects
+from mijax.editing._surgery import scale_nodes as scale_nodes
+from mijax.editing._surgery import transplant_nodes as transplant_nodes
 from mijax.editing._weight_edit import Change as Change
 from mijax.editing._weight_edit import WeightEdit as WeightEdit
 from mijax.editing._weights import weight_names as weight_names
