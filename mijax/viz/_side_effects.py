@@ -108,7 +108,8 @@ def _draw(axes: "Axes", report: SideEffects, rows: dict[str, str]) -> None:
             linewidth=1.2,
             label=model.capitalize(),
         )
-    axes.set_xticks(range(len(rows)), [*rows.values()], rotation=30, ha="right")
+    names = [*rows.values()] if len(rows) > 1 else []
+    axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     axes.set_xlim(-0.6, len(rows) - 0.4)
     axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
 
