@@ -37,8 +37,9 @@ def one(name, shape):
 
 
 def golden(name):
-    """Read a golden of a decoder, an encoder, or a model of both."""
-    files = (at / f"{name}.npz" for at in (GOLDEN, ENCODERS, ENCODER_DECODERS))
+    """Read a golden of a decoder, an encoder, or a model of two towers."""
+    folders = (GOLDEN, ENCODERS, ENCODER_DECODERS, VISION_LANGUAGE)
+    files = (at / f"{name}.npz" for at in folders)
     return np.load(next(file for file in files if file.exists()))
 
 

@@ -120,15 +120,18 @@ def check_index(
     """Refuse an index beyond its axis, or one per example for another batch."""
     if axis == "layer" and not info.layers:
         raise SiteError(f"Site {info.name!r} has no layers: it occurs once.")
-    if isinstance(index, PerPrompt) and len(index.values) != batch:
-        raise PositionError(
-            f"{axis} holds {len(index.values)} examples, but the run has "
-            f"{'one, without a batch' if batch is None else batch}."
-        )
-    if isinstance(index, Span | slice):
-        ends = [i for i in (index.start, index.stop) if i is not None]
-        values = [known(end) for end in ends]
-        beyond = [v for v in values if v is not None and (v > size) & (v != END)]
+    span = isinstance(index, Span | slice)
+    ends = [i for i in (index.start, index.stop) if i is not None] if span else []
+    each = [index.values] if isinstance(index, PerPrompt) else filter(jnp.ndim, ends)
+    for values in each:
+        if len(values) != batch:
+            raise PositionError(
+                f"{axis} holds {len(values)} examples, but the run has "
+                f"{'one, without a batch' if batch is None else batch}."
+            )
+    if span:
+        found = [v.max() for v in map(known, ends) if v is not None]
+        beyond = [v for v in found if (v > size) & (v != END)]
     else:
         value = known(index.values if isinstance(index, PerPrompt) else index)
         beyond = [] if value is None or not np.any(value >= size) else [value.max()]

@@ -138,7 +138,10 @@ class Spot(AbstractPlace):
     def within(self, index: Any, at: Any) -> Array:
         """Return a mask of the coordinates that an index covers."""
         if isinstance(index, Span):
-            return (at >= index.start) & (at < index.stop)
+            start, stop = (
+                self.each(jnp.asarray(end), at) for end in (index.start, index.stop)
+            )
+            return (at >= start) & (at < stop)
         if isinstance(index, PerPrompt):
             return at == self.each(jnp.asarray(index.values), at)
         index = jnp.asarray(index)

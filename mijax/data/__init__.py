@@ -23,6 +23,9 @@ from mijax.data.tasks._template import fill as fill
 from mijax.data.text._chat import ChatTemplate as ChatTemplate
 from mijax.data.text._corpus import Corpus as Corpus
 from mijax.data.text._corpus import tokenize as tokenize
+from mijax.data.text._image_prompts import ImagePrompts as ImagePrompts
+from mijax.data.text._image_prompts import ImageReader as ImageReader
+from mijax.data.text._image_prompts import ReadImage as ReadImage
 from mijax.data.text._prompts import Prompts as Prompts
 from mijax.data.text._prompts import aligned as aligned
 from mijax.data.text._stream import TokenBatch as TokenBatch

@@ -110,6 +110,7 @@ def read_record(
     Args:
         kind: a dataclass. Types are strict: a string is not a number, a boolean is not
             an integer, NaN is not a float; a whole float fills a `Size`.
+            A field that is such a dataclass itself is read from a mapping.
         content: keys and values of the file.
         where: the file, named by errors.
         thing: what the config describes, named by errors.
@@ -132,8 +133,13 @@ def read_record(
     """
     from pydantic import ValidationError  # noqa: PLC0415 - slow to import
 
+    content = dict(content)
+    for key, inner in records_of(kind).items():
+        if isinstance(content.get(key), Mapping):
+            at = f"{where}: {key}"
+            content[key] = read_record(inner, content[key], at, thing=thing)
     try:
-        found = validator(kind).model_validate(dict(content))
+        found = validator(kind).model_validate(content)
     except ValidationError as error:
         details = error.errors(include_url=False)
         raise refusal(kind, content, str(where), thing, details[0]) from error
@@ -173,6 +179,17 @@ def keys_of(kind: Any) -> Mapping[str, str]:
         marks = [m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Key)]
         found[name] = marks[0].name if marks else name
     return {field.name: found[field.name] for field in dataclasses.fields(kind)}
+
+
+@functools.cache
+def records_of(kind: Any) -> Mapping[str, Any]:
+    """Return the dataclass of each key whose value is one."""
+    hints = typing.get_type_hints(kind)
+    return {
+        key: hints[name]
+        for name, key in keys_of(kind).items()
+        if dataclasses.is_dataclass(hints[name])
+    }
 
 
 def refusal(

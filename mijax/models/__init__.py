@@ -62,8 +62,11 @@ from mijax.models._image_models import ImageModel as ImageModel
 from mijax.models._image_models import image_presets as image_presets
 from mijax.models._image_models import init_image_model as init_image_model
 from mijax.models._image_models import load_image_model as load_image_model
+from mijax.models._image_text import ImageText as ImageText
 from mijax.models._letterbox import Letterbox as Letterbox
 from mijax.models._llama_spec import LlamaSpec as LlamaSpec
+from mijax.models._llava import LlavaSpec as LlavaSpec
+from mijax.models._llava import ProjectorSpec as ProjectorSpec
 from mijax.models._load import Loaded as Loaded
 from mijax.models._load import load as load
 from mijax.models._mamba import MambaSpec as MambaSpec
@@ -99,6 +102,7 @@ from mijax.models._siglip import siglip_spec as siglip_spec
 from mijax.models._smollm3 import SmolLM3Spec as SmolLM3Spec
 from mijax.models._t5 import T5Spec as T5Spec
 from mijax.models._towers import ZeroShot as ZeroShot
+from mijax.models._vision_language import VisionLanguage as VisionLanguage
 from mijax.models._vit import VisionTransformer as VisionTransformer
 from mijax.models._vit import ViTSpec as ViTSpec
 from mijax.models._yolo26 import DetectorOutput as DetectorOutput

@@ -174,6 +174,8 @@ def check_heads(spec: Any, path: str) -> None:
         LoadError: features that do not split into heads, or query heads that do not
             split into groups.
     """
+    # Of a model that reads images too, its decoder.
+    spec = getattr(spec, "text", spec)
     check_layers(spec, path)
     check_experts(spec, path)
     kv_heads = getattr(spec, "kv_heads", None)

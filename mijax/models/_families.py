@@ -26,6 +26,7 @@ from mijax.models._gptj import GPTJ
 from mijax.models._granite import GRANITE
 from mijax.models._init import check_dtype
 from mijax.models._llama import LLAMA
+from mijax.models._llava import LLAVA
 from mijax.models._mamba import MAMBA
 from mijax.models._mamba2 import MAMBA2
 from mijax.models._mistral import MISTRAL
@@ -76,6 +77,7 @@ FAMILIES: tuple[Family, ...] = (
     DISTILBERT,
     ALBERT,
     T5,
+    LLAVA,
     ATTENTION_ONLY,
 )
 
@@ -122,6 +124,12 @@ def family_of(spec: Any) -> Family:
             return family
     kinds = ", ".join(family.spec.__name__ for family in FAMILIES)
     raise LoadError(f"{type(spec).__name__} is no spec of a model, expected {kinds}.")
+
+
+def reader_of(spec: Any) -> Any:
+    """The preprocessing of images of a spec, `None` for a model of text only."""
+    make = family_of(spec).reader
+    return None if make is None else make(spec)
 
 
 def family_named(name: Any, path: str) -> Family:

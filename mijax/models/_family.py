@@ -100,6 +100,7 @@ class Family:
             them.
         build: the model of a file whose tensors one table does not say, such as those
             of several towers, `(spec, tensors, dtype, place)`.
+        reader: preprocessing of the images of a prompt, for models that read some.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Family:
     gguf_table: Callable[[Any], Table] | None = None
     renamed: Callable[[Tensors], Tensors] | None = None
     build: Callable[[Any, Tensors, DTypeLike, Placing | None], Any] | None = None
+    reader: Callable[[Any], Any] | None = None
 
     def skeleton(self, spec: Any, dtype: DTypeLike = jnp.float32) -> Any:
         """The tree with shapes in place of arrays."""

@@ -30,8 +30,8 @@ from mijax.io import (
 )
 from mijax.io.internal import HUB_ID, spelled_constant
 from mijax.models._config import TokenIds, check_heads, first_id
-from mijax.models._families import FAMILIES, family_named, presets
-from mijax.models._family import assemble
+from mijax.models._families import FAMILIES, family_named, presets, reader_of
+from mijax.models._family import Family, assemble
 from mijax.models._gguf_tokenizer import gguf_tokenizer
 from mijax.models._hub import download_model
 from mijax.models._init import check_dtype
@@ -53,13 +53,16 @@ class Loaded:
     """A model and what belongs to it.
 
     Attributes:
-        model: an `nn.Transformer`, an `nn.Encoder`, or an encoder-decoder.
+        model: an `nn.Transformer`, an `nn.Encoder`, an encoder-decoder, or a
+            `VisionLanguage`.
         text: its tokenizer, or `None` where the files have none; `tokenizer` is the
             same and refuses `None`.
         spec: its sizes.
         source: where it came from.
         digest: `"sha256:..."` of its weight files.
         no_text: why there is no tokenizer, where the reason is known.
+        input: preprocessing of the images of a prompt, for `data.ImagePrompts`; `None`
+            for a model that reads text only.
     """
 
     model: Any
@@ -68,6 +71,7 @@ class Loaded:
     source: str
     digest: str
     no_text: str = ""
+    input: Any = None
 
     def __repr__(self) -> str:
         text = "no tokenizer" if self.text is None else "with tokenizer"
@@ -178,7 +182,7 @@ def load_folder(
         model, spec = read_native(config, str(path), tensors, dtype, place)
     else:
         family = family_named(config.get("model_type"), str(path))
-        if family.from_config is None or family.table is None:
+        if family.from_config is None or (family.table or family.build) is None:
             raise LoadError(
                 f"{path} has no key 'mijax'; '{family.name}' is only loaded from "
                 "folders that mijax.models.save wrote."
@@ -186,11 +190,23 @@ def load_folder(
         spec = family.from_config(config, str(path))
         check_heads(spec, str(path))
         tensors = tensors if family.renamed is None else family.renamed(tensors)
-        model = assemble(family, spec, tensors, family.table(spec), dtype, place=place)
+        model = assembled(family, spec, tensors, dtype, place)
     text = tokenizer_in(folder, config)
     # Last, since errors of the readers above say more about what is wrong.
     check_files(folder)
-    return Loaded(model, text, spec, source, digest(tensors.files))
+    return Loaded(
+        model, text, spec, source, digest(tensors.files), input=reader_of(spec)
+    )
+
+
+def assembled(
+    family: Family, spec: Any, tensors: Tensors, dtype: DTypeLike, place: Placing | None
+) -> Any:
+    """Builds the model of a file in the names of Hugging Face."""
+    if family.build is not None:
+        return family.build(spec, tensors, dtype, place)
+    assert family.table is not None
+    return assemble(family, spec, tensors, family.table(spec), dtype, place=place)
 
 
 def open_weights(folder: Path) -> Tensors:

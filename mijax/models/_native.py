@@ -29,13 +29,16 @@ from mijax.models._config import TokenIds, check_heads
 from mijax.models._families import family_named, family_of
 from mijax.models._family import Family, fill_tree, leaf_shapes
 from mijax.models._parts import Placing
+from mijax.models._vision_language import VisionLanguage
 from mijax.nn import FRAMES, AbstractEncoderDecoder, Encoder, Transformer
+
+Saved = Transformer | Encoder | AbstractEncoderDecoder | VisionLanguage
 
 VERSION = 1
 
 
 def save(
-    model: Transformer | Encoder | AbstractEncoderDecoder,
+    model: Saved,
     spec: Any,
     folder: str | os.PathLike[str],
     *,
@@ -82,9 +85,7 @@ def save(
     replace_folder(folder, fill)
 
 
-def describe(
-    model: Transformer | Encoder | AbstractEncoderDecoder, spec: Any
-) -> dict[str, Any]:
+def describe(model: Saved, spec: Any) -> dict[str, Any]:
     """Writes as JSON what `load` needs to build a model, all but the weights.
 
     Args:
@@ -236,6 +237,7 @@ def check_sizes(spec: Any, shapes: Mapping[str, tuple[int, ...]], where: str) ->
     Raises:
         LoadError: before anything of that size exists.
     """
+    spec = getattr(spec, "text", spec)
     held = sum(math.prod(shape) for shape in shapes.values())
     heads = getattr(spec, "heads", 0) * getattr(spec, "head_dim", 1)
     width = heads or spec.channels

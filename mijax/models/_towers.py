@@ -19,6 +19,8 @@ from mijax.models._vit import VisionTransformer
 from mijax.nn import Transformer
 
 Names = tuple[str, ...]
+# From the name of a tensor to its tower and its name there.
+Owner = Callable[[str], tuple[str, str] | None]
 
 
 class Tower:
@@ -26,27 +28,75 @@ class Tower:
 
     Args:
         source: the file.
-        start: what names of the tower begin with.
-        renamed: the name under which the tower's family knows a tensor.
+        names: name in the file of each tensor, by the name that the tower's family
+            knows.
     """
 
-    def __init__(
-        self,
-        source: Tensors,
-        start: Names,
-        renamed: Callable[[str], str] = lambda name: name,
-    ) -> None:
+    def __init__(self, source: Tensors, names: Mapping[str, str]) -> None:
         self.source, self.path, self.files = source, source.path, source.files
-        self.names = {
-            renamed(name): name for name in source.shapes if name.startswith(start)
-        }
+        self.names = names
         self.shapes: Mapping[str, tuple[int, ...]] = {
-            name: source.shapes[real] for name, real in self.names.items()
+            name: source.shapes[real] for name, real in names.items()
         }
 
     def read(self, name: str) -> np.ndarray:
         """Read one tensor."""
         return self.source.read(self.names[name])
+
+
+def split(source: Tensors, owner: Owner, scalars: Names = ()) -> dict[str, Tower]:
+    """Give every tensor to a tower.
+
+    Args:
+        source: the file.
+        owner: the tower of a tensor and its name there, `None` for an unknown name.
+        scalars: tensors that belong to no tower, one number each.
+
+    Returns:
+        The towers.
+
+    Raises:
+        LoadError: a tensor that is unused or there twice, or a missing number.
+    """
+    found: dict[str, dict[str, str]] = {}
+    unused = []
+    for name in sorted(source.shapes.keys() - set(scalars)):
+        owned = owner(name)
+        if owned is None:
+            unused.append(name)
+            continue
+        tower, ours = owned
+        if ours in found.setdefault(tower, {}):
+            raise LoadError(
+                f"{source.path}: '{name}' and '{found[tower][ours]}' are the same part "
+                "of the model. Give a file of one model."
+            )
+        found[tower][ours] = name
+    if unused:
+        raise LoadError(
+            f"{source.path}: unused {listed(unused)}. Use the config.json or the spec "
+            "that belongs to these weights."
+        )
+    for name in scalars:
+        if source.shapes.get(name) not in ((), (1,)):
+            raise LoadError(f"{source.path}: missing '{name}', one number.")
+    return {tower: Tower(source, names) for tower, names in found.items()}
+
+
+def by_start(names: Mapping[str, Names]) -> Owner:
+    """Return an owner that goes by what names begin with, and keeps them."""
+
+    def owner(name: str) -> tuple[str, str] | None:
+        found = (tower for tower, start in names.items() if name.startswith(start))
+        tower = next(found, None)
+        return None if tower is None else (tower, name)
+
+    return owner
+
+
+def part(towers: Mapping[str, Tower], name: str, source: Tensors) -> Tower:
+    """Return a tower, without tensors where the file has none of it."""
+    return towers.get(name, Tower(source, {}))
 
 
 def read_tower(
@@ -91,18 +141,9 @@ def read_pair(
     Raises:
         LoadError: a tensor is missing, unused or of the wrong shape.
     """
-    towers = {name: Tower(source, start) for name, start in names.items()}
-    used = set(scalars).union(*(tower.shapes for tower in towers.values()))
-    if unused := sorted(source.shapes.keys() - used):
-        raise LoadError(
-            f"{source.path}: unused {listed(unused)}. This model has names that begin "
-            f"with {', '.join(sum(names.values(), ()))}, and {', '.join(scalars)}."
-        )
-    for name in scalars:
-        if source.shapes.get(name) not in ((), (1,)):
-            raise LoadError(f"{source.path}: missing '{name}', one number.")
-    vision = read_tower(families[0], spec.vision, towers["vision"], dtype)
-    text = read_tower(families[1], spec.text, towers["text"], dtype)
+    towers = split(source, by_start(names), scalars)
+    vision = read_tower(families[0], spec.vision, part(towers, "vision", source), dtype)
+    text = read_tower(families[1], spec.text, part(towers, "text", source), dtype)
     read = [jnp.asarray(source.read(name).reshape(()), dtype) for name in scalars]
     return vision, text, read
 

@@ -44,6 +44,7 @@ from mijax.nn._frames import centre_unembedding as centre_unembedding
 from mijax.nn._frames import centre_writing as centre_writing
 from mijax.nn._frames import fold_norm as fold_norm
 from mijax.nn._frames import fold_value_biases as fold_value_biases
+from mijax.nn._image_embedding import ImageEmbedding as ImageEmbedding
 from mijax.nn._mlp import MLP as MLP
 from mijax.nn._mlp import GatedMLP as GatedMLP
 from mijax.nn._pool import mean_pool as mean_pool

@@ -24,6 +24,11 @@ class Embedding(eqx.Module):
     scale: float | None = eqx.field(static=True, default=None)
     norm: Callable[[Array], Array] | None = None
 
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return self.weight.shape[-2]
+
     def __call__(self, index: Int[Array, "*rows"]) -> Float[Array, "*rows embed"]:
         """Looks up rows."""
         rows = self.weight[index]

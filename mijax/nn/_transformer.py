@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int
 from mijax.core import AbstractBlock, AbstractModel
 from mijax.nn._basic import Embedding, Identity, SoftCap, Unembedding
 from mijax.nn._blocks import Norm
+from mijax.nn._image_embedding import ImageEmbedding
 from mijax.nn._readout import Readout
 
 
@@ -13,7 +14,7 @@ class Transformer(AbstractModel):
     """Embeddings, stacked blocks, a final norm, an unembedding.
 
     Attributes:
-        embedding: token embedding, `weight[vocab, embed]`.
+        embedding: token embedding, `weight[vocab, embed]`, or of images too.
         positions: learned positions, `weight[context, embed]`, or `None`.
         blocks: stacked blocks; every array has a leading layer axis.
         norm: the final norm.
@@ -30,7 +31,7 @@ class Transformer(AbstractModel):
         (3, 3, 4, 8)
     """
 
-    embedding: Embedding
+    embedding: Embedding | ImageEmbedding
     positions: Embedding | None
     blocks: AbstractBlock
     norm: Norm
@@ -57,7 +58,7 @@ class Transformer(AbstractModel):
     @property
     def vocab(self) -> int:
         """Number of tokens that the model reads."""
-        return self.embedding.weight.shape[-2]
+        return self.embedding.count
 
     @property
     def causal(self) -> bool:

@@ -12,5 +12,6 @@ from mijax.testing._tiny import tiny_gpt2 as tiny_gpt2
 from mijax.testing._tiny import tiny_llama as tiny_llama
 from mijax.testing._tiny import tiny_parallel as tiny_parallel
 from mijax.testing._tiny import tiny_sandwich as tiny_sandwich
+from mijax.testing._tiny_llava import tiny_llava as tiny_llava
 from mijax.testing._tracr import Compiled as Compiled
 from mijax.testing._tracr import tracr as tracr

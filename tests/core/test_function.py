@@ -242,6 +242,23 @@ def test_edits_by_hand(case):
     chex.assert_trees_all_close(found, want, atol=1e-6)
 
 
+def test_every_example_may_have_a_span_to_itself():
+    one, inputs = model("encoder"), batch("encoder")
+    starts, stops = jnp.array([0, 2, 1]), jnp.array([2, 5, 1])
+    edit = Zero().at("z", layer=1, position=slice(starts, stops))
+    found = mijax.run(one, inputs, edit)
+    for i in range(3):
+        alone = Zero().at("z", layer=1, position=slice(int(starts[i]), int(stops[i])))
+        want = mijax.run(one, inputs[i], alone)
+        chex.assert_trees_all_close(found[i], want, atol=1e-6)
+    for span, says in (
+        (slice(starts[:2], stops[:2]), "position holds 2 examples, but the run has 3"),
+        (slice(starts, stops + 1), "position 6 is out of range"),
+    ):
+        with pytest.raises(mijax.MijaxError, match=says):
+            mijax.run(one, inputs, Zero().at("z", position=span))
+
+
 def test_noise_is_that_of_the_example_and_layer():
     one, inputs = model("encoder"), batch("encoder")
     edit = Noise(jax.random.key(0)).at("resid_pre", layer=1)

@@ -25,6 +25,7 @@ from family_weights import (  # noqa: E402
     ENCODER_DECODERS,
     ENCODERS,
     GOLDEN,
+    VISION_LANGUAGE,
     write,
 )
 
@@ -61,6 +62,19 @@ def of_both_towers(model: Any, arrays: Any) -> Any:
     return mijax.run(mijax.model(model, model.example), inputs)
 
 
+def image_difference(folder: Path, golden: Path) -> tuple[str, float]:
+    """Return the family of a golden of images and text, and how far its logits are."""
+    arrays, worst = np.load(golden), 0.0
+    loaded = models.load(folder)
+    for which in ("one", "two"):
+        tokens, logits = arrays[f"{which}.tokens"], arrays[f"{which}.logits"]
+        prompt = {"tokens": tokens, "images": arrays[f"{which}.images"]}
+        ours = loaded.model({k: jnp.asarray(v) for k, v in prompt.items()})
+        worst = max(worst, float(np.abs(ours - logits).max() / np.abs(logits).max()))
+    name = json.loads((folder / "config.json").read_text())["model_type"]
+    return name, worst
+
+
 def main() -> None:
     """Compares every golden and writes the file."""
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -76,6 +90,11 @@ def main() -> None:
     for golden in sorted(file for at in folders for file in at.glob("*.npz")):
         with tempfile.TemporaryDirectory() as folder:
             add(*difference(write(Path(folder), golden.stem), golden), "5.24.0")
+    for golden in sorted(VISION_LANGUAGE.glob("*.npz")):
+        if "one.ids" in np.load(golden).files:
+            with tempfile.TemporaryDirectory() as folder:
+                write(Path(folder), golden.stem)
+                add(*image_difference(Path(folder), golden), "5.24.0")
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     rows = {
         name: {

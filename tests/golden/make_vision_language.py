@@ -31,6 +31,18 @@ SIZES = {
     "intermediate_size": 24,
 }
 IMAGE = {"image_size": 12, "patch_size": 4}
+ROPE = {"rope_type": "default", "rope_theta": 100.0}
+TEXT = SIZES | {
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 96,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": None,
+}
+PLACE, STEPS = 62, 4
 
 
 def weighted(config, kind):
@@ -89,7 +101,67 @@ def siglip():
     }
 
 
-MODELS = {"siglip": siglip}
+def expanded(ids, count):
+    """Write every placeholder as many times as an image has tokens."""
+    ids = torch.tensor(ids)
+    return ids.repeat_interleave(torch.where(ids == PLACE, count, 1))[None]
+
+
+def joint(config, kind, towers, images, count):
+    """Run a prompt with one image and one with two.
+
+    Args:
+        config: the config.
+        kind: class of the model.
+        towers: from the model to the blocks of its image tower and of its text tower.
+        images: three images, as the model takes those of a prompt: all in one array.
+        count: tokens of an image.
+    """
+    model, arrays = weighted(config, kind)
+    vision, text = (outputs_of(blocks) for blocks in towers(model))
+    prompts = {
+        "one": ([0, 5, PLACE, 9, 33, 7], images[:1]),
+        "two": ([0, PLACE, 17, 4, PLACE, 8], images[1:]),
+    }
+    for name, (ids, shown) in prompts.items():
+        tokens = expanded(ids, count)
+        vision.clear(), text.clear()
+        out = model(input_ids=tokens, pixel_values=shown)
+        arrays |= {
+            f"{name}.ids": np.array(ids),
+            f"{name}.images": shown.reshape(-1, *shown.shape[-3:]).numpy(),
+            f"{name}.tokens": tokens[0].numpy(),
+            f"{name}.logits": out.logits[0].numpy(),
+            f"{name}.vision": np.stack(vision),
+            f"{name}.blocks": np.stack(text)[:, 0],
+        }
+        new = model.generate(
+            input_ids=tokens, pixel_values=shown, max_new_tokens=STEPS, do_sample=False,
+            attention_mask=torch.ones_like(tokens), pad_token_id=0, eos_token_id=None,
+        )  # fmt: skip
+        arrays[f"{name}.generated"] = new[0, tokens.shape[1] :].numpy()
+    return arrays
+
+
+def llava():
+    """A CLIP tower read before its last block, and a Llama."""
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(
+            **SIZES | {"num_hidden_layers": 3}, **IMAGE
+        ),
+        text_config=transformers.LlamaConfig(**TEXT, rope_parameters=ROPE),
+        image_token_index=PLACE,
+        image_seq_length=9,
+    )
+    kind = transformers.LlavaForConditionalGeneration
+    towers = lambda model: (  # noqa: E731
+        model.model.vision_tower.encoder.layers,
+        model.model.language_model.layers,
+    )
+    return joint(config, kind, towers, pixels(3, 3, 12, 12), 9)
+
+
+MODELS = {"siglip": siglip, "llava": llava}
 
 
 def main():
