@@ -44,7 +44,7 @@ class TorchFile:
 
     Raises:
         LoadError: the file is missing, broken, or holds anything but dicts of tensors,
-            numbers and strings.
+            numbers, strings and lists of numbers and strings.
 
     Examples:
         >>> import pathlib, tempfile
@@ -131,12 +131,13 @@ class TorchFile:
                 raise LoadError(f"{self.path}: '{name}' is given twice. {AGAIN}")
             elif isinstance(value, TorchTensor):
                 self.tensors[name] = value
-            elif value is None or isinstance(value, bool | int | float | str):
+            elif is_plain(value):
                 self.values[name] = value
             else:
                 raise LoadError(
                     f"{self.path}: '{name}' is a {type(value).__name__}, expected a "
-                    "tensor, number or string. Save the state dict alone."
+                    "tensor, number, string or a list of those. Save the state dict "
+                    "alone."
                 )
 
     def _broken(self, error: BaseException) -> LoadError:
@@ -234,6 +235,13 @@ class LegacyStorages:
                     raise ValueError(f"the storage {key} goes beyond its end")
                 places[key] = (begin, at)
         return places
+
+
+def is_plain(value: Any) -> bool:
+    """Return True for a number, a string, `None`, or a list of numbers and strings."""
+    if isinstance(value, list):
+        return all(isinstance(one, bool | int | float | str) for one in value)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def sizes_of(content: Any) -> dict[str, int]:

@@ -19,7 +19,7 @@ def save_torch(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None
     `torch.load(path, weights_only=True)` reads it.
 
     Args:
-        content: arrays, whole numbers, strings, and dicts of those.
+        content: arrays, whole numbers, strings, and dicts and lists of those.
         path: the file, which appears whole or not at all.
 
     Raises:
@@ -49,6 +49,8 @@ def encode(value: Any, arrays: list[np.ndarray]) -> bytes:
             encode(key, arrays) + encode(item, arrays) for key, item in value.items()
         )
         return b"ccollections\nOrderedDict\n)R(" + items + b"u"
+    if isinstance(value, list | tuple):
+        return b"](" + b"".join(encode(item, arrays) for item in value) + b"e"
     if isinstance(value, str):
         raw = value.encode()
         return b"X" + struct.pack("<I", len(raw)) + raw
