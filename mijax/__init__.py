@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from mijax import editing as editing
     from mijax import experiment as experiment
     from mijax import features as features
+    from mijax import graphs as graphs
     from mijax import interop as interop
     from mijax import io as io
     from mijax import lens as lens
@@ -79,7 +80,7 @@ def __getattr__(name: str) -> Any:
     """Imports a subpackage on first use, so `import mijax` stays quick."""
     packages = (
         "attribution causal circuits core data dictionaries editing experiment "
-        "features io interop lens models nn probes steering testing train viz"
+        "features graphs io interop lens models nn probes steering testing train viz"
     )
     if name in packages.split():
         return importlib.import_module(f"mijax.{name}")

@@ -38,18 +38,8 @@ import pytest
 # Packages whose annotations are checked with `MIJAX_TYPECHECK=1`.
 CHECKED = (
     *("attribution", "causal", "circuits", "core", "data", "dictionaries", "editing"),
-    *(
-        "features",
-        "interop",
-        "io",
-        "lens",
-        "models",
-        "nn",
-        "probes",
-        "steering",
-        "testing",
-        "train",
-    ),
+    *("features", "graphs", "interop", "io", "lens", "models", "nn", "probes"),
+    *("steering", "testing", "train"),
 )
 if os.environ.get("MIJAX_TYPECHECK") == "1":
     jaxtyping.install_import_hook([f"mijax.{p}" for p in CHECKED], "beartype.beartype")

@@ -1,0 +1,99 @@
+"""Rows of an attribution graph: the effect of every source on a target."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mijax.graphs._replacement import Local, Replacement, linear_map
+
+
+class Features(NamedTuple):
+    """Features by place; the list may end with padding of activation 0."""
+
+    layer: Int[Array, " n"]
+    position: Int[Array, " n"]
+    feature: Int[Array, " n"]
+    activation: Float[Array, " n"]
+
+
+class Targets(NamedTuple):
+    """Targets: where a gradient is injected, and which.
+
+    Attributes:
+        layer: of the feature; any for a logit.
+        position: of the feature or logit.
+        direction: what the target reads, of the site that transcoders read, or of the
+            stream after the last block.
+        logit: whether the target is a logit.
+    """
+
+    layer: Int[Array, " n"]
+    position: Int[Array, " n"]
+    direction: Float[Array, "n embed"]
+    logit: Bool[Array, " n"]
+
+
+class Rows(NamedTuple):
+    """Effects of all sources on some targets."""
+
+    features: Float[Array, "target n"]
+    errors: Float[Array, "target layer seq"]
+    tokens: Float[Array, "target seq"]
+
+
+@eqx.filter_jit
+def rows(
+    replacement: Replacement,
+    tokens: Int[Array, " seq"],
+    found: Local,
+    sources: Features,
+    targets: Targets,
+    batch: int,
+) -> Rows:
+    r"""Compute rows of the graph.
+
+    With $g$ the gradient of the target at a write, in the model in which patterns,
+    scales and errors are constants, the effect of a feature is $z_f \, w_f^\top g$,
+    that of an error $e^\top g$, of a token its embedding's $x^\top g$.
+
+    Args:
+        replacement: the model and its transcoders.
+        tokens: the prompt.
+        found: its run.
+        sources: features that are columns.
+        targets: what is explained; one backward pass each.
+        batch: targets that run together.
+    """
+    mapped = linear_map(replacement, tokens)
+    zeros = jnp.zeros_like(found.embed), jnp.zeros_like(found.reads)
+    (reads, stream, _), pull = jax.vjp(mapped, *zeros)
+    writers = replacement.coders.writers(sources.layer, sources.feature)
+    own = writers.shape[1] == 1 and found.reads.shape[0] > 1
+
+    def row(target: Targets) -> Rows:
+        at_read = jnp.zeros_like(reads)
+        at_read = at_read.at[target.layer, target.position].set(target.direction)
+        at_end = jnp.zeros_like(stream).at[target.position].set(target.direction)
+        g_embed, g_write = pull(
+            (
+                jnp.where(target.logit, 0.0, at_read),
+                jnp.where(target.logit, at_end, 0.0),
+                (),
+            )
+        )
+        if own:
+            here = g_write[sources.layer, sources.position]
+            effect = (here * writers[:, 0]).sum(-1)
+        else:
+            here = g_write[:, sources.position]
+            effect = jnp.einsum("lne,nle->n", here, writers)
+        return Rows(
+            effect * sources.activation,
+            (g_write * found.errors).sum(-1),
+            (g_embed * found.embed).sum(-1),
+        )
+
+    return jax.lax.map(row, targets, batch_size=batch)
