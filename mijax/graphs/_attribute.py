@@ -97,7 +97,7 @@ def attribute(
         >>> both = graphs.Replacement.of(model, coders)
         >>> graph = graphs.attribute(both, [5, 6, 7], targets=[9])
         >>> graph
-        AttributionGraph(24 features, 9 errors, 3 tokens, 1 logit; 224 edges)
+        AttributionGraph(24 features, 9 errors, 3 tokens, 1 logit; 268 edges)
         >>> graph.prune().quality().replacement <= 1
         True
     """

@@ -47,7 +47,7 @@ class AttributionGraph:
         >>> graph.influence().tolist()
         [0.5, 0.25, 0.75, 0.0]
         >>> graph.quality()
-        Quality(replacement=0.75, completeness=0.8333333333333334)
+        Quality(replacement=0.75, completeness=0.9)
     """
 
     tokens: Int[np.ndarray, " seq"]

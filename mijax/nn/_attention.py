@@ -1,6 +1,6 @@
 """Self-attention with a site at every step."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -163,7 +163,7 @@ class Attention(eqx.Module):
 
 
 def pattern_of(
-    softmax: Softmax,
+    softmax: Callable[[Array], Array],
     scores: Float[Array, "*lane heads seq key_seq"],
     asking: AbstractRows,
     *,
