@@ -57,6 +57,8 @@ from mijax.models._gpt_neox import GPTNeoXSpec as GPTNeoXSpec
 from mijax.models._gpt_oss import GptOssSpec as GptOssSpec
 from mijax.models._gptj import GPTJSpec as GPTJSpec
 from mijax.models._granite import GraniteSpec as GraniteSpec
+from mijax.models._idefics3 import Idefics3Spec as Idefics3Spec
+from mijax.models._idefics3 import ShuffleSpec as ShuffleSpec
 from mijax.models._image_input import ImageInput as ImageInput
 from mijax.models._image_models import ImageModel as ImageModel
 from mijax.models._image_models import image_presets as image_presets
@@ -101,6 +103,7 @@ from mijax.models._siglip import SigLIPTextSpec as SigLIPTextSpec
 from mijax.models._siglip import siglip_spec as siglip_spec
 from mijax.models._smollm3 import SmolLM3Spec as SmolLM3Spec
 from mijax.models._t5 import T5Spec as T5Spec
+from mijax.models._tiles import TiledImage as TiledImage
 from mijax.models._towers import ZeroShot as ZeroShot
 from mijax.models._vision_language import VisionLanguage as VisionLanguage
 from mijax.models._vit import VisionTransformer as VisionTransformer

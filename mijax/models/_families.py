@@ -24,6 +24,7 @@ from mijax.models._gpt_neox import GPT_NEOX
 from mijax.models._gpt_oss import GPT_OSS
 from mijax.models._gptj import GPTJ
 from mijax.models._granite import GRANITE
+from mijax.models._idefics3 import IDEFICS3, SMOLVLM
 from mijax.models._init import check_dtype
 from mijax.models._llama import LLAMA
 from mijax.models._llava import LLAVA
@@ -78,6 +79,8 @@ FAMILIES: tuple[Family, ...] = (
     ALBERT,
     T5,
     LLAVA,
+    IDEFICS3,
+    SMOLVLM,
     ATTENTION_ONLY,
 )
 

@@ -1,4 +1,4 @@
-"""Learned positions of a grid of patches, resized to another grid."""
+"""Learned positions of a grid of patches, for grids of other sizes."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +32,39 @@ def resized_positions(
     )
     tall = jnp.tensordot(jnp.asarray(down), table, axes=1)
     return jnp.einsum("nc,rce->rne", jnp.asarray(across), tall)
+
+
+def bucketed_positions(
+    table: Float[Array, "rows columns embed"], rows: int, columns: int
+) -> Float[Array, "row column embed"]:
+    """Take the position in whose bucket each patch begins (Idefics3).
+
+    The sides of an image and of the grid of positions are from 0 to 1, compared in
+    float32. Where a patch begins at the border of two buckets, it is in the later one,
+    up to rounding.
+
+    Args:
+        table: positions of the grid that the model was trained with.
+        rows: rows of the new grid.
+        columns: columns of the new grid.
+
+    Returns:
+        Positions of the new grid.
+    """
+    down, across = (
+        _buckets(old, new)
+        for old, new in zip(table.shape[:2], (rows, columns), strict=True)
+    )
+    return table[down][:, across]
+
+
+def _buckets(old: int, new: int) -> np.ndarray:
+    """Return the bucket of each new place."""
+    step = np.float32(1) / np.float32(new)
+    places = np.minimum(np.arange(new, dtype=np.float32) * step, np.float32(1 - 1e-6))
+    # The order in which torch.arange adds and rounds.
+    edges = (1 / old + np.arange(old - 1) * (1 / old)).astype(np.float32)
+    return np.searchsorted(edges, places, side="right")
 
 
 def _matrix(old: int, new: int, antialias: bool) -> Float[np.ndarray, "new old"]:

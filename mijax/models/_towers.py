@@ -95,8 +95,17 @@ def by_start(names: Mapping[str, Names]) -> Owner:
 
 
 def part(towers: Mapping[str, Tower], name: str, source: Tensors) -> Tower:
-    """Return a tower, without tensors where the file has none of it."""
-    return towers.get(name, Tower(source, {}))
+    """Return a tower.
+
+    Raises:
+        LoadError: the file has none of its tensors.
+    """
+    if name not in towers:
+        raise LoadError(
+            f"{source.path}: missing every tensor of the part '{name}'. Give the "
+            "weights of the whole model."
+        )
+    return towers[name]
 
 
 def read_tower(

@@ -23,7 +23,7 @@ from mijax.io import Index, Only, Size
 from mijax.models._attention_pool import AttentionPool, init_pool
 from mijax.models._config import ACTIVATIONS
 from mijax.models._init import Normal, layer_norm
-from mijax.models._position_grid import resized_positions
+from mijax.models._position_grid import bucketed_positions, resized_positions
 from mijax.nn import (
     MLP,
     Attention,
@@ -66,6 +66,7 @@ class ViTSpec:
         qkv_bias: False if queries, keys and values have no biases.
         head_bias: False if the head has no bias.
         antialias: True if positions are resized with antialiasing.
+        bucketed: True if positions of another grid are looked up and not resized.
     """
 
     layers: Size
@@ -90,6 +91,7 @@ class ViTSpec:
     qkv_bias: bool = True
     head_bias: bool = True
     antialias: bool = False
+    bucketed: bool = False
 
     @property
     def grid(self) -> int:
@@ -124,6 +126,7 @@ class VisionTransformer(eqx.Module):
         attention_pool: attention that pools all positions, or `None`.
         pool: what the head reads.
         antialias: True if positions are resized with antialiasing.
+        bucketed: True if positions of another grid are looked up and not resized.
         output: name and axis of the head's site.
     """
 
@@ -140,6 +143,7 @@ class VisionTransformer(eqx.Module):
     attention_pool: AttentionPool | None
     pool: str = eqx.field(static=True)
     antialias: bool = eqx.field(static=True)
+    bucketed: bool = eqx.field(static=True, default=False)
     output: tuple[str, str] = eqx.field(static=True, default=("logits", "class"))
 
     def __call__(
@@ -203,9 +207,12 @@ class VisionTransformer(eqx.Module):
             )
         patches = self.patch(image)
         _, rows, columns = patches.shape
-        grid = resized_positions(
-            self.positions, rows, columns, antialias=self.antialias
-        )
+        if self.bucketed:
+            grid = bucketed_positions(self.positions, rows, columns)
+        else:
+            grid = resized_positions(
+                self.positions, rows, columns, antialias=self.antialias
+            )
         patches = patches.transpose(1, 2, 0) + grid
         prefix = self.prefix
         if self.prefix_positions is not None:
@@ -305,6 +312,7 @@ def init(spec: ViTSpec, key: PRNGKeyArray, dtype: DTypeLike) -> VisionTransforme
         attention_pool=pool,
         pool=spec.pool,
         antialias=spec.antialias,
+        bucketed=spec.bucketed,
     )
 
 

@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -161,7 +162,98 @@ def llava():
     return joint(config, kind, towers, pixels(3, 3, 12, 12), 9)
 
 
-MODELS = {"siglip": siglip, "llava": llava}
+def shuffled(kind, vision, whole, *, factor, side, tied):
+    """A SigLIP tower with six positions a side, four features for each image."""
+    config = whole(
+        vision_config=vision(**SIZES, image_size=24, patch_size=4),
+        text_config=transformers.LlamaConfig(
+            **TEXT, rope_parameters=ROPE, tie_word_embeddings=tied
+        ),
+        image_token_id=PLACE,
+        scale_factor=factor,
+        tie_word_embeddings=tied,
+        pad_token_id=0,
+    )
+    towers = lambda model: (  # noqa: E731
+        model.model.vision_model.encoder.layers,
+        model.model.text_model.layers,
+    )
+    return joint(config, kind, towers, Stacked(pixels(3, 3, side, side)), 4)
+
+
+class Stacked:
+    """Images that the model takes with an axis of prompts."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __getitem__(self, index):
+        return self.images[index][None]
+
+
+def idefics3():
+    """Images of fewer patches than positions, and a head that is not tied."""
+    return shuffled(
+        transformers.Idefics3ForConditionalGeneration,
+        transformers.models.idefics3.configuration_idefics3.Idefics3VisionConfig,
+        transformers.Idefics3Config,
+        factor=2,
+        side=16,
+        tied=False,
+    )
+
+
+def smolvlm():
+    """Images of as many patches as positions, and a tied head."""
+    return shuffled(
+        transformers.SmolVLMForConditionalGeneration,
+        transformers.models.smolvlm.configuration_smolvlm.SmolVLMVisionConfig,
+        transformers.SmolVLMConfig,
+        factor=3,
+        side=24,
+        tied=True,
+    )
+
+
+def tiles():
+    """Images as Idefics3 cuts them, and the text that stands for them."""
+    from transformers.models.idefics3 import (  # noqa: PLC0415
+        image_processing_pil_idefics3,
+        processing_idefics3,
+    )
+
+    longest, side = {"longest_edge": 32}, {"longest_edge": 16}
+    cut = image_processing_pil_idefics3.Idefics3ImageProcessorPil(
+        size=longest, max_image_size=side, return_row_col_info=True
+    )
+    names = SimpleNamespace(
+        fake_image_token="<fake_token_around_image>",
+        image_token="<image>",
+        global_image_tag="<global-img>",
+        image_seq_len=2,
+    )
+    write = processing_idefics3.Idefics3Processor.replace_image_token
+    arrays = {}
+    for name, shape in {"wide": (20, 33), "tall": (40, 18), "square": (9, 9)}.items():
+        image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+        found = cut([[image]], return_tensors="np", input_data_format="channels_last")
+        text = write(names, {"rows": found["rows"], "cols": found["cols"]}, 0)
+        arrays |= {
+            f"{name}.image": image,
+            # Bytes, from -1 to 1.
+            f"{name}.crops": np.round(found["pixel_values"][0] * 127.5 + 127.5),
+            f"{name}.text": np.frombuffer(text.encode(), np.uint8),
+        }
+    return {k: v.astype(np.uint8) for k, v in arrays.items()}
+
+
+MODELS = {
+    "siglip": siglip,
+    "llava": llava,
+    "idefics3": idefics3,
+    "smolvlm": smolvlm,
+    "tiles": tiles,
+}
 
 
 def main():

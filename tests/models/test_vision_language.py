@@ -21,12 +21,14 @@ from mijax import Patch, Set, Site, Zero, models
 from mijax._errors import LoadError, PositionError, ShapeError
 from mijax.data import ImagePrompts
 
-MODELS = {"llava": 9}
+MODELS = {"llava": 9, "idefics3": 4, "smolvlm": 4}
 PLACE = 62
 # Those of transformers, without the last block and norm of the image tower.
 PARAMETERS = {
     "llava-1.5-7b": 7_063_427_072 - 12_598_272,
     "llava-1.5-13b": 13_351_494_656 - 12_598_272,
+    "smolvlm-256m": 256_484_928,
+    "smolvlm-500m": 507_482_304,
 }
 METRIC = mijax.logit_difference(3, 4)
 
