@@ -74,7 +74,7 @@ def prefix(
     """
     check_keys(model, "causal.prefix")
     attention: Any = getattr(model.blocks, "attention")  # noqa: B009
-    kv_heads = jnp.arange(0, attention.w_q.shape[-2], attention.groups)
+    kv_heads = jnp.arange(0, attention.heads, attention.groups)
     sites = {
         "stream": Site("resid_post", position=last),
         "k": Site("k", head=kv_heads),

@@ -35,6 +35,7 @@ class BlockSites(eqx.Module, Generic[T]):
     | `scores pattern` | `[seq, heads, key_seq]` |
     | `result` | `[seq, heads, embed]` |
     | `mlp_pre mlp_gate mlp_up mlp_post` | `[seq, mlp]` |
+    | `q_latent kv_latent` | `[seq, latent]` |
     | `router_logits router_weights` | `[seq, experts]` |
     | `expert_out` | `[seq, experts, embed]` |
     | `conv_out mixer_scan mixer_gate mixer_out` | `[seq, channels]` |
@@ -53,7 +54,8 @@ class BlockSites(eqx.Module, Generic[T]):
     MLP `mlp_pre` is the input of the activation function, `mlp_gate` its output and
     `mlp_up` the other factor of `mlp_post`. Mixtures of experts have `router_logits`,
     `router_weights` (0 for experts that are not chosen) and `expert_out`, what each
-    expert adds to `mlp_out`, in their place.
+    expert adds to `mlp_out`, in their place. Latent attention makes queries, and keys
+    and values of all heads, of `q_latent` and `kv_latent`.
 
     Recurrent mixers (`nn.AbstractMixer`) have `conv_out`, the output of the causal
     convolution; the step size `ssm_delta`, `ssm_b` and `ssm_c` of a state space, or the
@@ -65,7 +67,9 @@ class BlockSites(eqx.Module, Generic[T]):
 
     resid_pre: T
     attn_norm_scale: T
+    q_latent: T
     q: T
+    kv_latent: T
     k: T
     v: T
     q_rotated: T

@@ -29,7 +29,7 @@ from mijax.core.internal import (
     padded_lengths,
     scan_blocks,
 )
-from mijax.nn import Attention
+from mijax.nn import Attention, LatentAttention
 from mijax.nn.internal import readout_of
 
 # Sites that blocks add to the stream, or of which they add a linear map.
@@ -208,7 +208,7 @@ def _parts(
     nothing = jnp.zeros(at.shape, to.dtype)
     along = lambda acts: nothing if acts is None else (acts[at] * to).sum(-1)  # noqa: E731
     parts = {"mlps": along(acts.mlp_out)}
-    if isinstance(attention, Attention):
+    if isinstance(attention, Attention | LatentAttention):
         read = jnp.einsum("hde,ne->nhd", attention.w_o[layer], to)
         parts["heads"] = (acts.z[at] * read).sum(-1)
         parts["attention_bias"] = _of_bias(attention, "b_o", layer, to)

@@ -46,11 +46,12 @@ def heads_of(model: AbstractModel, *, dtype: type = np.float32) -> Heads:
         SiteError: its blocks have no attention with a norm before it.
     """
     blocks: Any = model.blocks
-    attention, norm = (getattr(blocks, name, None) for name in ("attention", "norm_1"))
-    if attention is None or norm is None:
+    attention: Any = getattr(blocks, "attention", None)
+    norm: Any = getattr(blocks, "norm_1", None)
+    if not hasattr(attention, "w_q") or norm is None:
         raise SiteError(
-            f"{type(blocks).__name__} has no `attention` that reads through a `norm_1`,"
-            " so the weights of its heads are not known."
+            f"{type(blocks).__name__} has no `attention` whose heads read the stream "
+            "through a `norm_1`, so the weights of its heads are not known."
         )
 
     check_linear_writes(model, "Weights of heads")

@@ -33,6 +33,7 @@ from mijax.models._config import HubConfig as HubConfig
 from mijax.models._config import read_hub_config as read_hub_config
 from mijax.models._convnext import ConvNeXt as ConvNeXt
 from mijax.models._convnext import ConvNeXtSpec as ConvNeXtSpec
+from mijax.models._deepseek_v3 import DeepseekV3Spec as DeepseekV3Spec
 from mijax.models._detections import Detections as Detections
 from mijax.models._detections import detections as detections
 from mijax.models._distilbert import DistilBertSpec as DistilBertSpec

@@ -10,7 +10,7 @@ from mijax.models._config import ACTIVATIONS
 from mijax.models._family import Rule
 from mijax.models._init import Normal
 from mijax.models._leaves import LAYER, turned
-from mijax.nn import Experts
+from mijax.nn import Experts, TopExperts
 
 # Part of a Llama's names that a mixture of experts does not have.
 DENSE = "blocks.mlp."
@@ -37,8 +37,7 @@ def draw(normal: Normal, spec: Any, *, renormalize: bool) -> Experts:
         w_in=normal(n, embed, count, mlp),
         w_out=normal(n, count, mlp, embed),
         activation=ACTIVATIONS[spec.activation],
-        top_k=spec.top_k,
-        renormalize=renormalize,
+        routing=TopExperts(spec.top_k, renormalize),
     )
 
 

@@ -11,6 +11,7 @@ from mijax.models._albert import ALBERT
 from mijax.models._attention_only import ATTENTION_ONLY
 from mijax.models._bert import BERT
 from mijax.models._bloom import BLOOM
+from mijax.models._deepseek_v3 import DEEPSEEK_V3
 from mijax.models._distilbert import DISTILBERT
 from mijax.models._falcon import FALCON
 from mijax.models._family import Family, Preset
@@ -62,6 +63,7 @@ FAMILIES: tuple[Family, ...] = (
     OLMO3,
     OLMOE,
     GPT_OSS,
+    DEEPSEEK_V3,
     PHI3,
     SMOLLM3,
     GRANITE,

@@ -7,6 +7,7 @@ names in weight files to the leaves of the tree. The shapes of the tree come fro
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,6 +39,8 @@ class Rule:
         experts: number of tensors in each layer if its name has `{expert}`; `into` is
             given all of them, stacked.
         layers: number of layers of its tower; those of the spec by default.
+        span: first layer that has it, and the one after the last; every layer by
+            default. Layers of a leaf that no rule fills are 0.
     """
 
     name: str
@@ -45,6 +48,11 @@ class Rule:
     into: Into
     experts: int = 1
     layers: int | None = None
+    span: tuple[int, int] | None = None
+
+    def numbers(self, count: int) -> range:
+        """Return the layers that have it, where the spec has `count`."""
+        return range(*(self.span or (0, self.layers or count)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,10 +170,16 @@ def assemble(
     skeleton = family.skeleton(spec, dtype)
     leaves = leaf_shapes(skeleton)
     arrays: dict[str, jax.Array] = {}
+    parts: dict[str, Parts] = {}
+    left = Counter(name for rule in rules for name in rule.into)
     for rule in rules:
-        parts = {name: Parts(name, leaves[name], place) for name in rule.into}
+        new = [name for name in rule.into if name not in parts]
+        parts |= {name: Parts(name, leaves[name], place) for name in new}
         read_rule(rule, source, names, parts, spec.layers)
-        arrays |= {name: parts.pop(name).array() for name in rule.into}
+        left.subtract(rule.into.keys())
+        arrays |= {
+            name: parts.pop(name).array() for name in rule.into if not left[name]
+        }
     for name, twin in table.same.items():
         check_same(source, names, name, twin)
     weights = family.computed(spec) | arrays
@@ -291,7 +305,7 @@ def each_layer(rule: Rule, layers: int) -> list[str]:
         return [rule.name]
     return [
         rule.name.replace("{layer}", str(layer)).replace("{expert}", str(expert))
-        for layer in range(rule.layers or layers)
+        for layer in rule.numbers(layers)
         for expert in range(rule.experts)
     ]
 
@@ -305,7 +319,8 @@ def read_rule(
 ) -> None:
     """Reads the tensors of a rule into the leaves that they fill."""
     stacked, every = "{layer}" in rule.name, each_layer(rule, layers)
-    for layer, start in enumerate(range(0, len(every), rule.experts)):
+    first = rule.numbers(layers).start
+    for layer, start in enumerate(range(0, len(every), rule.experts), first):
         reals = [names[name] for name in every[start : start + rule.experts]]
         found = [check_weights(source.read(r), r, source.path) for r in reals]
         tensor = np.stack(found) if "{expert}" in rule.name else found[0]

@@ -29,7 +29,7 @@ class Parts:
         self.shape, dtype = spec.shape, spec.dtype
         shape = self.shape
         self.place = None if place is None else place(name, shape)
-        self.parts = {_bounds((...,), shape): np.empty(shape, dtype)}
+        self.parts = {_bounds((...,), shape): np.zeros(shape, dtype)}
         self.owners: dict[Any, Bounds] = {}
         if self.place is not None:
             found = self.place.addressable_devices_indices_map(shape)
@@ -37,7 +37,7 @@ class Parts:
                 d: _bounds(i, shape) for d, i in found.items() if i is not None
             }
             self.parts = {
-                bounds: np.empty([stop - start for start, stop in bounds], dtype)
+                bounds: np.zeros([stop - start for start, stop in bounds], dtype)
                 for bounds in self.owners.values()
             }
 

@@ -45,11 +45,14 @@ from mijax.nn._frames import centre_writing as centre_writing
 from mijax.nn._frames import fold_norm as fold_norm
 from mijax.nn._frames import fold_value_biases as fold_value_biases
 from mijax.nn._image_embedding import ImageEmbedding as ImageEmbedding
+from mijax.nn._latent import LatentAttention as LatentAttention
 from mijax.nn._mlp import MLP as MLP
 from mijax.nn._mlp import GatedMLP as GatedMLP
 from mijax.nn._pool import mean_pool as mean_pool
 from mijax.nn._readout import Readout as Readout
 from mijax.nn._relative import RelativePositions as RelativePositions
+from mijax.nn._routing import GroupedTopExperts as GroupedTopExperts
+from mijax.nn._routing import TopExperts as TopExperts
 from mijax.nn._rules import GIM as GIM
 from mijax.nn._rules import AbstractPart as AbstractPart
 from mijax.nn._rules import AbstractRule as AbstractRule
@@ -64,6 +67,7 @@ from mijax.nn._rules import Ruled as Ruled
 from mijax.nn._rules import SecantActivation as SecantActivation
 from mijax.nn._rules import TemperedSoftmax as TemperedSoftmax
 from mijax.nn._rules import apply as apply
+from mijax.nn._shared_experts import SharedExperts as SharedExperts
 from mijax.nn._smear import SmearedKeys as SmearedKeys
 from mijax.nn._transformer import Transformer as Transformer
 from mijax.nn.mixers import AbstractMixer as AbstractMixer

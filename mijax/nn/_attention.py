@@ -1,5 +1,6 @@
 """Self-attention with a site at every step."""
 
+import abc
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -29,7 +30,123 @@ from mijax.nn._smear import SmearedKeys
 HeadNorm = RMSNorm | LayerNorm | AcrossHeads | Identity
 
 
-class Attention(eqx.Module):
+class AbstractAttention(eqx.Module):
+    """Attention, whatever makes its queries, keys and values of the stream."""
+
+    w_o: eqx.AbstractVar[Array]
+    b_o: eqx.AbstractVar[Array | None]
+    rotary: eqx.AbstractVar[Rotary | None]
+    softmax: eqx.AbstractVar[Softmax | SinkSoftmax]
+    product: eqx.AbstractVar[Product]
+    keys: eqx.AbstractVar[Identity | SmearedKeys]
+    causal: eqx.AbstractVar[bool]
+    q_norm: eqx.AbstractVar[HeadNorm]
+    k_norm: eqx.AbstractVar[HeadNorm]
+    scale: eqx.AbstractVar[float | None]
+    cap: eqx.AbstractVar[Identity | SoftCap]
+    window: eqx.AbstractVar[Array | None]
+    bias: eqx.AbstractVar[Alibi | RoundedAlibi | RelativePositions | None]
+
+    cache: ClassVar[Mapping[str, AbstractCached]] = MappingProxyType(
+        {"k": PerToken(), "v": PerToken()}
+    )
+
+    def __call__(
+        self,
+        x: Any,
+        rows: AbstractRows,
+        past: Past | None = None,
+    ) -> Float[Array, "kept heads head_dim"]:
+        """Mixes values across tokens.
+
+        Args:
+            x: the normalised residual stream, `[rows, embed]`; or three of them, for
+                queries, keys and values, which may have one input for each query head,
+                `[rows, heads, embed]`. Under grouped-query attention heads that share a
+                key may then see different ones; the weights are shared all the same.
+            rows: position, prompt and lane of each row; from the queries on, only the
+                rows that leave the block are computed.
+            past: `k` (before norm and rotary) and `v` of tokens that are not rows, as
+                `capture` gives them, `[prompt, key_seq, heads, head_dim]`.
+
+        Returns:
+            The site `z`: what each head reads from other tokens.
+        """
+        for_q, for_k, for_v = x if isinstance(x, tuple) else (x, x, x)
+        q = site("q", self.queries(rows.keep(for_q)), HEADS)
+        k, v = self.keys_and_values(for_k, for_v)
+        k, v = self._shared(rows, "k", k), self._shared(rows, "v", v)
+        past_k, past_v = (past["k"], past["v"]) if past is not None else (None, None)
+        pattern = self._pattern(q, k, rows, past_k)
+        values = rows.keys(v, _thinned(past_v, v))
+        grouped = pattern.reshape(
+            *pattern.shape[:-3], v.shape[1], -1, *pattern.shape[-2:]
+        )
+        z = self.product("...hgqk,...khd->...qhgd", grouped, values)
+        z = rows.after.flat(z.reshape(*z.shape[:-3], q.shape[1], v.shape[-1]))
+        return site("z", z, HEADS)
+
+    def out(self, z: Float[Array, "rows heads head_dim"]) -> Float[Array, "rows embed"]:
+        """Return the outputs of all heads, and the bias."""
+        return add(jnp.einsum("nhd,hde->ne", z, self.w_o), self.b_o)
+
+    @abc.abstractmethod
+    def queries(
+        self, x: Float[Array, "rows *heads embed"]
+    ) -> Float[Array, "rows heads head_dim"]:
+        """Return the queries of the stream that they read."""
+
+    @abc.abstractmethod
+    def keys_and_values(
+        self,
+        for_k: Float[Array, "rows *heads embed"],
+        for_v: Float[Array, "rows *heads embed"],
+    ) -> tuple[Array, Array]:
+        """Return keys and values of the streams that they read."""
+
+    @property
+    def heads(self) -> int:
+        """Number of query heads."""
+        return self.w_o.shape[-3]
+
+    def _shared(self, rows: AbstractRows, name: str, x: Array) -> Array:
+        """Mark keys or values, one for each query head or for each group of them."""
+        return rows.mark_heads(name, x, self.heads // x.shape[1])
+
+    def _pattern(
+        self,
+        q: Float[Array, "kept heads head_dim"],
+        k: Float[Array, "rows kv_heads head_dim"],
+        rows: AbstractRows,
+        past_k: Array | None,
+    ) -> Float[Array, "*lane heads seq key_seq"]:
+        """Compute the scores of queries with keys, and their softmax."""
+        asking = rows.after
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.rotary is not None:
+            q = site("q_rotated", self.rotary(q, asking.position), HEADS)
+            k = self._shared(rows, "k_rotated", self.rotary(k, rows.position))
+        past_k = _thinned(past_k, k)
+        if past_k is not None:
+            past_k = self.k_norm(past_k)
+            if self.rotary is not None:
+                past_k = self.rotary(past_k, jnp.arange(past_k.shape[1]))
+        heads, kv_heads, head_dim = q.shape[1], k.shape[1], q.shape[2]
+        queries = asking.queries(q)
+        keys = self.keys(rows.keys(k, past_k))
+        queries = queries.reshape(*queries.shape[:-2], kv_heads, -1, head_dim)
+        divisor = head_dim**0.5 if self.scale is None else 1 / self.scale
+        scores = self.product("...qhgd,...khd->...hgqk", queries, keys) / divisor
+        scores = self.cap(scores.reshape(*scores.shape[:-4], heads, *scores.shape[-2:]))
+        if self.bias is not None:
+            scores = self.bias(scores, *asking.positions())
+        if self.causal:
+            reads = jnp.expand_dims(asking.causal(self.window), -3)
+            return pattern_of(self.softmax, scores, asking, reads=reads)
+        return pattern_of(self.softmax, scores, asking, real=rows.real_keys())
+
+
+class Attention(AbstractAttention):
     """Multi-head attention; grouped-query where there are fewer key/value heads.
 
     Query head `h` reads key/value head `h // (heads / kv_heads)`. Biases and rotary
@@ -72,94 +189,25 @@ class Attention(eqx.Module):
     window: Int[Array, "*layer"] | None = None
     bias: Alibi | RoundedAlibi | RelativePositions | None = None
 
-    cache: ClassVar[Mapping[str, AbstractCached]] = MappingProxyType(
-        {"k": PerToken(), "v": PerToken()}
-    )
+    def queries(
+        self, x: Float[Array, "rows *heads embed"]
+    ) -> Float[Array, "rows heads head_dim"]:
+        """Return the queries of the stream that they read."""
+        return project(x, self.w_q, self.b_q)
 
-    def __call__(
+    def keys_and_values(
         self,
-        x: Any,
-        rows: AbstractRows,
-        past: Past | None = None,
-    ) -> Float[Array, "kept heads head_dim"]:
-        """Mixes values across tokens.
-
-        Args:
-            x: the normalised residual stream, `[rows, embed]`; or three of them, for
-                queries, keys and values, which may have one input for each query head,
-                `[rows, heads, embed]`. Under grouped-query attention heads that share a
-                key may then see different ones; the weights are shared all the same.
-            rows: position, prompt and lane of each row; from the queries on, only the
-                rows that leave the block are computed.
-            past: `k` (before norm and rotary) and `v` of tokens that are not rows, as
-                `capture` gives them, `[prompt, key_seq, heads, head_dim]`.
-
-        Returns:
-            The site `z`: what each head reads from other tokens.
-        """
-        for_q, for_k, for_v = x if isinstance(x, tuple) else (x, x, x)
-        q = site("q", project(rows.keep(for_q), self.w_q, self.b_q), HEADS)
-        k = self._shared(rows, "k", project(for_k, self.w_k, self.b_k))
-        v = self._shared(rows, "v", project(for_v, self.w_v, self.b_v))
-        past_k, past_v = (past["k"], past["v"]) if past is not None else (None, None)
-        pattern = self._pattern(q, k, rows, past_k)
-        values = rows.keys(v, _thinned(past_v, v))
-        grouped = pattern.reshape(
-            *pattern.shape[:-3], v.shape[1], -1, *pattern.shape[-2:]
-        )
-        z = self.product("...hgqk,...khd->...qhgd", grouped, values)
-        z = rows.after.flat(z.reshape(*z.shape[:-3], *q.shape[1:]))
-        return site("z", z, HEADS)
-
-    def out(self, z: Float[Array, "rows heads head_dim"]) -> Float[Array, "rows embed"]:
-        """Return the outputs of all heads, and the bias."""
-        return add(jnp.einsum("nhd,hde->ne", z, self.w_o), self.b_o)
-
-    @property
-    def heads(self) -> int:
-        """Number of query heads."""
-        return self.w_q.shape[-2]
+        for_k: Float[Array, "rows *heads embed"],
+        for_v: Float[Array, "rows *heads embed"],
+    ) -> tuple[Array, Array]:
+        """Return keys and values of the streams that they read."""
+        k = project(for_k, self.w_k, self.b_k)
+        return k, project(for_v, self.w_v, self.b_v)
 
     @property
     def groups(self) -> int:
         """Number of query heads that share a key and a value head."""
         return self.w_q.shape[-2] // self.w_k.shape[-2]
-
-    def _shared(self, rows: AbstractRows, name: str, x: Array) -> Array:
-        """Mark keys or values, one for each query head or for each group of them."""
-        return rows.mark_heads(name, x, self.w_q.shape[-2] // x.shape[1])
-
-    def _pattern(
-        self,
-        q: Float[Array, "kept heads head_dim"],
-        k: Float[Array, "rows kv_heads head_dim"],
-        rows: AbstractRows,
-        past_k: Array | None,
-    ) -> Float[Array, "*lane heads seq key_seq"]:
-        """Compute the scores of queries with keys, and their softmax."""
-        asking = rows.after
-        q, k = self.q_norm(q), self.k_norm(k)
-        if self.rotary is not None:
-            q = site("q_rotated", self.rotary(q, asking.position), HEADS)
-            k = self._shared(rows, "k_rotated", self.rotary(k, rows.position))
-        past_k = _thinned(past_k, k)
-        if past_k is not None:
-            past_k = self.k_norm(past_k)
-            if self.rotary is not None:
-                past_k = self.rotary(past_k, jnp.arange(past_k.shape[1]))
-        heads, kv_heads, head_dim = q.shape[1], k.shape[1], q.shape[2]
-        queries = asking.queries(q)
-        keys = self.keys(rows.keys(k, past_k))
-        queries = queries.reshape(*queries.shape[:-2], kv_heads, -1, head_dim)
-        divisor = head_dim**0.5 if self.scale is None else 1 / self.scale
-        scores = self.product("...qhgd,...khd->...hgqk", queries, keys) / divisor
-        scores = self.cap(scores.reshape(*scores.shape[:-4], heads, *scores.shape[-2:]))
-        if self.bias is not None:
-            scores = self.bias(scores, *asking.positions())
-        if self.causal:
-            reads = jnp.expand_dims(asking.causal(self.window), -3)
-            return pattern_of(self.softmax, scores, asking, reads=reads)
-        return pattern_of(self.softmax, scores, asking, real=rows.real_keys())
 
 
 def pattern_of(

@@ -17,7 +17,7 @@ from mijax.core import (
     site,
 )
 from mijax.core.internal import edited
-from mijax.nn._attention import Attention
+from mijax.nn._attention import AbstractAttention
 from mijax.nn._basic import Identity, LayerNorm, RMSNorm
 from mijax.nn._mlp import AbstractMLP
 from mijax.nn._substitutes import FrozenNorm
@@ -29,7 +29,7 @@ class Block(AbstractBlock):
     """Attention, then an MLP that reads its output (GPT-2, Llama)."""
 
     linear_writes: ClassVar[bool] = True
-    cache: ClassVar[Mapping[str, AbstractCached] | None] = Attention.cache
+    cache: ClassVar[Mapping[str, AbstractCached] | None] = AbstractAttention.cache
     masks_padding: ClassVar[bool] = True
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"norm_1": "attention", "norm_2": "mlp"}
@@ -37,7 +37,7 @@ class Block(AbstractBlock):
     by_row: ClassVar[tuple[str, ...]] = ("mlp_in",)
 
     norm_1: Norm
-    attention: Attention
+    attention: AbstractAttention
     norm_2: Norm
     mlp: AbstractMLP
 
@@ -60,7 +60,7 @@ class ParallelBlock(AbstractBlock):
     """
 
     linear_writes: ClassVar[bool] = True
-    cache: ClassVar[Mapping[str, AbstractCached] | None] = Attention.cache
+    cache: ClassVar[Mapping[str, AbstractCached] | None] = AbstractAttention.cache
     masks_padding: ClassVar[bool] = True
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"norm_1": "attention", "norm_2": "mlp"}
@@ -68,7 +68,7 @@ class ParallelBlock(AbstractBlock):
     by_row: ClassVar[tuple[str, ...]] = ("mlp_in",)
 
     norm_1: Norm
-    attention: Attention
+    attention: AbstractAttention
     norm_2: Norm
     mlp: AbstractMLP
 
@@ -93,7 +93,7 @@ class SandwichBlock(AbstractBlock):
     attention writes as a whole: one upstream node of circuits.
     """
 
-    cache: ClassVar[Mapping[str, AbstractCached] | None] = Attention.cache
+    cache: ClassVar[Mapping[str, AbstractCached] | None] = AbstractAttention.cache
     masks_padding: ClassVar[bool] = True
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"norm_1": "attention", "norm_3": "mlp"}
@@ -101,7 +101,7 @@ class SandwichBlock(AbstractBlock):
     by_row: ClassVar[tuple[str, ...]] = ("mlp_in",)
 
     norm_1: Norm
-    attention: Attention
+    attention: AbstractAttention
     norm_2: Norm
     norm_3: Norm
     mlp: AbstractMLP
@@ -134,11 +134,11 @@ class PostNormBlock(AbstractBlock):
         mlp: the MLP, which reads the stream as it is.
     """
 
-    cache: ClassVar[Mapping[str, AbstractCached] | None] = Attention.cache
+    cache: ClassVar[Mapping[str, AbstractCached] | None] = AbstractAttention.cache
     masks_padding: ClassVar[bool] = True
 
     norm_1: Norm
-    attention: Attention
+    attention: AbstractAttention
     norm_2: Norm
     mlp: AbstractMLP
 
@@ -158,14 +158,14 @@ class AttentionBlock(AbstractBlock):
     """Attention alone (Elhage et al. 2021). It has no MLP sites and no `resid_mid`."""
 
     linear_writes: ClassVar[bool] = True
-    cache: ClassVar[Mapping[str, AbstractCached] | None] = Attention.cache
+    cache: ClassVar[Mapping[str, AbstractCached] | None] = AbstractAttention.cache
     masks_padding: ClassVar[bool] = True
     norm_readers: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"norm_1": "attention"}
     )
 
     norm_1: Norm
-    attention: Attention
+    attention: AbstractAttention
 
     def __call__(
         self, stream: AbstractStream, rows: AbstractRows, past: Past | None = None

@@ -13,9 +13,9 @@ from jaxtyping import Array, Float
 
 from mijax._errors import FrameError
 from mijax.core.internal import check_linear_writes
-from mijax.nn._attention import Attention
 from mijax.nn._basic import Identity, LayerNorm, RMSNorm, Softmax, Unembedding
 from mijax.nn._experts import Experts
+from mijax.nn._latent import LatentAttention
 from mijax.nn._mlp import MLP, GatedMLP
 from mijax.nn._transformer import Transformer
 from mijax.nn.mixers import AbstractMixer
@@ -55,7 +55,7 @@ def fold_norm(model: Transformer) -> Transformer:
             raise FrameError(f"fold_norm: the blocks have no {name} to fold.")
     for name, part in blocks.norm_readers.items():
         norm, reader = getattr(blocks, name), getattr(blocks, part)
-        reads = ATTENTION_READS if part == "attention" else mlp_reads(reader)
+        reads = attention_reads(reader) if part == "attention" else mlp_reads(reader)
         folded = read_norm(reader, norm, reads)
         blocks = replace(blocks, **{part: folded, name: bare(norm)})
     head = untied(model)
@@ -179,8 +179,8 @@ def fold_value_biases(model: Transformer) -> Transformer:
     """
     check(model, "fold_value_biases")
     blocks: Any = model.blocks
-    attention: Attention = blocks.attention
-    if attention.b_v is None:
+    attention: Any = blocks.attention
+    if getattr(attention, "b_v", None) is None:
         raise FrameError(
             "fold_value_biases: this model has no value biases; nothing to fold. "
             "Where a norm has a bias, apply fold_norm first."
@@ -205,7 +205,14 @@ FRAMES: dict[str, Callable[[Transformer], Transformer]] = {
     "centre_unembedding": centre_unembedding,
     "fold_value_biases": fold_value_biases,
 }
-ATTENTION_READS = (("w_q", "b_q"), ("w_k", "b_k"), ("w_v", "b_v"))
+
+
+def attention_reads(attention: Any) -> tuple[tuple[str, str | None], ...]:
+    """Return which weights of attention read its norm, and the bias of each."""
+    if isinstance(attention, LatentAttention):
+        query = "w_q_up" if attention.w_q_latent is None else "w_q_latent"
+        return ((query, None), ("w_kv_latent", None), ("w_k_rotated", None))
+    return (("w_q", "b_q"), ("w_k", "b_k"), ("w_v", "b_v"))
 
 
 def mlp_reads(mlp: Any) -> tuple[tuple[str, str | None], ...]:

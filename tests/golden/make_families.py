@@ -74,6 +74,32 @@ GPT_OSS = {
     "swiglu_limit": 0.8,
     "swiglu_alpha": 1.3,
 }
+DEEPSEEK = {
+    "model_type": "deepseek_v3",
+    "num_key_value_heads": 4,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 100.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 12,
+        "beta_fast": 1.5,
+        "beta_slow": 0.5,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.7,
+    },
+    "q_lora_rank": 12,
+    "kv_lora_rank": 10,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 5,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 8,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+}
 FALCON = {"num_key_value_heads": ..., "intermediate_size": ...}
 # Windows are shorter than the prompt, so that they matter; `...` leaves a key out.
 FAMILIES = {
@@ -337,6 +363,16 @@ FAMILIES = {
         "bias": True,
         "multi_query": False,
         "parallel_attn": False,
+    },
+    "deepseek_v3": DEEPSEEK,
+    "deepseek_v3_plain": DEEPSEEK
+    | {
+        "rope_parameters": ROPE,
+        "rope_interleave": False,
+        "q_lora_rank": None,
+        "norm_topk_prob": False,
+        "first_k_dense_replace": 0,
+        "tie_word_embeddings": True,
     },
     "gpt_oss": GPT_OSS,
     "gpt_oss_mxfp4": GPT_OSS

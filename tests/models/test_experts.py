@@ -38,10 +38,10 @@ def by_hand(mlp, x):
     for row, token in enumerate(np.asarray(x, np.float64)):
         share = np.exp(token @ mlp.w_router)
         share /= share.sum()
-        chosen = np.argsort(-share)[: mlp.top_k]
+        chosen = np.argsort(-share)[: mlp.routing.count]
         for i in chosen:
             weights[row, i] = share[i]
-            if mlp.renormalize:
+            if mlp.routing.renormalize:
                 weights[row, i] /= share[chosen].sum()
             gate = token @ mlp.w_gate[:, i]
             hidden = gate / (1 + np.exp(-gate)) * (token @ mlp.w_in[:, i])
@@ -54,7 +54,7 @@ def test_sites_hold_what_a_loop_over_experts_computes(renormalize):
     model, tokens = mixtral()
     tokens = tokens[0]
     blocks: Any = model.blocks
-    mlp = dataclasses.replace(blocks.mlp, renormalize=renormalize)
+    mlp = dataclasses.replace(blocks.mlp, routing=nn.TopExperts(TOP, renormalize))
     model = dataclasses.replace(model, blocks=dataclasses.replace(blocks, mlp=mlp))
     acts = eqx.filter_jit(model)(tokens)[1].blocks
     for layer in range(LAYERS):
