@@ -23,6 +23,7 @@ from mijax.core.internal import (
     check_model,
     check_prompts,
     check_scores,
+    checked_scores,
     lengths_of,
     masked_lengths,
 )
@@ -265,6 +266,8 @@ def check_task(model: Any, task: Task) -> None:
                 f"The model takes inputs of shape {shapes_of(model.example)}, the task "
                 f"has {shapes}."
             )
+        output = eqx.filter_eval_shape(model, model.example)
+        checked_scores(task.metric, getattr(output, "shape", None), len(task))
         return
     check_model(model)
     if not is_tokens(task.clean):

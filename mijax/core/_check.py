@@ -39,7 +39,7 @@ from mijax.core._sites import (
     span_ends,
 )
 from mijax.core._sources import settled
-from mijax.core._traced import Bound, bounds_of_edit, guarded
+from mijax.core._traced import Bound, bounds_of_edit, checks, guarded
 
 
 def check_model(model: Any) -> None:
@@ -291,7 +291,16 @@ def check_prompts(model: AbstractModel, tokens: Array) -> None:
 
 
 def traced_tokens(model: AbstractModel, tokens: Array) -> Array:
-    """Return tokens that raise, with checks on, at ids beyond the vocabulary."""
+    """Return tokens that raise, with checks on, at ids beyond the vocabulary.
+
+    They also raise where an index of the edits that a model keeps is out of range.
+    """
+    if isinstance(model, EditedModel) and checks():
+        shapes, seq = site_shapes(model.model, tokens.shape[-1]), tokens.shape[-1]
+        for name in filled(model.edits):
+            for placed in placed_at(get(model.edits, name)):
+                tokens = guarded(tokens, bounds_of_edit(placed, shapes, seq))
+        return traced_tokens(model.model, tokens)
     vocab = getattr(model, "vocab", None)
     if not isinstance(vocab, int):
         return tokens
@@ -314,6 +323,7 @@ def one_each(ids: Any, batch: tuple[int, ...], vocab: int) -> Int[Array, "*batch
     if told is not None and not 0 <= told.min() <= told.max() < vocab:
         worst = told.min() if told.min() < 0 else told.max()
         raise ShapeError(f"Token ids are from 0 to {vocab - 1}, got {worst}.")
+    each = guarded(each, iter([Bound(each, vocab, "A token id")]))
     return jnp.broadcast_to(jnp.asarray(each, jnp.int32), batch)
 
 

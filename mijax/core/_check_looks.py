@@ -12,6 +12,7 @@ from mijax._errors import PositionError, SiteError
 from mijax.core._check import check_sites
 from mijax.core._decoder_sites import with_feature
 from mijax.core._site_metric import site_metric
+from mijax.core._traced import bounds_of_site, guarded
 
 
 def check_looks(
@@ -34,7 +35,8 @@ def check_looks(
     """
     for look in metric.looks():
         site = with_feature(look.site)
-        check_sites(model, tokens, site, lengths=lengths)
+        shapes = check_sites(model, tokens, site, lengths=lengths)
+        metric = guarded(metric, bounds_of_site(site, shapes, tokens.shape[-1]))
         if not site.layered or site.layer is None or jnp.ndim(site.layer):
             raise SiteError(
                 f"site_metric reads one layer of a site in the blocks, got {site!r}: "

@@ -9,7 +9,7 @@ import numpy as np
 from mijax._errors import ShapeError, SiteError, quoted
 from mijax.core._axis import Axis
 from mijax.core._integers import integers
-from mijax.core._resolve import check_axis, check_index, last_axis, size_of
+from mijax.core._resolve import check_axis, checked_index, last_axis, size_of
 from mijax.core._site_table import SiteInfo
 from mijax.core._sites import PerPrompt
 from mijax.core._source_place import SOURCE
@@ -198,7 +198,7 @@ def single(name: str, each: list[Any], info: SiteInfo, batch: int | None) -> np.
             raise ShapeError(
                 f"Axis {name!r} takes indices from 0 on, got {value!r:.60}."
             )
-        check_index(name, found, size, info, batch)
+        checked_index(name, found, size, info, batch)
         members.append(found)
     if all(found.ndim == 0 for found in members):
         return np.array(members, np.int32)
@@ -228,7 +228,7 @@ def joint(
                 f"tuples, got {value!r:.60}."
             )
         for i, name in enumerate(names):
-            check_index(name, found[:, i], sizes[i], info, batch)
+            checked_index(name, found[:, i], sizes[i], info, batch)
         members.append((one, found))
     if all(one for one, _ in members):
         every = np.concatenate([found for _, found in members]).astype(np.int32)

@@ -1,5 +1,6 @@
 """`run`, `capture` and `gradients` of a `FunctionModel`, on `harvest`."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,11 +16,12 @@ from mijax.core._edits import compose
 from mijax.core._evaluate import At, Start
 from mijax.core._function import FunctionModel, examples, traced_of
 from mijax.core._harvest import harvest_parts
-from mijax.core._resolve import axes_of, check_index, resolved, size_of
-from mijax.core._score import check_scores, looks_of, scores
+from mijax.core._resolve import axes_of, checked_index, resolved, size_of
+from mijax.core._score import checked_scores, looks_of, scores
 from mijax.core._site_table import SiteInfo, SiteTable, check_names, table
 from mijax.core._sites import PerPrompt, Site, known
 from mijax.core._spot import applied, spot_of
+from mijax.core._trace import rebuild
 
 
 class Door(eqx.Module):
@@ -31,6 +33,7 @@ class Door(eqx.Module):
         edits: edits by site.
         batch: number of examples, `None` for one without a batch.
         sites: the sites of the model for such inputs.
+        output: shape of the output for one example, if it is one array.
         prompts: which examples of a larger batch these are; all of one by default.
     """
 
@@ -39,6 +42,7 @@ class Door(eqx.Module):
     edits: dict[str, Any]
     batch: int | None = eqx.field(static=True)
     sites: Any = eqx.field(static=True)
+    output: tuple[int, ...] | None = eqx.field(static=True)
     prompts: Any = None
 
     def over(self, one: Any) -> Any:
@@ -56,8 +60,11 @@ def opened_function(
 ) -> Door:
     """Check inputs and edits of a verb, and keep inputs on the host if asked to."""
     tree, batch, example = examples(model, inputs, host=host)
-    sites = table(traced_of(model, example).marks)
-    return Door(model.fn, tree, resolved(compose(edits), sites, batch), batch, sites)
+    traced = traced_of(model, example)
+    sites, output = table(traced.marks), rebuild(traced, traced.output[0])
+    edits = resolved(compose(edits), sites, batch)
+    shape = getattr(output, "shape", None)
+    return Door(model.fn, tree, edits, batch, sites, shape)
 
 
 def over_examples(
@@ -80,7 +87,8 @@ def over_examples(
             leaf[prompts].astype(kind) for leaf, kind in zip(leaves, kinds, strict=True)
         ]
         tree, at = jax.device_put((jax.tree.unflatten(structure, own), prompts))
-        return program(Door(door.fn, tree, door.edits, len(at), door.sites, at), *rest)
+        own = dataclasses.replace(door, inputs=tree, batch=len(at), prompts=at)
+        return program(own, *rest)
 
     return filled(call, door.batch, (program.__name__, args), chunks)
 
@@ -124,15 +132,16 @@ def checked_sites(sites: Any, door: Door) -> Any:
             raise SiteError(f"Give sites, for instance Site('z'), got {quoted(site)}.")
         check_names([site.name], door.sites)
         info = door.sites[site.name]
-        axes = axes_of(site, info)
-        if site.layer is not None:
-            if isinstance(site.layer, PerPrompt):
+        layer, found = site.layer, {}
+        if layer is not None:
+            if isinstance(layer, PerPrompt):
                 raise SiteError("A captured layer is the same for every example.")
-            check_index("layer", site.layer, info.layers or 0, info, door.batch)
-        for axis, index in axes.items():
-            check_index(axis, index, size_of(info, axis), info, door.batch)
-        layer = site.layer
-        found = {axis: _data(i, axis, info) for axis, i in axes.items()}
+            size = info.layers or 0
+            layer = checked_index("layer", layer, size, info, door.batch)
+        for axis, given in axes_of(site, info).items():
+            size = size_of(info, axis)
+            index = checked_index(axis, given, size, info, door.batch)
+            found[axis] = _data(index, axis, info)
         if layer is not None and info.scanned:
             layer = jnp.asarray(layer)
         # Under other names than a Site's own, so that all axes are treated alike.
@@ -217,14 +226,17 @@ def measured(
     return scores(metrics, output, example, prompt, tuple(seen))
 
 
-def checked_looks(metrics: Any, door: Door) -> Any:
-    """Return metrics whose sites are known to exist, with indices as arrays.
+def checked_metrics(metrics: Any, door: Door) -> Any:
+    """Return metrics that fit the outputs, with the indices of their sites as arrays.
 
     Raises:
+        ShapeError: no metric, or operands for other examples or classes.
+        PositionError: a position that the output does not have.
         SiteError: a site, axis or index that the model does not have.
     """
     if isinstance(metrics, Mapping):
-        return {name: checked_looks(one, door) for name, one in metrics.items()}
+        return {name: checked_metrics(one, door) for name, one in metrics.items()}
+    metrics = checked_scores(metrics, door.output, door.batch)
     if not looks_of(metrics):
         return metrics
     site = checked_sites(metrics.site, door)
@@ -299,8 +311,7 @@ def gradients_function(
 ) -> Any:
     """See `mijax.gradients`."""
     door = opened_function(model, inputs, edits, host=chunks is not None)
-    check_scores(metric)
-    metric = checked_looks(metric, door)
+    metric = checked_metrics(metric, door)
     args = (door, metric, checked_sites(sites, door))
     return over_examples(_gradients, args, model, chunks)
 

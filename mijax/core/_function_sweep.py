@@ -29,7 +29,7 @@ from mijax.core._function import FunctionModel
 from mijax.core._function_axes import COEFFICIENT, WHERE, Grid, grid
 from mijax.core._function_run import (
     Door,
-    checked_looks,
+    checked_metrics,
     measured,
     opened_function,
 )
@@ -38,7 +38,6 @@ from mijax.core._jobs import Piece, run_pieces
 from mijax.core._peak import peak_bytes
 from mijax.core._plan import Chunks
 from mijax.core._resolve import resolved, source_sizes
-from mijax.core._score import check_scores
 from mijax.core._site_table import SiteInfo
 from mijax.core._source_place import SOURCE
 from mijax.core._sources import Patch, moved, with_sources
@@ -79,8 +78,7 @@ def sweep_function(
 ) -> Any:
     """See `mijax.sweep`."""
     door = opened_function(model, inputs, edits)
-    check_scores(metric)
-    metric = checked_looks(metric, door)
+    metric = checked_metrics(metric, door)
     edit = with_sources(compose(edit), over)
     swept = Swept(door, _only(edit, door), metric)
     info = door.sites[swept.edit.site]

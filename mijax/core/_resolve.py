@@ -16,6 +16,7 @@ from mijax.core._sites import END, PerPrompt, Site, Sites, filled, get, known
 from mijax.core._source_place import check_source_place, source_shape_error
 from mijax.core._sources import Mean, Patch, moved
 from mijax.core._spot import Spots, StaticLayer, Whole
+from mijax.core._traced import bounds_of_index, guarded
 
 
 def resolved(edits: Sites[Any], sites: SiteTable, batch: int | None) -> dict[str, Any]:
@@ -43,7 +44,7 @@ def _resolved(edit: Any, info: SiteInfo, batch: int | None) -> AbstractEdit:
         return Compose(tuple(_resolved(one, info, batch) for one in edit.edits))
     layer = edit.layer
     if layer is not None:
-        check_index("layer", layer, info.layers or 0, info, batch)
+        layer = checked_index("layer", layer, info.layers or 0, info, batch)
         value = known(layer)
         if not info.scanned:
             if value is None or value.ndim:
@@ -54,9 +55,10 @@ def _resolved(edit: Any, info: SiteInfo, batch: int | None) -> AbstractEdit:
             layer = StaticLayer(int(value))
         elif layer.ndim:
             layer = PerPrompt(layer)
-    axes = axes_of(edit, info)
-    for axis, index in axes.items():
-        check_index(axis, index, size_of(info, axis), info, batch)
+    axes = {
+        axis: checked_index(axis, index, size_of(info, axis), info, batch)
+        for axis, index in axes_of(edit, info).items()
+    }
     if edit.mask is not None:
         _check_mask(edit.mask, info, layer)
     return Spots(_operand(edit.edit, info, batch), layer, axes, edit.mask, info.name)
@@ -114,10 +116,15 @@ def size_of(info: SiteInfo, axis: str) -> int:
     return max(shape[i] for shape in info.shapes)
 
 
-def check_index(
+def checked_index(
     axis: str, index: Any, size: int, info: SiteInfo, batch: int | None
-) -> None:
-    """Refuse an index beyond its axis, or one per example for another batch."""
+) -> Any:
+    """Return an index that raises, with checks on, where it is traced and beyond.
+
+    Raises:
+        SiteError: an index beyond its axis, or a layer of a site without layers.
+        PositionError: one index per example for another batch.
+    """
     if axis == "layer" and not info.layers:
         raise SiteError(f"Site {info.name!r} has no layers: it occurs once.")
     span = isinstance(index, Span | slice)
@@ -140,6 +147,7 @@ def check_index(
             f"{axis} {beyond[0]} is out of range: site {info.name!r} has {axis}s 0 to "
             f"{size - 1}."
         )
+    return guarded(index, bounds_of_index(axis, index, size, info.name))
 
 
 def _check_mask(mask: Array, info: SiteInfo, layer: Any) -> None:
@@ -211,6 +219,9 @@ def _patch(patch: Patch, info: SiteInfo, batch: int | None) -> Patch:
         place["layer"] = jnp.zeros((), jnp.int32)
     axes = source_sizes(source, info, place)
     check_source_place(place, axes, batch)
+    for axis, index in place.items():
+        bounds = bounds_of_index(f"source {axis}", index, axes[axis], info.name)
+        place[axis] = guarded(index, bounds)
     own, lead = dict(zip(info.axes, info.shapes[0], strict=True)), len(axes)
     own |= {"layer": info.layers}
     # Of unequal layers only the size of the edited one counts, when it is traced.

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from mijax._errors import ShapeError, quoted
 from mijax.core._metric import AbstractMetric
+from mijax.core._traced import bounds_of_metric, guarded
 
 Metric = AbstractMetric | Callable[..., Any]
 # A metric, or several by name.
@@ -58,18 +59,45 @@ def score(
     return value
 
 
-def check_scores(metrics: Any) -> None:
-    """Refuse what is neither a metric nor several by name.
+def check_scores(metric: Any) -> None:
+    """Refuse what is not a metric.
 
     Raises:
         ShapeError: something else.
     """
-    for one in metrics.values() if isinstance(metrics, Mapping) else (metrics,):
-        if not isinstance(one, AbstractMetric) and not callable(one):
-            raise ShapeError(
-                "Expected a metric such as mijax.logit_difference(answer, wrong), or a "
-                f"function of the model's output, got {quoted(one)}."
-            )
+    if not isinstance(metric, AbstractMetric) and not callable(metric):
+        raise ShapeError(
+            "Expected a metric such as mijax.logit_difference(answer, wrong), or a "
+            f"function of the model's output, got {quoted(metric)}."
+        )
+
+
+def checked_scores(
+    metric: Any, shape: tuple[int, ...] | None, batch: int | None
+) -> Any:
+    """Return a metric that fits the outputs of a function.
+
+    Args:
+        metric: a metric, or a function of the output.
+        shape: shape of the output for one example, if it is one array.
+        batch: number of examples, `None` for one without a batch.
+
+    Returns:
+        The metric; with checks on, traced operands out of range raise.
+
+    Raises:
+        ShapeError: no metric, operands for another number of examples, or a class that
+            the output does not have.
+        PositionError: a position that the output does not have.
+    """
+    check_scores(metric)
+    logits = isinstance(metric, AbstractMetric) and not metric.looks()
+    if not logits or shape is None or len(shape) not in (1, 2):
+        return metric
+    seq, vocab = (1, *shape)[-2:]
+    metric.check(1 if batch is None else batch, seq=seq)
+    metric.check_tokens(vocab)
+    return guarded(metric, bounds_of_metric(metric, seq, vocab))
 
 
 def looks_of(metrics: Any) -> tuple[Any, ...]:

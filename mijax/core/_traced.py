@@ -13,6 +13,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from mijax.core._decoder_sites import own_names
+from mijax.core._operands import Span
 from mijax.core._sites import END, PerPrompt, Site, Sites, get, span_ends
 from mijax.core._source_place import source_axes
 from mijax.core._sources import Patch
@@ -53,15 +55,29 @@ def guarded(tree: T, bounds: Iterator[Bound]) -> T:
     return tree
 
 
+def bounds_of_index(axis: str, index: Any, size: int, site: str) -> Iterator[Bound]:
+    """Yield an index of one axis, or the ends of a span."""
+    if isinstance(index, slice | Span):
+        name = f"The end of a span of {axis} at site {site!r}"
+        yield Bound(index.start, size, name)
+        # A span ends before its stop, which may be the size of the axis.
+        stop = index.stop
+        stop = jnp.where(stop == END, size, stop) if isinstance(stop, Tracer) else stop
+        yield Bound(stop, size + 1, name)
+        return
+    each = index.values if isinstance(index, PerPrompt) else index
+    yield Bound(each, size, f"The {axis} at site {site!r}")
+
+
 def bounds_of_site(site: Site, shapes: Sites[Any], seq: int) -> Iterator[Bound]:
     """Yield the indices of a site."""
     shape = get(shapes, site.name).shape
     sizes = {"layer": shape[0], "head": shape[-2], "feature": shape[-1]}
-    for axis, size in sizes.items():
-        index = getattr(site, axis)
-        index = index.values if isinstance(index, PerPrompt) else index
+    given = {axis: getattr(site, axis) for axis in sizes} | dict(site.axes or {})
+    sizes |= {name: sizes[axis] for name, axis in own_names(site.name).items()}
+    for axis, index in given.items():
         if index is not None:
-            yield Bound(index, size, f"The {axis} at site {site.name!r}")
+            yield from bounds_of_index(axis, index, sizes[axis], site.name)
     for end in span_ends(site.position):
         stop = isinstance(site.position, slice) and end is site.position.stop
         yield Bound(end, seq + stop, f"The position at site {site.name!r}")
@@ -69,7 +85,8 @@ def bounds_of_site(site: Site, shapes: Sites[Any], seq: int) -> Iterator[Bound]:
 
 def bounds_of_edit(placed: Any, shapes: Sites[Any], seq: int) -> Iterator[Bound]:
     """Yield the indices of a placed edit."""
-    site = Site(placed.site, placed.layer, placed.start, placed.head, placed.feature)
+    places = placed.layer, placed.start, placed.head, placed.feature
+    site = Site(placed.site, *places, **(placed.axes or {}))
     yield from bounds_of_site(site, shapes, seq)
     if placed.features is not None:
         size = get(shapes, placed.site).shape[-1]
@@ -88,10 +105,12 @@ def bounds_of_edit(placed: Any, shapes: Sites[Any], seq: int) -> Iterator[Bound]
 
 def bounds_of_metric(metric: Any, seq: int, vocab: int) -> Iterator[Bound]:
     """Yield the positions and the token ids of a metric."""
+    metric = getattr(metric, "metric", metric)
     if getattr(metric, "position", None) is not None:
         yield Bound(metric.position, seq, "The position of the metric")
     for name in getattr(metric, "token_ids", ()):
         ids = getattr(metric, name)
-        # -1 stands for no token; other values have been checked.
-        ids = jnp.maximum(ids, 0) if isinstance(ids, Tracer) else ids
+        # In a set -1 stands for no token; other values have been checked.
+        in_set = isinstance(ids, Tracer) and ids.ndim > 1
+        ids = jnp.maximum(ids, 0) if in_set else ids
         yield Bound(ids, vocab, f"The metric's {name}")

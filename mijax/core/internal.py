@@ -9,6 +9,7 @@ from mijax.core._block import observed as observed
 from mijax.core._block import run_block as run_block
 from mijax.core._block import stated as stated
 from mijax.core._buckets import bucket as bucket
+from mijax.core._capture import guarded_tokens as guarded_tokens
 from mijax.core._check import check_linear_writes as check_linear_writes
 from mijax.core._check import check_metric as check_metric
 from mijax.core._check import check_model as check_model
@@ -48,6 +49,7 @@ from mijax.core._resolve import check_axis as check_axis
 from mijax.core._rows import HEADS as HEADS
 from mijax.core._rows import Sequence as Sequence
 from mijax.core._score import check_scores as check_scores
+from mijax.core._score import checked_scores as checked_scores
 from mijax.core._score import score as score
 from mijax.core._shapes import site_shapes as site_shapes
 from mijax.core._shown import cut as cut

@@ -20,6 +20,7 @@ from mijax.core.internal import (
     check_sites,
     checked,
     empty,
+    guarded_tokens,
     length_of,
     lengths_of,
     masked_lengths,
@@ -134,7 +135,8 @@ def direct_logit_attribution(
     if isinstance(position, slice):
         raise PositionError(f"Give one position per prompt, or none, got {position}.")
     place = Site("embed", position=position)
-    shapes = check_sites(model, tokens, place, lengths=lengths).blocks
+    every = check_sites(model, tokens, place, lengths=lengths)
+    shapes, tokens = every.blocks, guarded_tokens(model, tokens, place, every)
     check_prompts(model, tokens)
     if neurons and getattr(model.blocks, "mlp", None) is None:
         raise SiteError("The model has no MLPs, so it has no neurons to attribute to.")

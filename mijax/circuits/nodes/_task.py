@@ -11,7 +11,7 @@ import numpy as np
 from mijax._errors import ShapeError, quoted
 from mijax.circuits.nodes._nodes import Nodes, nodes_of
 from mijax.core import AbstractEdit, FunctionModel, compose
-from mijax.core.internal import check_scores, cut, opened_function
+from mijax.core.internal import checked_scores, cut, opened_function
 
 
 class NodeTask(eqx.Module):
@@ -87,13 +87,16 @@ class NodeTask(eqx.Module):
                 "A task of nodes takes corrupt inputs or an ablation such as "
                 "mijax.Zero(): give one of them."
             )
-        self.model, self.metric, self.ablation = model, metric, ablation
-        self.clean, self.sites = _batch(model, clean)
-        self.corrupt = None if corrupt is None else _batch(model, corrupt)[0]
+        door = opened_function(model, clean, None)
+        self.model, self.ablation, self.sites = model, ablation, door.sites
+        self.clean = _batch(door)
+        self.corrupt = None
+        if corrupt is not None:
+            self.corrupt = _batch(opened_function(model, corrupt, None))
         _check_alike(self.clean, self.corrupt)
         if isinstance(metric, Mapping):
             raise ShapeError(f"A task has one metric, got {quoted(metric)}.")
-        check_scores(metric)
+        self.metric = checked_scores(metric, door.output, door.batch)
         self.nodes = nodes_of(nodes, self.sites)
         self.edits = {}
         if ablation is not None:
@@ -112,12 +115,11 @@ class NodeTask(eqx.Module):
         return cut(f"NodeTask({len(self)} examples, {len(self.nodes)} nodes)")
 
 
-def _batch(model: FunctionModel, inputs: Any) -> tuple[Any, Any]:
-    """Return inputs as a batch, and the sites of the model for one of them."""
-    door = opened_function(model, inputs, None)
+def _batch(door: Any) -> Any:
+    """Return inputs as a batch."""
     if door.batch is None:
-        return jax.tree.map(lambda a: a[None], door.inputs), door.sites
-    return door.inputs, door.sites
+        return jax.tree.map(lambda a: a[None], door.inputs)
+    return door.inputs
 
 
 def _check_alike(clean: Any, corrupt: Any) -> None:
