@@ -10,6 +10,7 @@ from mijax.viz._density import density_histogram as density_histogram
 from mijax.viz._dimensions import feature_dimensions as feature_dimensions
 from mijax.viz._feature_page import feature_page as feature_page
 from mijax.viz._feature_page import feature_pages as feature_pages
+from mijax.viz._graph_page import graph_page as graph_page
 from mijax.viz._heatmap import attention_grid as attention_grid
 from mijax.viz._heatmap import heatmap as heatmap
 from mijax.viz._heatmap import heatmaps as heatmaps

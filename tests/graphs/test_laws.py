@@ -124,7 +124,7 @@ def test_pairs_add_up_to_the_score(case):
     scores = mijax.capture(model, TOKENS, mijax.Site("scores"))[2, 3, 1, 1]
     total = found.table.sum()
     if name == "sandwich":
-        total = model.blocks.attention.cap(total)
+        total = model.blocks.attention.cap(jnp.asarray(total))
     np.testing.assert_allclose(total, scores, atol=2e-5)
     if name == "llama":
         np.testing.assert_allclose(found.table[-1], 0, atol=1e-5)
