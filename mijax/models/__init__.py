@@ -18,6 +18,9 @@ The line puts the record into `FAMILIES` in `_families.py`. Then compare logits 
 reference implementation on a tiny random model whose norms and biases are not trivial.
 """
 
+from mijax.models._adapter import Adapter as Adapter
+from mijax.models._adapter import LowRank as LowRank
+from mijax.models._adapter import read_adapter as read_adapter
 from mijax.models._albert import AlbertSpec as AlbertSpec
 from mijax.models._attention_only import AttentionOnlySpec as AttentionOnlySpec
 from mijax.models._bert import BertSpec as BertSpec

