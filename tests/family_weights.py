@@ -27,6 +27,9 @@ def one(name, shape):
     noise = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape)
     if name.endswith("bias"):
         value = 0.2 * noise
+    elif name.endswith("A_log"):
+        # Decays that leave something of a state after several tokens.
+        value = 0.5 * noise - 1
     elif len(shape) == 1:
         value = 1 + 0.3 * noise
     elif any(part in name for part in ("embed", "wte", "wpe")):

@@ -22,7 +22,7 @@ LAST_AXES = {
     **dict.fromkeys(("ssm_b", "ssm_c", "mixer_state"), "state"),
     **dict.fromkeys(("scores", "pattern"), "key_position"),
     **dict.fromkeys(("mlp_pre", "mlp_gate", "mlp_up", "mlp_post"), "mlp"),
-    **dict.fromkeys(("attn_norm_scale", "mlp_norm_scale"), "scale"),
+    **dict.fromkeys(("attn_norm_scale", "mlp_norm_scale", "shared_gate"), "scale"),
     **dict.fromkeys(("q_latent", "kv_latent"), "latent"),
     **dict.fromkeys(("router_logits", "router_weights"), "expert"),
     "logits": "vocab",

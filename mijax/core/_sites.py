@@ -30,14 +30,14 @@ class BlockSites(eqx.Module, Generic[T]):
     | sites | shape |
     |---|---|
     | `resid_pre attn_out resid_mid mlp_in mlp_out resid_post` | `[seq, embed]` |
-    | `attn_norm_scale mlp_norm_scale` | `[seq, 1]` |
+    | `attn_norm_scale mlp_norm_scale shared_gate` | `[seq, 1]` |
     | `q k v q_rotated k_rotated z` | `[seq, heads, head_dim]` |
     | `scores pattern` | `[seq, heads, key_seq]` |
     | `result` | `[seq, heads, embed]` |
     | `mlp_pre mlp_gate mlp_up mlp_post` | `[seq, mlp]` |
     | `q_latent kv_latent` | `[seq, latent]` |
     | `router_logits router_weights` | `[seq, experts]` |
-    | `expert_out` | `[seq, experts, embed]` |
+    | `expert_out`; `shared_out` | `[seq, experts, embed]`; `[seq, embed]` |
     | `conv_out mixer_scan mixer_gate mixer_out` | `[seq, channels]` |
     | `ssm_delta gdn_alpha gdn_beta` | `[seq, heads, 1]` |
     | `ssm_b ssm_c mixer_state` | `[seq, heads, state]` |
@@ -54,15 +54,10 @@ class BlockSites(eqx.Module, Generic[T]):
     MLP `mlp_pre` is the input of the activation function, `mlp_gate` its output and
     `mlp_up` the other factor of `mlp_post`. Mixtures of experts have `router_logits`,
     `router_weights` (0 for experts that are not chosen) and `expert_out`, what each
-    expert adds to `mlp_out`, in their place. Latent attention makes queries, and keys
-    and values of all heads, of `q_latent` and `kv_latent`.
-
-    Recurrent mixers (`nn.AbstractMixer`) have `conv_out`, the output of the causal
-    convolution; the step size `ssm_delta`, `ssm_b` and `ssm_c` of a state space, or the
-    decay `gdn_alpha` and rate `gdn_beta` of a delta rule; `mixer_state` after each
-    token, all features of a head in one axis; `mixer_scan`, read from it; `mixer_gate`,
-    which multiplies that, and `mixer_out`, what the output matrix reads. `z_gate`
-    multiplies what attention reads, which makes `z`.
+    expert adds to `mlp_out`, in their place; `shared_out` is what an MLP of all tokens
+    adds. Latent attention makes queries, and keys and values of all heads, of
+    `q_latent` and `kv_latent`. `z_gate` multiplies what attention reads. Sites of
+    recurrent mixers are those of `nn.Mamba`, `nn.Mamba2` and `nn.GatedDeltaNet`.
     """
 
     resid_pre: T
@@ -100,6 +95,8 @@ class BlockSites(eqx.Module, Generic[T]):
     router_logits: T
     router_weights: T
     expert_out: T
+    shared_gate: T
+    shared_out: T
     mlp_out: T
     resid_post: T
 

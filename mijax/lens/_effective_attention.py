@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from mijax._errors import SiteError
 from mijax.core import AbstractModel, Site, capture
-from mijax.core.internal import checked, opened, unedited
+from mijax.core.internal import as_tokens, checked, opened, unedited
 from mijax.nn import AbstractMixer
 
 
@@ -35,7 +35,8 @@ def effective_attention(
 
     Returns:
         The matrix of each head; in Mamba a head is a channel. It takes
-        `heads * seq * key_seq` numbers for each prompt.
+        `heads * seq * key_seq` numbers for each prompt. Layers that have attention in
+        place of the mixer are 0.
 
     Raises:
         SiteError: blocks without a recurrent mixer, or a layer that does not exist.
@@ -53,7 +54,8 @@ def effective_attention(
     mixer = mixer_of(model)
     sites = {name: Site(name, layer=layer) for name in mixer.unrolled_sites}
     acts = capture(model, tokens, sites, edits)
-    return _unrolled(mixer, acts, jnp.asarray(layer, jnp.int32))
+    single = as_tokens(tokens).ndim == 1
+    return _unrolled(mixer, acts, jnp.asarray(layer, jnp.int32), single)
 
 
 def mixer_of(model: AbstractModel) -> AbstractMixer:
@@ -66,15 +68,16 @@ def mixer_of(model: AbstractModel) -> AbstractMixer:
     mixer = getattr(blocks, "mixer", None)
     if not isinstance(mixer, AbstractMixer):
         raise SiteError(
-            "effective_attention needs blocks with a recurrent mixer (nn.Mamba); "
+            "effective_attention needs blocks with a recurrent mixer (nn.AbstractMixer); "
             f"{type(blocks).__name__} has none. Attention has the site 'pattern'."
         )
     return mixer
 
 
 @eqx.filter_jit
-def _unrolled(mixer: AbstractMixer, acts: dict[str, Array], layer: Array) -> Array:
+def _unrolled(
+    mixer: AbstractMixer, acts: dict[str, Array], layer: Array, single: bool
+) -> Array:
     arrays, static = eqx.partition(mixer, eqx.is_array)
     one = eqx.combine(jax.tree.map(lambda leaf: leaf[layer], arrays), static)
-    single = next(iter(acts.values())).ndim == 3
     return one.unrolled(acts) if single else jax.vmap(one.unrolled)(acts)

@@ -95,7 +95,9 @@ from mijax.models._phi import PhiSpec as PhiSpec
 from mijax.models._phi3 import Phi3Spec as Phi3Spec
 from mijax.models._qwen2 import Qwen2Spec as Qwen2Spec
 from mijax.models._qwen3 import Qwen3Spec as Qwen3Spec
+from mijax.models._qwen3_5 import Qwen35Spec as Qwen35Spec
 from mijax.models._qwen3_moe import Qwen3MoeSpec as Qwen3MoeSpec
+from mijax.models._qwen3_next import Qwen3NextSpec as Qwen3NextSpec
 from mijax.models._resnet import ResNet as ResNet
 from mijax.models._resnet import ResNetSpec as ResNetSpec
 from mijax.models._roberta import RobertaSpec as RobertaSpec

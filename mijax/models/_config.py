@@ -194,7 +194,7 @@ def check_layers(spec: Any, path: str) -> None:
     Raises:
         LoadError: another number of values than layers.
     """
-    for name in ("windows", "rotates"):
+    for name in ("windows", "rotates", "attends"):
         values = getattr(spec, name, [])
         if values and len(values) != spec.layers:
             raise LoadError(

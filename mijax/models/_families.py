@@ -41,7 +41,9 @@ from mijax.models._phi import PHI
 from mijax.models._phi3 import PHI3
 from mijax.models._qwen2 import QWEN2
 from mijax.models._qwen3 import QWEN3
+from mijax.models._qwen3_5 import QWEN3_5
 from mijax.models._qwen3_moe import QWEN3_MOE
+from mijax.models._qwen3_next import QWEN3_NEXT
 from mijax.models._roberta import ROBERTA
 from mijax.models._smollm3 import SMOLLM3
 from mijax.models._t5 import T5
@@ -54,6 +56,8 @@ FAMILIES: tuple[Family, ...] = (
     QWEN2,
     QWEN3,
     QWEN3_MOE,
+    QWEN3_NEXT,
+    QWEN3_5,
     GPT_NEOX,
     GEMMA,
     GEMMA2,

@@ -41,6 +41,7 @@ class Rule:
         layers: number of layers of its tower; those of the spec by default.
         span: first layer that has it, and the one after the last; every layer by
             default. Layers of a leaf that no rule fills are 0.
+        only: the layers that have it, where they are not a span.
     """
 
     name: str
@@ -49,10 +50,13 @@ class Rule:
     experts: int = 1
     layers: int | None = None
     span: tuple[int, int] | None = None
+    only: tuple[int, ...] | None = None
 
-    def numbers(self, count: int) -> range:
+    def numbers(self, count: int) -> tuple[int, ...]:
         """Return the layers that have it, where the spec has `count`."""
-        return range(*(self.span or (0, self.layers or count)))
+        if self.only is not None:
+            return self.only
+        return tuple(range(*(self.span or (0, self.layers or count))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,13 +323,14 @@ def read_rule(
 ) -> None:
     """Reads the tensors of a rule into the leaves that they fill."""
     stacked, every = "{layer}" in rule.name, each_layer(rule, layers)
-    first = rule.numbers(layers).start
-    for layer, start in enumerate(range(0, len(every), rule.experts), first):
+    at = rule.numbers(layers) if stacked else (None,)
+    for i, layer in enumerate(at):
+        start = i * rule.experts
         reals = [names[name] for name in every[start : start + rule.experts]]
         found = [check_weights(source.read(r), r, source.path) for r in reals]
         tensor = np.stack(found) if "{expert}" in rule.name else found[0]
         for leaf, transform in rule.into.items():
-            parts[leaf].fill(layer if stacked else None, transform(tensor))
+            parts[leaf].fill(layer, transform(tensor))
 
 
 def check_same(source: Tensors, names: Mapping[str, str], name: str, twin: str) -> None:

@@ -1,6 +1,7 @@
 """Layers that apply edits and return their activations."""
 
 from mijax.nn._attention import Attention as Attention
+from mijax.nn._attention import OutputGate as OutputGate
 from mijax.nn._basic import GELU as GELU
 from mijax.nn._basic import AcrossHeads as AcrossHeads
 from mijax.nn._basic import Alibi as Alibi
@@ -72,7 +73,10 @@ from mijax.nn._smear import SmearedKeys as SmearedKeys
 from mijax.nn._transformer import Transformer as Transformer
 from mijax.nn.mixers import AbstractMixer as AbstractMixer
 from mijax.nn.mixers import CausalConv as CausalConv
+from mijax.nn.mixers import GatedDeltaNet as GatedDeltaNet
+from mijax.nn.mixers import HybridBlock as HybridBlock
 from mijax.nn.mixers import Mamba as Mamba
 from mijax.nn.mixers import Mamba2 as Mamba2
 from mijax.nn.mixers import MixerBlock as MixerBlock
+from mijax.nn.mixers import delta_attention as delta_attention
 from mijax.nn.mixers import ssm_attention as ssm_attention

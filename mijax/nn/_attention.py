@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -30,6 +31,25 @@ from mijax.nn._smear import SmearedKeys
 HeadNorm = RMSNorm | LayerNorm | AcrossHeads | Identity
 
 
+class OutputGate(eqx.Module):
+    """Multiplies what each head reads by a sigmoid of the stream (Qwen3-Next).
+
+    The gate is the site `z_gate`; `z` is the product.
+    """
+
+    weight: Float[Array, "*layer embed heads head_dim"]
+    product: Product = Product()
+
+    def __call__(
+        self,
+        x: Float[Array, "rows *heads embed"],
+        z: Float[Array, "rows heads head_dim"],
+    ) -> Float[Array, "rows heads head_dim"]:
+        """Multiplies the values `z` that the heads of the stream `x` read."""
+        gate = jax.nn.sigmoid(project(x, self.weight, None))
+        return self.product("nhd,nhd->nhd", site("z_gate", gate, HEADS), z)
+
+
 class AbstractAttention(eqx.Module):
     """Attention, whatever makes its queries, keys and values of the stream."""
 
@@ -46,6 +66,7 @@ class AbstractAttention(eqx.Module):
     cap: eqx.AbstractVar[Identity | SoftCap]
     window: eqx.AbstractVar[Array | None]
     bias: eqx.AbstractVar[Alibi | RoundedAlibi | RelativePositions | None]
+    gate: eqx.AbstractVar[OutputGate | None]
 
     cache: ClassVar[Mapping[str, AbstractCached]] = MappingProxyType(
         {"k": PerToken(), "v": PerToken()}
@@ -84,6 +105,7 @@ class AbstractAttention(eqx.Module):
         )
         z = self.product("...hgqk,...khd->...qhgd", grouped, values)
         z = rows.after.flat(z.reshape(*z.shape[:-3], q.shape[1], v.shape[-1]))
+        z = z if self.gate is None else self.gate(rows.keep(for_q), z)
         return site("z", z, HEADS)
 
     def out(self, z: Float[Array, "rows heads head_dim"]) -> Float[Array, "rows embed"]:
@@ -167,6 +189,7 @@ class Attention(AbstractAttention):
             `None` reads all tokens before it in every layer.
         bias: bias of the scores by position, `Alibi` or `RelativePositions`; `scores`
             come after it.
+        gate: what multiplies the values that were read, before the site `z`.
     """
 
     w_q: Float[Array, "*layer embed heads head_dim"]
@@ -188,6 +211,7 @@ class Attention(AbstractAttention):
     cap: Identity | SoftCap = Identity()
     window: Int[Array, "*layer"] | None = None
     bias: Alibi | RoundedAlibi | RelativePositions | None = None
+    gate: OutputGate | None = None
 
     def queries(
         self, x: Float[Array, "rows *heads embed"]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mijax.core import site
-from mijax.nn._attention import AbstractAttention, HeadNorm, project
+from mijax.nn._attention import AbstractAttention, HeadNorm, OutputGate, project
 from mijax.nn._basic import (
     Alibi,
     Identity,
@@ -65,6 +65,7 @@ class LatentAttention(AbstractAttention):
     cap: Identity | SoftCap = Identity()
     window: Int[Array, "*layer"] | None = None
     bias: Alibi | RoundedAlibi | RelativePositions | None = None
+    gate: OutputGate | None = None
 
     def queries(
         self, x: Float[Array, "rows *heads embed"]

@@ -1,25 +1,34 @@
 """Experts next to an MLP that every token passes."""
 
+import jax
 from jaxtyping import Array, Float
 
+from mijax.core import site
 from mijax.nn._experts import Experts
 from mijax.nn._mlp import AbstractMLP, GatedMLP
 
 
 class SharedExperts(AbstractMLP):
-    """A gated MLP of every token plus chosen experts (DeepSeek-V3).
+    r"""A gated MLP of every token plus chosen experts (DeepSeek-V3, Qwen3-Next).
 
-    `mlp_pre` to `mlp_post` are those of the MLP, and its output is `mlp_out` minus the
-    sum of `expert_out`.
+    `mlp_pre` to `mlp_post` are those of the MLP. `shared_out` is what it adds, so that
+    `mlp_out` is `shared_out` plus the sum of `expert_out`.
 
     Attributes:
         shared: the MLP.
         experts: the experts.
+        w_shared: makes the gate of the MLP's output, $\sigma(x \cdot w)$, the site
+            `shared_gate`; `None` where there is no gate.
     """
 
     shared: GatedMLP
     experts: Experts
+    w_shared: Float[Array, "*layer embed"] | None = None
 
     def __call__(self, x: Float[Array, "rows embed"]) -> Float[Array, "rows embed"]:
         """Computes both at the rows."""
-        return self.shared(x) + self.experts(x)
+        shared = self.shared(x)
+        if self.w_shared is not None:
+            gate = jax.nn.sigmoid(x @ self.w_shared)[:, None]
+            shared = site("shared_gate", gate, "position scale") * shared
+        return site("shared_out", shared, "position embed") + self.experts(x)

@@ -101,6 +101,13 @@ DEEPSEEK = {
     "topk_group": 2,
 }
 FALCON = {"num_key_value_heads": ..., "intermediate_size": ...}
+LINEAR = {
+    "linear_conv_kernel_dim": 3,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 # Windows are shorter than the prompt, so that they matter; `...` leaves a key out.
 FAMILIES = {
     "mistral": {
@@ -303,6 +310,30 @@ FAMILIES = {
         "head_dim": 4,
         "n_groups": 2,
         "chunk_size": 4,
+    },
+    "qwen3_next": {
+        "model_type": "qwen3_next",
+        "num_hidden_layers": 4,
+        "head_dim": 8,
+        "rope_parameters": ROPE | {"partial_rotary_factor": 0.5},
+        "moe_intermediate_size": 12,
+        "shared_expert_intermediate_size": 10,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        **LINEAR,
+    },
+    "qwen3_5_text": {
+        "model_type": "qwen3_5_text",
+        "head_dim": 8,
+        "rope_parameters": ROPE
+        | {
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [1, 1, 0],
+            "mrope_interleaved": True,
+        },
+        "layer_types": [FULL, "linear_attention", FULL],
+        "tie_word_embeddings": True,
+        **LINEAR,
     },
     # The text model of a multimodal checkpoint.
     "gemma3": {

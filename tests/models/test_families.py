@@ -77,12 +77,29 @@ def test_every_site_matters(name):
     for site, gradient in mijax.gradients(model, tokens, metric, asked).items():
         by_layer = gradient if asked[site].layered else gradient[None]
         assert jnp.isfinite(gradient).all(), site
+        if hasattr(model.blocks, "attends"):
+            own = computes(model.blocks.attends, site)
+            assert (by_layer[~own] == 0).all(), site
+            by_layer = by_layer[own]
         if site in ("router_logits", "router_weights"):
             # The first layers of a DeepSeek-V3 have no experts.
             dense = getattr(loaded(name).spec, "dense", 0)
             assert (by_layer[:dense] == 0).all(), site
             by_layer = by_layer[dense:]
         assert (jnp.abs(by_layer).reshape(len(by_layer), -1).max(1) > 1e-7).all(), site
+
+
+# Sites of either kind of layer, in models that have both.
+ATTENTION = ("q", "k", "v", "q_rotated", "k_rotated", "scores", "pattern", "z_gate")
+ATTENTION += ("z", "result")
+MIXER = ("conv_out", "gdn_alpha", "gdn_beta", "mixer")
+
+
+def computes(attends, site):
+    """Tell for each layer whether it computes a site."""
+    if site in ATTENTION:
+        return attends > 0
+    return attends < 1 if site.startswith(MIXER) else attends >= 0
 
 
 @pytest.mark.parametrize("name", SWEPT)

@@ -88,6 +88,11 @@ PARAMETERS = {
     "mamba-1.4b": 1_372_178_432,
     "mamba-2.8b": 2_768_345_600,
     "mamba-codestral-7b-v0.1": 7_285_403_648,
+    # With the weights of the kind that a layer does not compute: of attention in 36
+    # layers, of the delta network in 12.
+    "qwen3-next-80b-a3b-instruct": 79_674_391_296
+    + 36 * (2048 * 256 * (2 * 16 + 2 * 2 + 16) + 2 * 256)
+    + 12 * (2048 * (8192 + 4096 + 64 + 4096) + 4 * 8192 + 2 * 32 + 128),
     "gpt-neo-125m": 125_198_592,
     # With a second copy of the norm that attention and MLP share.
     "gpt-j-6b": 6_050_882_784 + 28 * 2 * 4096,

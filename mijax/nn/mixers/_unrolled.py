@@ -51,3 +51,52 @@ def ssm_attention(
 
     heads_first = [jnp.moveaxis(x, 1, 0) for x in (delta, b, c)]
     return jax.lax.map(head, (heads_first[0], a, *heads_first[1:]))
+
+
+def delta_attention(
+    q: Float[Array, "seq heads key_dim"],
+    k: Float[Array, "seq heads key_dim"],
+    alpha: Float[Array, "seq heads"],
+    beta: Float[Array, "seq heads"],
+) -> Float[Array, "heads seq key_seq"]:
+    r"""Unrolls the gated delta rule into a matrix over tokens.
+
+    With $\Gamma_{ij} = \prod_{k=j+1}^{i} \alpha_k$ and $D_\beta$ the diagonal matrix of
+    $\beta$, the outputs are $o = M v$ with
+
+    $$M = (Q K^\top \odot \Gamma)\,
+    \big(I + D_\beta\, \mathrm{strict}(K K^\top \odot \Gamma)\big)^{-1} D_\beta$$
+
+    where $\mathrm{strict}$ keeps what is below the diagonal (Yang et al. 2024,
+    arXiv:2406.06484 and 2412.06464). It is exact.
+
+    Args:
+        q: queries, scaled.
+        k: keys.
+        alpha: decay at each token.
+        beta: rate of each token.
+
+    Returns:
+        The matrix of each head, 0 above the diagonal.
+
+    Examples:
+        >>> one = jnp.ones((2, 1))
+        >>> delta_attention(one[..., None], one[..., None], one, one)[0]
+        Array([[1., 0.],
+               [0., 1.]], dtype=float32)
+    """
+    index = jnp.arange(len(q))
+
+    def head(q: Array, k: Array, alpha: Array, beta: Array) -> Array:
+        def row(before: Array, i: Array) -> tuple[Array, Array]:
+            decay = jnp.where(index == i, 1.0, alpha[i] * before)
+            return decay, decay
+
+        decay = jax.lax.scan(row, jnp.zeros(len(index)), index)[1]
+        overlap = beta[:, None] * jnp.tril(k @ k.T * decay, -1)
+        solved = jax.scipy.linalg.solve_triangular(
+            jnp.eye(len(index)) + overlap, jnp.diag(beta), lower=True
+        )
+        return (q @ k.T * decay) @ solved
+
+    return jax.vmap(head, in_axes=1)(q, k, alpha, beta)
