@@ -87,8 +87,10 @@ class Qwen3NextConfig(HybridConfig):
 def from_config(config: Mapping[str, Any], path: str) -> Qwen3NextSpec:
     """Reads a Hugging Face config."""
     found = read_hub_config(Qwen3NextConfig, config, path)
+    sizes: dict[str, Any] = hybrid_sizes(found, path)
+    sizes["mlp"] = found.moe_intermediate_size
     return Qwen3NextSpec(
-        **hybrid_sizes(found, path) | {"mlp": found.moe_intermediate_size},
+        **sizes,
         experts=found.num_experts,
         top_k=found.num_experts_per_tok,
         renormalize=found.norm_topk_prob,

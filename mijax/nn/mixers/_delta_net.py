@@ -65,7 +65,7 @@ class GatedDeltaNet(AbstractMixer):
     a_log: Float[Array, "*layer head"]
     norm: RMSNorm
     w_out: Float[Array, "*layer channel embed"]
-    b_out: None = None
+    b_out: Float[Array, "*layer embed"] | None = None
     key_heads: int = eqx.field(static=True, default=1)
     product: Product = Product()
 

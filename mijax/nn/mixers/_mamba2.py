@@ -62,7 +62,7 @@ class Mamba2(AbstractMixer):
     skip: Float[Array, "*layer head"]
     norm: RMSNorm
     w_out: Float[Array, "*layer channel embed"]
-    b_out: None = None
+    b_out: Float[Array, "*layer embed"] | None = None
     groups: int = eqx.field(static=True, default=1)
     product: Product = Product()
 
