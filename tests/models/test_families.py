@@ -77,7 +77,7 @@ def test_every_site_matters(name):
     for site, gradient in mijax.gradients(model, tokens, metric, asked).items():
         by_layer = gradient if asked[site].layered else gradient[None]
         assert jnp.isfinite(gradient).all(), site
-        if hasattr(model.blocks, "attends"):
+        if hasattr(model.blocks, "attends") and asked[site].layered:
             own = computes(model.blocks.attends, site)
             assert (by_layer[~own] == 0).all(), site
             by_layer = by_layer[own]
