@@ -107,9 +107,8 @@ def intervene(
     shift = jnp.zeros_like(found.errors)
     for layer, position, feature, value in changes:
         step = value - found.latents[layer, position, feature]
-        node = Node(
-            *(jnp.asarray(i) for i in (FEATURE, layer, position, feature)), step
-        )
+        kind, i, at, f = (jnp.asarray(n) for n in (FEATURE, layer, position, feature))
+        node = Node(kind, i, at, f, step)
         shift = shift + written(replacement, found, node)[1]
     run = frozen_run if isinstance(freeze, FreezeAll) else free_run
     out = _outcome(run, replacement, ids, last, found, shift)
