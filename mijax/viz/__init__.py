@@ -26,6 +26,7 @@ from mijax.viz._save import save as save
 from mijax.viz._save import save_page as save_page
 from mijax.viz._save import save_png as save_png
 from mijax.viz._side_effects import side_effects as side_effects
+from mijax.viz._steering import steering_curves as steering_curves
 from mijax.viz._terminal import TerminalHeatmap as TerminalHeatmap
 from mijax.viz._terminal import terminal_heatmap as terminal_heatmap
 from mijax.viz._training_curves import training_curves as training_curves

@@ -1,0 +1,150 @@
+"""Directional ablation: a direction removed from the stream, or from the weights."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mijax._errors import FrameError, ShapeError
+from mijax.core import AbstractEdit, AbstractModel
+from mijax.core.internal import check_linear_writes, reals
+from mijax.nn import Transformer, Unembedding
+
+# What keeps a direction of norm 0 from dividing by it.
+EPSILON = 1e-8
+SITES = ("resid_pre", "attn_out", "mlp_out")
+
+
+class Ablation(AbstractEdit):
+    r"""Removes one direction: $x \mapsto x - \hat r\,\hat r^\top x$.
+
+    $\hat r = r / (\|r\| + 10^{-8})$, so that a zero vector removes nothing. For several
+    directions at once use `mijax.Project`.
+
+    Attributes:
+        direction: the vector `r`.
+
+    Raises:
+        ShapeError: a vector of another width than the site.
+
+    Examples:
+        >>> edit = Ablation(jnp.array([2.0, 0.0]))
+        >>> edit(jnp.array([[3.0, 4.0]]), None).tolist()
+        [[0.0, 4.0]]
+    """
+
+    direction: Float[Array, " embed"] = eqx.field(converter=reals)
+
+    def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
+        """Refuse a vector of another width."""
+        if self.direction.shape != spec.shape[-1:]:
+            raise ShapeError(
+                f"The direction has shape {self.direction.shape}, and the site width "
+                f"{spec.shape[-1]}: it was made for another model or site."
+            )
+
+    def __call__(self, x: Float[Array, "rows ..."], place: Any) -> Array:
+        """Return the rows without the direction."""
+        return without(x, self.direction)
+
+
+def without(x: Float[Array, "..."], direction: Float[Array, " embed"]) -> Array:
+    """Remove a direction from the last axis, in float32."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    unit = direction / (jnp.linalg.norm(direction) + EPSILON)
+    return (wide - (wide @ unit)[..., None] * unit).astype(x.dtype)
+
+
+def ablate_direction(direction: Any, *, sites: Sequence[str] = SITES) -> list[Any]:
+    """Return edits that remove a direction wherever the residual stream is written.
+
+    It is removed from the input of every block and from what attention and MLP add, at
+    every token, so that no block reads it and the stream never has it.
+
+    Args:
+        direction: the vector, `[embed]`.
+        sites: sites at which it is removed; of a model without MLPs leave `mlp_out`
+            out.
+
+    Returns:
+        Placed edits.
+
+    Examples:
+        >>> import jax, mijax
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> r = jnp.arange(32.0)
+        >>> site = mijax.Site("resid_post")
+        >>> edits = ablate_direction(r)
+        >>> acts = mijax.capture(model, jnp.array([5, 6, 7]), site, edits)
+        >>> bool((jnp.abs(acts @ r) < 1e-3).all())
+        True
+
+    Source: Arditi et al. 2024, arXiv:2406.11717.
+    """
+    edit = Ablation(direction)
+    return [edit.at(site) for site in sites]
+
+
+def orthogonalize(model: Any, direction: Any) -> Any:
+    r"""Return a model whose weights do not write a direction.
+
+    $W \leftarrow W - (W \hat r)\,\hat r^\top$ for the embeddings and for the output
+    weights and biases of attention and MLPs: the permanent form of `ablate_direction`,
+    equal to it up to rounding. A tied unembedding keeps its weights, so that reading is
+    not changed.
+
+    Args:
+        model: a `mijax.nn.Transformer` whose blocks add to the residual stream, or a
+            language model with one.
+        direction: the vector, `[embed]`.
+
+    Returns:
+        The same kind of model.
+
+    Raises:
+        FrameError: another kind of model, or blocks with a norm after what they write.
+        ShapeError: a vector of another width.
+
+    Examples:
+        >>> import jax, mijax
+        >>> model = mijax.testing.tiny_gpt2(jax.random.key(0))
+        >>> r, tokens = jnp.arange(32.0), jnp.array([5, 6, 7])
+        >>> logits = mijax.run(orthogonalize(model, r), tokens)
+        >>> ablated = mijax.run(model, tokens, ablate_direction(r))
+        >>> bool(jnp.allclose(logits, ablated, atol=1e-4))
+        True
+    """
+    inner = getattr(model, "model", None)
+    if isinstance(inner, AbstractModel) and not isinstance(model, AbstractModel):
+        return dataclasses.replace(model, model=orthogonalize(inner, direction))
+    if not isinstance(model, Transformer):
+        raise FrameError(
+            f"Weights are orthogonalized in a Transformer, got {type(model).__name__}: "
+            "give ablate_direction(direction) as edits."
+        )
+    check_linear_writes(model, "Orthogonalized weights")
+    direction = reals(direction, "A direction")
+    size = model.embedding.weight.shape[-1]
+    if direction.shape != (size,):
+        raise ShapeError(
+            f"The direction has shape {direction.shape}, and the model width {size}: "
+            "it was made for another model."
+        )
+    head = model.unembedding or Unembedding(model.embedding.weight)
+    model = dataclasses.replace(model, unembedding=head)
+    return eqx.tree_at(
+        _written, model, replace_fn=lambda weight: without(weight, direction)
+    )
+
+
+def _written(model: Transformer) -> list[Array]:
+    """List the weights and biases whose last axis is the residual stream."""
+    blocks: Any = model.blocks
+    attention, mlp = blocks.attention, getattr(blocks, "mlp", None)
+    positions = None if model.positions is None else model.positions.weight
+    found = [model.embedding.weight, positions, attention.w_o, attention.b_o]
+    found += [getattr(mlp, name, None) for name in ("w_out", "b_out")]
+    return [weight for weight in found if weight is not None]
