@@ -58,7 +58,7 @@ def steering_curves(
     x = np.asarray(found.strengths)[order]
     figure, panels = new_figure(width=8.4, height=3.8, columns=2)
     scale = colors.Normalize(min(found.layers), max(*found.layers, 1))
-    paint = cm.ScalarMappable(scale, colormaps["viridis"])
+    colors_of = colormaps["viridis"]
     sides = (
         (panels[0], found.effect, found.random_effect, found.base_effect, effect),
         (panels[1], found.cost, found.random_cost, 0 * found.base_cost, cost),
@@ -71,11 +71,12 @@ def steering_curves(
             label = "random directions"
             axes.fill_between(x, low, high, color="#b9bcc4", alpha=0.6, label=label)
         for layer, curve in zip(found.layers, np.asarray(values).mean(0), strict=True):
-            color, label = paint.to_rgba(layer), f"layer {layer}"
+            color, label = colors_of(scale(layer)), f"layer {layer}"
             axes.plot(x, curve[order], color=color, label=label, linewidth=1.5)
         clean_frame(axes)
         name_axes(axes, x="Strength", y=name)
     if len(found.layers) > _MOST_NAMED:
+        paint = cm.ScalarMappable(scale, colors_of)
         figure.colorbar(paint, ax=panels, label="Layer", fraction=0.03)
     else:
         panels[1].legend(frameon=False, fontsize=8)

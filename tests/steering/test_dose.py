@@ -116,6 +116,20 @@ def test_steering_some_positions_only():
     assert found.random_effect.shape == (0, 3, 1, 1)
 
 
+def test_curves_are_means_with_the_range_of_random_directions(found):
+    figure = mijax.viz.steering_curves(found)
+    for axes, values, random in (
+        (figure.axes[0], found.effect, found.random_effect),
+        (figure.axes[1], found.cost, found.random_cost),
+    ):
+        lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+        np.testing.assert_allclose(lines["layer 0"], values.mean(0)[1])
+        band = axes.collections[0].get_paths()[0].vertices[:, 1]
+        means = np.asarray(random).mean(1)
+        np.testing.assert_allclose(band.max(), means.max(), rtol=1e-6)
+        np.testing.assert_allclose(band.min(), means.min(), rtol=1e-6)
+
+
 def test_bad_input():
     model = cases.model("gpt2")
     options = {"effect": EFFECT, "neutral": NEUTRAL}

@@ -9,7 +9,7 @@ from cases import CLEAN, LENGTHS
 
 import mijax
 import mijax.core.internal
-from mijax import steering
+from mijax import dictionaries, steering
 from mijax.data import Prompts
 from mijax.steering import Directions, Steer
 
@@ -220,6 +220,43 @@ def test_activation_addition_is_the_difference_at_the_front():
     np.testing.assert_array_equal(
         mijax.run(model, CLEAN, none), mijax.run(model, CLEAN)
     )
+
+
+def test_a_model_keeps_its_steering():
+    model = cases.model("llama")
+    edits = MADE.add(1.5, scale=steering.TokenNorm(), limit=steering.SameNorm())
+    kept = mijax.run(mijax.edited(model, edits), CLEAN)
+    np.testing.assert_allclose(kept, mijax.run(model, CLEAN, edits), rtol=1e-5)
+
+
+def test_the_gradient_of_a_vector_is_that_of_finite_differences():
+    model = cases.model("llama")
+
+    def metric(vectors):
+        edits = Directions(vectors, layers=[0, 2]).add(1.0)
+        return cases.METRIC(mijax.run(model, CLEAN, edits)).sum()
+
+    step = 1e-2 * jax.random.normal(jax.random.key(2), VECTORS.shape)
+    slope = (jax.grad(metric)(VECTORS) * step).sum()
+    difference = (metric(VECTORS + step) - metric(VECTORS - step)) / 2
+    np.testing.assert_allclose(slope, difference, rtol=1e-2)
+
+
+def test_a_clamped_latent_keeps_the_error():
+    model = cases.model("gpt2")
+    spec = dictionaries.SAE(32)
+    sae = dictionaries.untrained(
+        dictionaries.TopK(4), spec, latents=64, key=jax.random.key(1)
+    )
+    edit = dictionaries.Splice(sae, dictionaries.hold(9, 5.0))
+    clamp = edit.at("resid_post", layer=1)
+    site = mijax.Site("resid_post", layer=1)
+    x, found = (mijax.capture(model, CLEAN, site, e) for e in (None, clamp))
+    latent = jax.vmap(jax.vmap(sae.encode))(x)[..., 9]
+    zeros = jnp.zeros(64)
+    row = sae.decode(zeros.at[9].set(1.0)) - sae.decode(zeros)
+    expected = x + (5.0 - latent)[..., None] * row
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
