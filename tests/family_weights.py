@@ -39,6 +39,14 @@ def one(name, shape):
     return value.astype(np.float32)
 
 
+def recording():
+    """Return 0.7 s of audio at 16 kHz: a pause, a tone that rises, noise."""
+    time = np.arange(11200) / 16000
+    tone = 0.4 * np.sin(2 * np.pi * (200 + 2000 * time) * time)
+    noise = 0.02 * np.random.default_rng(0).standard_normal(len(time))
+    return np.where(time < 0.1, 0, tone + noise).astype(np.float32)
+
+
 def golden(name):
     """Read a golden of a decoder, an encoder, or a model of two towers."""
     folders = (GOLDEN, ENCODERS, ENCODER_DECODERS, VISION_LANGUAGE)

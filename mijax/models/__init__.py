@@ -23,6 +23,7 @@ from mijax.models._adapter import LowRank as LowRank
 from mijax.models._adapter import read_adapter as read_adapter
 from mijax.models._albert import AlbertSpec as AlbertSpec
 from mijax.models._attention_only import AttentionOnlySpec as AttentionOnlySpec
+from mijax.models._audio_input import AudioInput as AudioInput
 from mijax.models._bert import BertSpec as BertSpec
 from mijax.models._bloom import BloomSpec as BloomSpec
 from mijax.models._cifar_resnet import CifarResNet as CifarResNet
@@ -114,6 +115,7 @@ from mijax.models._towers import ZeroShot as ZeroShot
 from mijax.models._vision_language import VisionLanguage as VisionLanguage
 from mijax.models._vit import VisionTransformer as VisionTransformer
 from mijax.models._vit import ViTSpec as ViTSpec
+from mijax.models._whisper import WhisperSpec as WhisperSpec
 from mijax.models._yolo26 import DetectorOutput as DetectorOutput
 from mijax.models._yolo26 import Yolo26 as Yolo26
 from mijax.models._yolo26 import Yolo26Spec as Yolo26Spec

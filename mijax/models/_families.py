@@ -47,6 +47,7 @@ from mijax.models._qwen3_next import QWEN3_NEXT
 from mijax.models._roberta import ROBERTA
 from mijax.models._smollm3 import SMOLLM3
 from mijax.models._t5 import T5
+from mijax.models._whisper import WHISPER
 
 FAMILIES: tuple[Family, ...] = (
     GPT2,
@@ -84,6 +85,7 @@ FAMILIES: tuple[Family, ...] = (
     DISTILBERT,
     ALBERT,
     T5,
+    WHISPER,
     LLAVA,
     IDEFICS3,
     SMOLVLM,
@@ -136,7 +138,7 @@ def family_of(spec: Any) -> Family:
 
 
 def reader_of(spec: Any) -> Any:
-    """The preprocessing of images of a spec, `None` for a model of text only."""
+    """The preprocessing of images or audio of a spec, `None` for text only."""
     make = family_of(spec).reader
     return None if make is None else make(spec)
 

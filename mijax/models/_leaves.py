@@ -154,6 +154,27 @@ def rules(
     return tuple(found)
 
 
+def of_tower(
+    rule: Rule, tower: str, layers: int, renamed: Mapping[str, str] | None = None
+) -> Rule:
+    """Return a rule of a decoder as that of one tower of several.
+
+    Args:
+        rule: the rule.
+        tower: path of the tower in the model.
+        layers: its number of layers.
+        renamed: for parts of a leaf's path what they are called in this tower.
+    """
+
+    def leaf(name: str) -> str:
+        for old, new in (renamed or {}).items():
+            name = name.replace(old, new)
+        return f"{tower}.{name}"
+
+    into = {leaf(name): make for name, make in rule.into.items()}
+    return dataclasses.replace(rule, into=into, layers=layers)
+
+
 def norm_size(spec: Any, leaf: str) -> int:
     """Return the number of features that a norm reads."""
     heads = {"q": spec.heads, "k": getattr(spec, "kv_heads", spec.heads)}

@@ -62,8 +62,8 @@ class Loaded:
         source: where it came from.
         digest: `"sha256:..."` of its weight files.
         no_text: why there is no tokenizer, where the reason is known.
-        input: preprocessing of the images of a prompt, for `data.ImagePrompts`; `None`
-            for a model that reads text only.
+        input: preprocessing of the images of a prompt, for `data.ImagePrompts`, or of
+            audio, `AudioInput`; `None` for a model that reads text only.
     """
 
     model: Any

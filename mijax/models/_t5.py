@@ -20,7 +20,7 @@ from mijax.models._config import ACTIVATIONS, Activation, HubConfig, read_hub_co
 from mijax.models._decoder import attention, gated_mlp
 from mijax.models._family import Family, Preset, Rule, Table, same
 from mijax.models._init import Normal, rms_norm
-from mijax.models._leaves import rules
+from mijax.models._leaves import of_tower, rules
 from mijax.nn import (
     MLP,
     Block,
@@ -279,7 +279,7 @@ def tower_rules(spec: T5Spec, tower: str, last: int) -> list[Rule]:
     parts = {"w_gate": "wi_0", "w_in": "wi_1"} if spec.gated else {"w_in": "wi"}
     for part, name in (parts | {"w_out": "wo"}).items():
         names[f"blocks.mlp.{part}"] = f"{layer}{last}.DenseReluDense.{name}.weight"
-    found = [moved(r, tower, spec.layers) for r in rules(spec, names)]
+    found = [of_tower(r, tower, spec.layers) for r in rules(spec, names)]
     first = f"{tower}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     leaf = {f"{tower}.blocks.{RELATIVE}": same}
     return [*found, Rule(first, (spec.buckets, spec.heads), leaf)]
@@ -292,23 +292,9 @@ def cross_rules(spec: T5Spec) -> list[Rule]:
     for x in PROJECTIONS:
         names[f"blocks.attention.w_{x}"] = f"{layer}EncDecAttention.{x}.weight"
     return [
-        moved(r, "decoder", spec.layers, {"blocks.attention.": "blocks.cross."})
+        of_tower(r, "decoder", spec.layers, {"blocks.attention.": "blocks.cross."})
         for r in rules(spec, names)
     ]
-
-
-def moved(
-    rule: Rule, tower: str, layers: int, renamed: Mapping[str, str] | None = None
-) -> Rule:
-    """Return a rule for a decoder as that of a tower with a number of layers."""
-
-    def leaf(name: str) -> str:
-        for old, new in (renamed or {}).items():
-            name = name.replace(old, new)
-        return f"{tower}.{name}"
-
-    into = {leaf(name): make for name, make in rule.into.items()}
-    return dataclasses.replace(rule, into=into, layers=layers)
 
 
 class WithHead:

@@ -70,6 +70,7 @@ from mijax.nn._rules import TemperedSoftmax as TemperedSoftmax
 from mijax.nn._rules import apply as apply
 from mijax.nn._shared_experts import SharedExperts as SharedExperts
 from mijax.nn._smear import SmearedKeys as SmearedKeys
+from mijax.nn._speech import SpeechToText as SpeechToText
 from mijax.nn._transformer import Transformer as Transformer
 from mijax.nn.mixers import AbstractMixer as AbstractMixer
 from mijax.nn.mixers import CausalConv as CausalConv

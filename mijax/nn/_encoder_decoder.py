@@ -127,7 +127,7 @@ class AbstractEncoderDecoder(eqx.Module):
         Args:
             inputs: one source, as `sources` returns it.
         """
-        x = self.embed_source(inputs)
+        x = prefixed(TOWER, self.embed_source)(inputs)
         return prefixed(TOWER, self.encoder)(x, _rows(x, inputs))
 
     def on_source(self, source: Any) -> tuple[Transformer, Int[Array, "*batch start"]]:

@@ -26,14 +26,20 @@ importlib.util.find_spec = lambda name, *args: (
 
 import torch  # noqa: E402
 from safetensors.numpy import load_file, save_file  # noqa: E402
-from transformers import AutoConfig, AutoModelForSeq2SeqLM  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSpeechSeq2Seq,
+    WhisperFeatureExtractor,
+)
 from transformers.models.t5.modeling_t5 import T5Attention  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from family_weights import weights  # noqa: E402
+from family_weights import recording, weights  # noqa: E402
 
 HERE = Path(__file__).parent / "encoder_decoders"
 VOCAB, SOURCE, SHORT, TARGET, NEW = 64, 14, 9, 8, 5
+TOWERS = ("encoder", "decoder")
 T5 = {
     "vocab_size": VOCAB,
     "d_model": 16,
@@ -50,6 +56,24 @@ GATED = {
     "num_layers": 3,
     "num_decoder_layers": 2,
 }
+WHISPER = {
+    "vocab_size": VOCAB,
+    "num_mel_bins": 5,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 24,
+    "decoder_layers": 3,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 20,
+    "d_model": 16,
+    "max_source_positions": 7,
+    "max_target_positions": 20,
+    "decoder_start_token_id": 3,
+    "bos_token_id": 4,
+    "eos_token_id": 4,
+    "pad_token_id": 4,
+    "begin_suppress_tokens": None,
+}
 # Name: `model_type`, config, and the tensors that are saved although they are tied.
 MODELS = {
     "t5_relu": (
@@ -64,6 +88,7 @@ MODELS = {
         ("lm_head.weight",),
     ),
     "t5_one_table": ("t5", GATED, ()),
+    "whisper": ("whisper", WHISPER, ()),
 }
 
 
@@ -77,8 +102,10 @@ def main():
 
 def golden(name, kind, changes, extra):
     """Save a model as transformers does, give it other weights, and run it."""
-    config = AutoConfig.for_model(kind, **(T5 | changes))
-    model = AutoModelForSeq2SeqLM.from_config(config)
+    t5 = kind == "t5"
+    config = AutoConfig.for_model(kind, **(T5 | changes if t5 else changes))
+    auto = AutoModelForSeq2SeqLM if t5 else AutoModelForSpeechSeq2Seq
+    model = auto.from_config(config)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         model.save_pretrained(folder)
@@ -86,11 +113,10 @@ def golden(name, kind, changes, extra):
         state = model.state_dict()
         shapes |= {key: list(state[key].shape) for key in extra}
         save_file(weights(shapes), path, {"format": "pt"})
-        model = AutoModelForSeq2SeqLM.from_pretrained(
-            folder, attn_implementation="eager"
-        ).eval()
+        model = auto.from_pretrained(folder, attn_implementation="eager").eval()
         content = (Path(folder) / "config.json").read_text()
-    arrays = reference(model) | (buckets() if name == "t5_relu" else {})
+    arrays = reference(model)
+    arrays |= {"t5_relu": buckets, "whisper": spectrograms}.get(name, dict)()
     print(name, f"logits {arrays['logits'].std():.2f}")
     for key, text in (("config", content), ("shapes", json.dumps(shapes))):
         arrays[key] = np.frombuffer(text.encode(), np.uint8)
@@ -115,25 +141,46 @@ def buckets():
     return found
 
 
+def spectrograms():
+    """Run the preprocessing of Whisper on 0.7 s of tones and noise, after a pause."""
+    found = {}
+    for mels in (80, 128):
+        extract = WhisperFeatureExtractor(feature_size=mels, chunk_length=1)
+        spectrogram = extract(recording(), sampling_rate=16000)["input_features"][0]
+        # Every third frame of the larger one, to keep the file small.
+        found[f"mel_{mels}"] = spectrogram[:, :: 1 if mels == 80 else 3]
+    return found
+
+
 def reference(model):
-    """Run two sources, of which the second is padded, with one target each."""
+    """Run two sources, of which the second of texts is padded, with a target each."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randint(3, VOCAB, shape, generator=generator)  # noqa: E731
-    source, target = draw(2, SOURCE), draw(2, TARGET)
-    target[:, 0] = model.config.decoder_start_token_id
-    lengths = torch.tensor([SOURCE, SHORT])
-    mask = (torch.arange(SOURCE) < lengths[:, None]).long()
-    inputs = {"input_ids": source, "attention_mask": mask}
-    seen = {"encoder": [], "decoder": []}
-    for tower, outputs in seen.items():
-        for block in getattr(model, tower).block:
+    config = model.config
+    if config.model_type == "whisper":
+        shape = (2, config.num_mel_bins, 2 * config.max_source_positions)
+        source = torch.randn(shape, generator=generator)
+        inputs, padding = {"input_features": source}, {}
+        towers = {name: getattr(model.model, name).layers for name in TOWERS}
+    else:
+        source, lengths = draw(2, SOURCE), torch.tensor([SOURCE, SHORT])
+        mask = (torch.arange(SOURCE) < lengths[:, None]).long()
+        inputs = {"input_ids": source, "attention_mask": mask}
+        padding = {"lengths": lengths.numpy()}
+        towers = {name: getattr(model, name).block for name in TOWERS}
+    target = draw(2, TARGET)
+    target[:, 0] = config.decoder_start_token_id
+    seen = {name: [] for name in TOWERS}
+    for name, blocks in towers.items():
+        for block in blocks:
             block.register_forward_hook(
-                lambda _, __, out, to=outputs: to.append(out[0])
+                lambda _, __, out, to=seen[name]: to.append(
+                    out[0] if isinstance(out, tuple) else out
+                )
             )
     out = model(**inputs, decoder_input_ids=target, output_attentions=True)
-    arrays = {
+    arrays = padding | {
         "source": source.numpy(),
-        "lengths": lengths.numpy(),
         "target": target.numpy(),
         "logits": out.logits.numpy(),
         "memory": out.encoder_last_hidden_state.numpy(),

@@ -3,6 +3,7 @@
 A row is the name of a golden: a family and what differs in it.
 """
 
+import dataclasses
 import functools
 import tempfile
 from pathlib import Path
@@ -28,7 +29,7 @@ from mijax.models._family import leaf_shapes
 
 NAMES = sorted(file.stem for file in ENCODER_DECODERS.glob("*.npz"))
 # One of each kind of input, for what does not depend on the weights.
-KINDS = ["t5_relu"]
+KINDS = ["t5_relu", "whisper"]
 METRIC = lambda logits: logits[-1, 3] - logits[-1, 4]  # noqa: E731
 
 
@@ -48,10 +49,17 @@ def function(name):
 def sources(name):
     """The sources of a golden, with padding where they have any."""
     arrays = golden(name)
-    tokens, lengths = arrays["source"], arrays["lengths"]
-    return Prompts.from_ids(
-        [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)], pad=7
-    )
+    if "lengths" not in arrays.files:
+        return arrays["source"]
+    pairs = zip(arrays["source"], arrays["lengths"], strict=True)
+    return Prompts.from_ids([row[:n].tolist() for row, n in pairs], pad=7)
+
+
+def lengths(name):
+    """Positions of each source that are not padding."""
+    arrays = golden(name)
+    count = arrays["memory"].shape[1]
+    return arrays["lengths"] if "lengths" in arrays.files else [count] * 2
 
 
 @functools.cache
@@ -61,8 +69,8 @@ def inputs(name):
 
 def single(name, i):
     """One example, without padding."""
-    n = golden(name)["lengths"][i]
-    source = golden(name)["source"][i, :n]
+    source = golden(name)["source"][i]
+    source = source[: lengths(name)[i]] if source.ndim == 1 else source
     return loaded(name).model.inputs(source, golden(name)["target"][i])
 
 
@@ -85,7 +93,7 @@ def test_outputs_and_blocks_are_those_of_transformers(name):
     close(found["resid_post"].swapaxes(0, 1), expected["decoder"])
     pattern = found["cross.pattern"].transpose(1, 0, 3, 2, 4)
     close(pattern, expected["cross"])
-    for i, n in enumerate(expected["lengths"]):
+    for i, n in enumerate(lengths(name)):
         close(found["encoder.resid_final"][i, :n], expected["memory"][i, :n])
         blocks = found["encoder.resid_post"][i, :, :n]
         close(blocks, expected["encoder"][:, i, :n])
@@ -110,8 +118,8 @@ def test_generation_is_that_of_transformers_and_of_runs_without_a_cache(name):
     chex.assert_trees_all_close(both[:, start.shape[1] - 1 :], logits, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", KINDS)
-def test_a_padded_source_is_what_it_is_alone(name):
+def test_a_padded_source_is_what_it_is_alone():
+    name = "t5_relu"
     found = captured(name)
     n = golden(name)["lengths"][1]
     alone = mijax.capture(function(name), single(name, 1), {s: Site(s) for s in SITES})
@@ -146,14 +154,13 @@ def test_an_edit_at_every_layer_of_every_site_changes_the_output(name):
         np.testing.assert_allclose(change, 0.01 * norm, rtol=0.1, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(
-    ("site", "over"),
+    ("name", "site", "over"),
     [
-        ("encoder.resid_pre", ("layer", "position")),
-        ("cross.z", ("layer", "head")),
-        ("cross.k", ("layer", "key_position")),
-        ("resid_mid", ("layer", "position")),
+        ("t5_relu", "encoder.resid_pre", ("layer", "position")),
+        ("t5_relu", "cross.k", ("layer", "key_position")),
+        ("whisper", "encoder.z", ("layer", "head")),
+        ("whisper", "resid_mid", ("layer", "position")),
     ],
 )
 def test_sweep_is_a_loop_of_runs(name, site, over):
@@ -192,7 +199,7 @@ def test_streams_are_the_model(name):
     chex.assert_trees_all_close(run(streams, example), run(model, example), atol=2e-5)
     graph = circuits.Graph.of(streams)
     names = set(graph.senders)
-    assert {"encoder.a0.h0", "encoder.m1", "a0.h1", "cross.a1.h2", "m1"} <= names
+    assert {"encoder.a0.h3", "encoder.m1", "a0.h1", "cross.a1.h1", "m1"} <= names
     edges = set(circuits.Circuit.full(graph).names())
     assert "cross.a0.h0<k> <- encoder.m1" in edges
     assert "cross.a0.h0<q> <- encoder.m1" not in edges
@@ -255,6 +262,8 @@ def test_what_does_not_fit_is_refused():
     # More prompts than sources.
     decoder, _ = model.on_source(jnp.ones((2, 3), jnp.int32))
     assert jnp.isnan(mijax.run(decoder, jnp.ones((3, 2), jnp.int32))[2]).all()
+    with pytest.raises(ShapeError, match=r"spectrogram \[5, 14\].*lm.input"):
+        loaded("whisper").model.inputs(np.ones((5, 12)), [3])
     lone, _ = model.on_source([1, 2, 3])
     found = mijax.run(lone, jnp.ones((3, 2), jnp.int32))
     chex.assert_trees_all_close(found[2], found[0], atol=1e-6)
@@ -265,7 +274,7 @@ def unknown(config, tensors):
 
 
 def unused(config, tensors):
-    tensors["encoder.block.0.extra.weight"] = np.zeros(3, np.float32)
+    tensors["model.encoder.0.extra.weight"] = np.zeros(3, np.float32)
 
 
 def encoder_only(config, tensors):
@@ -288,21 +297,39 @@ def many_layers(config, tensors):
     config["num_layers"] = 10**6
 
 
+def scaled(config, tensors):
+    config["scale_embedding"] = True
+
+
+def odd_heads(config, tensors):
+    config["encoder_attention_heads"] = 3
+
+
+def biased_keys(config, tensors):
+    tensors["model.encoder.layers.0.self_attn.k_proj.bias"] = np.ones(16, np.float32)
+
+
 @pytest.mark.parametrize(
-    ("change", "word"),
+    ("name", "change", "word"),
     [
-        (unknown, "attention_sinks"),
-        (unused, "extra"),
-        (encoder_only, "is_encoder_decoder"),
-        (other_activation, "gated-mish"),
-        (disagree, "give keys that agree"),
-        (two_tables, r"lm_head.weight' differs from 'shared"),
-        (many_layers, "layers"),
+        ("t5_relu", unknown, "attention_sinks"),
+        ("t5_relu", unused, "extra"),
+        ("t5_relu", encoder_only, "is_encoder_decoder"),
+        ("t5_relu", other_activation, "gated-mish"),
+        ("t5_relu", disagree, "give keys that agree"),
+        ("t5_relu", two_tables, r"lm_head.weight' differs from 'shared"),
+        ("t5_relu", many_layers, "layers"),
+        ("whisper", unknown, "attention_sinks"),
+        ("whisper", unused, "extra"),
+        ("whisper", encoder_only, "is_encoder_decoder"),
+        ("whisper", scaled, "scale_embedding"),
+        ("whisper", odd_heads, "3 equal parts"),
+        ("whisper", biased_keys, "k_proj.bias"),
     ],
 )
-def test_what_a_config_does_not_say_is_refused(change, word, tmp_path):
+def test_what_a_config_does_not_say_is_refused(name, change, word, tmp_path):
     with pytest.raises(LoadError, match=word) as caught:
-        models.load(write(tmp_path, "t5_relu", change))
+        models.load(write(tmp_path, name, change))
     assert "\n" not in str(caught.value)
 
 
@@ -322,12 +349,40 @@ def test_older_files_of_t5(tmp_path):
     chex.assert_trees_all_equal(found.model, loaded("t5_relu").model)
 
 
+def test_other_files_of_whisper(tmp_path):
+    """Names without that of the body, a copy of the table, tokens that are forced."""
+
+    def other(config, tensors):
+        config["forced_decoder_ids"] = [[1, 9], [2, 8], [3, None], [4, 7]]
+        for name in list(tensors):
+            tensors[name.removeprefix("model.")] = tensors.pop(name)
+        tensors["proj_out.weight"] = tensors["decoder.embed_tokens.weight"]
+
+    found = models.load(write(tmp_path, "whisper", other))
+    assert found.model.start == (3, 9, 8)
+    plain = loaded("whisper").model
+    chex.assert_trees_all_equal(dataclasses.replace(found.model, start=(3,)), plain)
+    assert found.input == models.AudioInput(mels=5, frames=14)
+    assert loaded("t5_relu").input is None
+
+
+def test_positions_of_whisper_are_waves():
+    """By hand: wavelengths grow from 2 pi to 20000 pi."""
+    spec = models.WhisperSpec(
+        layers=1, embed=4, heads=1, mlp=4, vocab=8, mels=2, source=3
+    )
+    model = models.init(spec, jax.random.key(0))
+    rows = [[np.sin(i), np.sin(i / 1e4), np.cos(i), np.cos(i / 1e4)] for i in range(3)]
+    chex.assert_trees_all_close(model.positions.weight, jnp.array(rows), atol=1e-6)
+
+
 def test_presets_have_as_many_parameters_as_published():
     """Those of transformers' models, with a table of distances for every layer."""
     for name, count in PARAMETERS.items():
         spec = models.preset(name)
         shapes = leaf_shapes(family_of(spec).skeleton(spec))
-        copies = (spec.layers + spec.encoder.layers - 2) * spec.buckets * spec.heads
+        copies = spec.layers + spec.encoder.layers - 2
+        copies *= getattr(spec, "buckets", 0) * spec.heads
         assert count + copies == sum(leaf.size for leaf in shapes.values())
 
 
@@ -338,4 +393,12 @@ PARAMETERS = {
     "flan-t5-small": 76_961_152,
     "flan-t5-base": 247_577_856,
     "flan-t5-large": 783_150_080,
+    "whisper-tiny.en": 37_760_256,
+    "whisper-tiny": 37_760_640,
+    "whisper-base.en": 72_593_408,
+    "whisper-base": 72_593_920,
+    "whisper-small.en": 241_734_144,
+    "whisper-small": 241_734_912,
+    "whisper-medium.en": 763_856_896,
+    "whisper-medium": 763_857_920,
 }
