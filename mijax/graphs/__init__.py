@@ -7,6 +7,11 @@ from mijax.graphs._attention import qk_attribution as qk_attribution
 from mijax.graphs._attribute import TopLogits as TopLogits
 from mijax.graphs._attribute import attribute as attribute
 from mijax.graphs._graph import AttributionGraph as AttributionGraph
+from mijax.graphs._groups import Shared as Shared
+from mijax.graphs._groups import Supernodes as Supernodes
+from mijax.graphs._groups import cluster as cluster
+from mijax.graphs._groups import compare as compare
+from mijax.graphs._groups import contract as contract
 from mijax.graphs._influence import Quality as Quality
 from mijax.graphs._intervene import FreezeAll as FreezeAll
 from mijax.graphs._intervene import FreezeAttention as FreezeAttention
