@@ -68,7 +68,7 @@ def mixer_of(model: AbstractModel) -> AbstractMixer:
     mixer = getattr(blocks, "mixer", None)
     if not isinstance(mixer, AbstractMixer):
         raise SiteError(
-            "effective_attention needs blocks with a recurrent mixer (nn.AbstractMixer); "
+            "effective_attention needs blocks with an nn.AbstractMixer; "
             f"{type(blocks).__name__} has none. Attention has the site 'pattern'."
         )
     return mixer
