@@ -54,6 +54,13 @@ def check_model(model: Any) -> None:
     hint = "give its `.model`" if loaded else "load one with mijax.models.load"
     if callable(model) and not loaded:
         hint = "turn a function into one with mijax.model(fn, example)"
+    inner = getattr(model, "model", model)
+    if callable(inner) and isinstance(getattr(inner, "text", None), AbstractModel):
+        name = "model" if inner is model else "model.model"
+        hint = (
+            f"give {name}.text for texts, or what {name}.on_images(prompts) returns "
+            "for prompts with images"
+        )
     raise ShapeError(f"Expected a model, got {type(model).__name__}: {hint}.")
 
 

@@ -112,6 +112,11 @@ class EditedModel(AbstractModel):
         return self.model.causal
 
     @property
+    def generates(self) -> bool:
+        """True if a prompt of the model can be continued."""
+        return self.model.generates
+
+    @property
     def vocab(self) -> Any:
         """Number of tokens that the model reads, if it states it."""
         return getattr(self.model, "vocab", None)

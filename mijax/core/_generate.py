@@ -114,7 +114,7 @@ def generate(  # noqa: PLR0913 - each limit has the name that users know
     counts = _lengths(lengths, shape)
     sampling = Sampling.of(temperature, top_k, top_p, min_p)
     _check_key(temperature, key)
-    if not model.causal:
+    if not model.generates:
         raise ShapeError(
             "generate needs a causal model: in this one a token depends on later ones."
         )

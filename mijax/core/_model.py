@@ -65,6 +65,15 @@ class AbstractModel(eqx.Module):
         return True
 
     @property
+    def generates(self) -> bool:
+        """True if a token after the prompt changes nothing before it.
+
+        So a prompt can be continued with what the blocks cache of it. Every causal
+        model can.
+        """
+        return self.causal
+
+    @property
     def readout(self) -> Any:
         """The map from the last residual stream to outputs (`nn.Readout`), or `None`.
 

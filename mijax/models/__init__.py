@@ -56,6 +56,8 @@ from mijax.models._family import Table as Table
 from mijax.models._gemma import GemmaSpec as GemmaSpec
 from mijax.models._gemma2 import Gemma2Spec as Gemma2Spec
 from mijax.models._gemma3 import Gemma3Spec as Gemma3Spec
+from mijax.models._gemma3_images import Gemma3ImagesSpec as Gemma3ImagesSpec
+from mijax.models._gemma3_images import PoolSpec as PoolSpec
 from mijax.models._gpt2 import GPT2Spec as GPT2Spec
 from mijax.models._gpt_neo import GPTNeoSpec as GPTNeoSpec
 from mijax.models._gpt_neox import GPTNeoXSpec as GPTNeoXSpec

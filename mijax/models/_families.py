@@ -18,6 +18,7 @@ from mijax.models._family import Family, Preset
 from mijax.models._gemma import GEMMA
 from mijax.models._gemma2 import GEMMA2
 from mijax.models._gemma3 import GEMMA3
+from mijax.models._gemma3_images import GEMMA3_IMAGES
 from mijax.models._gemma3_multimodal import GEMMA3_MULTIMODAL
 from mijax.models._gpt2 import GPT2
 from mijax.models._gpt_neo import GPT_NEO
@@ -86,6 +87,7 @@ FAMILIES: tuple[Family, ...] = (
     ALBERT,
     T5,
     WHISPER,
+    GEMMA3_IMAGES,
     LLAVA,
     IDEFICS3,
     SMOLVLM,
@@ -135,6 +137,21 @@ def family_of(spec: Any) -> Family:
             return family
     kinds = ", ".join(family.spec.__name__ for family in FAMILIES)
     raise LoadError(f"{type(spec).__name__} is no spec of a model, expected {kinds}.")
+
+
+def with_images(family: Family, path: str) -> Family:
+    """The family that reads images too.
+
+    Raises:
+        LoadError: the models of a family read no images.
+    """
+    found = GEMMA3_IMAGES if family is GEMMA3_MULTIMODAL else family
+    if found.reader is None:
+        raise LoadError(
+            f"{path}: a model of type '{family.name}' reads no images. Load it without "
+            "images=True."
+        )
+    return found
 
 
 def reader_of(spec: Any) -> Any:

@@ -9,14 +9,16 @@ from mijax.models._image_input import ImageInput
 
 @dataclasses.dataclass(frozen=True)
 class ImageText:
-    """Preprocessing of one image, and the text that stands for it (LLaVA).
+    """Preprocessing of one image, and the text that stands for it.
 
     Attributes:
         input: preprocessing of the pixels.
         token: id of the token of a feature.
         count: number of features of an image.
-        placeholder: text of that token, which also stands for a whole image in a
-            prompt.
+        placeholder: text that stands for an image in a prompt.
+        feature: text of the token of a feature; the placeholder by default.
+        before: text before the features.
+        after: text after them.
 
     Examples:
         >>> import numpy as np
@@ -30,7 +32,11 @@ class ImageText:
     token: int
     count: int
     placeholder: str = "<image>"
+    feature: str | None = None
+    before: str = ""
+    after: str = ""
 
     def __call__(self, image: Any) -> ReadImage:
         """Preprocess one image: a path, a Pillow image or an array of pixels."""
-        return ReadImage(self.input(image)[None], self.placeholder * self.count)
+        features = (self.feature or self.placeholder) * self.count
+        return ReadImage(self.input(image)[None], self.before + features + self.after)

@@ -31,7 +31,13 @@ from mijax.io import (
 from mijax.io.internal import HUB_ID, spelled_constant
 from mijax.models._adapter import AdaptedTensors, Adapter, read_adapter
 from mijax.models._config import TokenIds, check_heads, first_id
-from mijax.models._families import FAMILIES, family_named, presets, reader_of
+from mijax.models._families import (
+    FAMILIES,
+    family_named,
+    presets,
+    reader_of,
+    with_images,
+)
 from mijax.models._family import Family, assemble
 from mijax.models._gguf_tokenizer import gguf_tokenizer
 from mijax.models._hub import download_model
@@ -40,6 +46,7 @@ from mijax.models._llama import LLAMA
 from mijax.models._llama2c import Llama2c, is_llama2c, llama2c_tokenizer
 from mijax.models._native import read_checkpoint, read_native
 from mijax.models._parts import Placing
+from mijax.models._preprocessor import check_preprocessing
 from mijax.models._sharding import Sharding, placing, put
 
 # Name, and the installed package that carries the model as a GGUF file.
@@ -104,6 +111,7 @@ def load(
     mesh: Mesh | None = None,
     sharding: Sharding | None = None,
     adapter: str | os.PathLike[str] | None = None,
+    images: bool = False,
 ) -> Loaded:
     """Loads a model.
 
@@ -132,6 +140,8 @@ def load(
             `Sharding()` by default.
         adapter: folder of a LoRA adapter that peft wrote, which is merged into the
             weights of a Hugging Face folder; see `read_adapter` for its parts.
+        images: whether the image tower is loaded too, of a model that also works
+            without (Gemma 3). Other models of images and text always have theirs.
 
     Returns:
         The model, its tokenizer, spec, source and digest.
@@ -159,16 +169,25 @@ def load(
                 f"'{name}' has no published weights. Make random ones with "
                 f"mijax.models.init('{name}', key), or load a folder."
             )
-        return load_folder(download_model(hub_id), name, dtype, place, read)
+        return load_folder(
+            download_model(hub_id), name, dtype, place, read, images=images
+        )
     if path.is_dir():
-        return load_folder(path, name, dtype, place, read)
-    if path.suffix == ".gguf" or is_llama2c(path):
+        return load_folder(path, name, dtype, place, read, images=images)
+    if (path.suffix == ".gguf" or is_llama2c(path)) and not images:
         refuse_adapter(read, name)
         load_file = load_gguf if path.suffix == ".gguf" else load_llama2c
         return load_file(path, name, dtype, place)
+    if images and path.is_file():
+        raise LoadError(
+            f"{path} has no image tower: give the Hugging Face folder of the model, or "
+            "leave out images=True."
+        )
     refuse_file(path)
     if HUB_ID.fullmatch(name):
-        return load_folder(download_model(name), name, dtype, place, read)
+        return load_folder(
+            download_model(name), name, dtype, place, read, images=images
+        )
     hint = nearest(name, [*WHEELS, *EMBEDDED_NAMES, *presets()])
     raise LoadError(f"There is no model or folder '{name}'.{hint}")
 
@@ -179,6 +198,8 @@ def load_folder(
     dtype: DTypeLike,
     place: Placing | None,
     adapter: Adapter | None = None,
+    *,
+    images: bool = False,
 ) -> Loaded:
     """Loads a folder of any kind."""
     if is_checkpoint(folder):
@@ -200,17 +221,18 @@ def load_folder(
                 f"{path} has no key 'mijax'; '{family.name}' is only loaded from "
                 "folders that mijax.models.save wrote."
             )
+        family = with_images(family, str(path)) if images else family
+        assert family.from_config is not None
         spec = family.from_config(config, str(path))
         check_heads(spec, str(path))
         tensors = tensors if adapter is None else AdaptedTensors(tensors, adapter)
         tensors = tensors if family.renamed is None else family.renamed(tensors)
         model = assembled(family, spec, tensors, dtype, place)
-    text = tokenizer_in(folder, config)
+    text, reader = tokenizer_in(folder, config), reader_of(spec)
+    check_preprocessing(reader, folder)
     # Last, since errors of the readers above say more about what is wrong.
     check_files(folder)
-    return Loaded(
-        model, text, spec, source, digest(tensors.files), input=reader_of(spec)
-    )
+    return Loaded(model, text, spec, source, digest(tensors.files), input=reader)
 
 
 def refuse_adapter(adapter: Adapter | None, source: str) -> None:

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import PositionError, ShapeError, quoted
 from mijax.core import prefixed, site
@@ -40,6 +40,7 @@ class VisionLanguage(eqx.Module):
         projector: from the stream of the image tower to features of the decoder.
         text: the decoder.
         image_token: id of the placeholder.
+        together: True if features of an image read each other, whatever their order.
 
     Examples:
         >>> import jax, mijax
@@ -60,6 +61,7 @@ class VisionLanguage(eqx.Module):
     projector: Any
     text: Transformer
     image_token: int = eqx.field(static=True)
+    together: bool = eqx.field(static=True, default=False)
 
     def __call__(self, inputs: Mapping[str, Array]) -> Float[Array, "seq vocab"]:
         """Return the logits of one prompt.
@@ -78,8 +80,8 @@ class VisionLanguage(eqx.Module):
             )
         images, tokens = inputs["images"], inputs["tokens"]
         features = jax.vmap(self.features, axis_name="image")(images)
-        decoder = self._reading(features)
         holds = tokens == self.image_token
+        decoder = self._reading(features, holds)
         ids = self.vocab + jnp.cumsum(holds) - 1
         return decoder(jnp.where(holds, ids, tokens))[0]
 
@@ -109,7 +111,9 @@ class VisionLanguage(eqx.Module):
             The decoder, and for every batch its `Prompts`, with the same spans.
 
         Raises:
-            PositionError: another number of placeholders than the images have features.
+            PositionError: another number of placeholders than the images have features,
+                or images at different positions in a model whose features of an image
+                read each other.
             ShapeError: something else than `ImagePrompts`.
 
         Examples:
@@ -131,6 +135,7 @@ class VisionLanguage(eqx.Module):
             raise ShapeError(
                 f"on_images takes mijax.data.ImagePrompts, got {quoted(prompts)}."
             )
+        holds = self._places(prompts)
         every, numbered, start = [], [], self.vocab
         for one in prompts:
             features = _features(self, one.images)
@@ -138,7 +143,28 @@ class VisionLanguage(eqx.Module):
             features = features.reshape(-1, features.shape[-1])
             start += len(features)
             every.append(features)
-        return (self._reading(jnp.concatenate(every)), *numbered)
+        return (self._reading(jnp.concatenate(every), holds), *numbered)
+
+    def _places(self, prompts: tuple[ImagePrompts, ...]) -> Array | None:
+        """Return where all prompts hold images, for models where it matters.
+
+        Raises:
+            PositionError: prompts with images at different places.
+        """
+        if not self.together:
+            return None
+        tokens = [row for one in prompts for row in np.asarray(one.prompts.tokens)]
+        places = [np.flatnonzero(row == self.image_token) for row in tokens]
+        for i, place in enumerate(places):
+            if not np.array_equal(place, places[0]):
+                raise PositionError(
+                    "Features of an image read each other in this model, so one "
+                    f"decoder takes prompts with images at the same positions; prompt "
+                    f"{i} differs from prompt 0. Call on_images for each."
+                )
+        holds = np.zeros(max(map(len, tokens)), bool)
+        holds[places[0]] = True
+        return jnp.asarray(holds)
 
     def _numbered(
         self, prompts: ImagePrompts, shape: tuple[int, ...], start: int
@@ -162,18 +188,26 @@ class VisionLanguage(eqx.Module):
             jnp.asarray(ids, jnp.int32), given.lengths, given.spans, given.texts
         )
 
-    def _reading(self, features: Float[Array, "... embed"]) -> Transformer:
-        """Return the decoder that reads features as tokens."""
+    def _reading(
+        self, features: Float[Array, "... embed"], holds: Bool[Array, " seq"] | None
+    ) -> Transformer:
+        """Return the decoder that reads features as tokens, held at some places."""
         flat = features.reshape(-1, features.shape[-1])
         text = self.text
         assert not isinstance(text.embedding, ImageEmbedding)
         head = text.unembedding or Unembedding(text.embedding.weight)
-        return eqx.tree_at(
+        made = eqx.tree_at(
             lambda model: (model.embedding, model.unembedding),
             text,
             (ImageEmbedding(text.embedding, flat), head),
             is_leaf=lambda x: x is None,
         )
+        if not self.together:
+            return made
+        assert holds is not None
+        groups = jnp.broadcast_to(_groups(holds), (self.n_layers, len(holds)))
+        where = lambda model: model.blocks.attention.together  # noqa: E731
+        return eqx.tree_at(where, made, groups, is_leaf=lambda x: x is None)
 
     @property
     def vocab(self) -> int:
@@ -189,6 +223,12 @@ class VisionLanguage(eqx.Module):
     def frame(self) -> tuple[str, ...]:
         """Weight processing that was applied: none."""
         return ()
+
+
+def _groups(holds: Bool[Array, " seq"]) -> Int[Array, " seq"]:
+    """Return the number of the run of places that each one is in, -1 for none."""
+    first = holds & ~jnp.pad(holds, (1, 0))[:-1]
+    return jnp.where(holds, jnp.cumsum(first) - 1, -1)
 
 
 @eqx.filter_jit

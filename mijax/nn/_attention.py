@@ -126,6 +126,10 @@ class AbstractAttention(eqx.Module):
     ) -> tuple[Array, Array]:
         """Return keys and values of the streams that they read."""
 
+    def reads(self, asking: AbstractRows) -> Bool[Array, "*lane seq key_seq"]:
+        """Return which keys each query of causal attention reads."""
+        return asking.causal(self.window)
+
     @property
     def heads(self) -> int:
         """Number of query heads."""
@@ -163,7 +167,7 @@ class AbstractAttention(eqx.Module):
         if self.bias is not None:
             scores = self.bias(scores, *asking.positions())
         if self.causal:
-            reads = jnp.expand_dims(asking.causal(self.window), -3)
+            reads = jnp.expand_dims(self.reads(asking), -3)
             return pattern_of(self.softmax, scores, asking, reads=reads)
         return pattern_of(self.softmax, scores, asking, real=rows.real_keys())
 
@@ -187,6 +191,8 @@ class Attention(AbstractAttention):
             `scores` comes after it: scores are what the softmax reads, up to the mask.
         window: tokens that a query reads, its own included, one number for each layer;
             `None` reads all tokens before it in every layer.
+        together: group of each position, -1 for none: queries of causal attention read
+            later keys of their own group too, such as those of one image (Gemma 3).
         bias: bias of the scores by position, `Alibi` or `RelativePositions`; `scores`
             come after it.
         gate: what multiplies the values that were read, before the site `z`.
@@ -210,6 +216,7 @@ class Attention(AbstractAttention):
     scale: float | None = eqx.field(static=True, default=None)
     cap: Identity | SoftCap = Identity()
     window: Int[Array, "*layer"] | None = None
+    together: Int[Array, "*layer seq"] | None = None
     bias: Alibi | RoundedAlibi | RelativePositions | None = None
     gate: OutputGate | None = None
 
@@ -227,6 +234,16 @@ class Attention(AbstractAttention):
         """Return keys and values of the streams that they read."""
         k = project(for_k, self.w_k, self.b_k)
         return k, project(for_v, self.w_v, self.b_v)
+
+    def reads(self, asking: AbstractRows) -> Bool[Array, "*lane seq key_seq"]:
+        """Return which keys each query of causal attention reads."""
+        groups = self.together
+        if groups is None:
+            return asking.causal(self.window)
+        query, key = asking.positions()
+        of = lambda at: groups.at[at].get(mode="fill", fill_value=-1)  # noqa: E731
+        reads = (query >= key) | ((of(query) == of(key)) & (of(query) >= 0))
+        return reads if self.window is None else reads & (query - key < self.window)
 
     @property
     def groups(self) -> int:

@@ -62,7 +62,13 @@ class Transformer(AbstractModel):
 
     @property
     def causal(self) -> bool:
-        """True if the blocks' attention is causal."""
+        """True if the blocks' attention is causal, over images too."""
+        attention = getattr(self.blocks, "attention", None)
+        return self.generates and getattr(attention, "together", None) is None
+
+    @property
+    def generates(self) -> bool:
+        """True if the blocks' attention is causal outside of images."""
         attention = getattr(self.blocks, "attention", None)
         return getattr(attention, "causal", True)
 

@@ -108,7 +108,7 @@ def expanded(ids, count):
     return ids.repeat_interleave(torch.where(ids == PLACE, count, 1))[None]
 
 
-def joint(config, kind, towers, images, count):
+def joint(config, kind, towers, images, count, *, together=False):
     """Run a prompt with one image and one with two.
 
     Args:
@@ -117,6 +117,7 @@ def joint(config, kind, towers, images, count):
         towers: from the model to the blocks of its image tower and of its text tower.
         images: three images, as the model takes those of a prompt: all in one array.
         count: tokens of an image.
+        together: True for a model in which the tokens of an image read each other.
     """
     model, arrays = weighted(config, kind)
     vision, text = (outputs_of(blocks) for blocks in towers(model))
@@ -127,7 +128,8 @@ def joint(config, kind, towers, images, count):
     for name, (ids, shown) in prompts.items():
         tokens = expanded(ids, count)
         vision.clear(), text.clear()
-        out = model(input_ids=tokens, pixel_values=shown)
+        kinds = {"token_type_ids": (tokens == PLACE).long()} if together else {}
+        out = model(input_ids=tokens, pixel_values=shown, **kinds)
         arrays |= {
             f"{name}.ids": np.array(ids),
             f"{name}.images": shown.reshape(-1, *shown.shape[-3:]).numpy(),
@@ -139,6 +141,7 @@ def joint(config, kind, towers, images, count):
         new = model.generate(
             input_ids=tokens, pixel_values=shown, max_new_tokens=STEPS, do_sample=False,
             attention_mask=torch.ones_like(tokens), pad_token_id=0, eos_token_id=None,
+            **kinds,
         )  # fmt: skip
         arrays[f"{name}.generated"] = new[0, tokens.shape[1] :].numpy()
     return arrays
@@ -215,6 +218,36 @@ def smolvlm():
     )
 
 
+def gemma3_images():
+    """Features that read each other, with windows shorter than an image."""
+    local = {"rope_type": "default", "rope_theta": 100.0}
+    full = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0}
+    config = transformers.Gemma3Config(
+        vision_config=transformers.SiglipVisionConfig(
+            **SIZES, image_size=24, patch_size=4, vision_use_head=False
+        ),
+        text_config=transformers.Gemma3TextConfig(
+            **TEXT,
+            head_dim=8,
+            rope_parameters={"sliding_attention": local, "full_attention": full},
+            sliding_window=5,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            query_pre_attn_scalar=5,
+        ),
+        mm_tokens_per_image=9,
+        image_token_index=PLACE,
+        boi_token_index=61,
+        eoi_token_index=63,
+    )
+    towers = lambda model: (  # noqa: E731
+        model.model.vision_tower.encoder.layers,
+        model.model.language_model.layers,
+    )
+    kind = transformers.Gemma3ForConditionalGeneration
+    images = pixels(3, 3, 24, 24)
+    return joint(config, kind, towers, images, 9, together=True)
+
+
 def tiles():
     """Images as Idefics3 cuts them, and the text that stands for them."""
     from transformers.models.idefics3 import (  # noqa: PLC0415
@@ -252,6 +285,7 @@ MODELS = {
     "llava": llava,
     "idefics3": idefics3,
     "smolvlm": smolvlm,
+    "gemma3_images": gemma3_images,
     "tiles": tiles,
 }
 

@@ -21,7 +21,7 @@ from mijax import Patch, Set, Site, Zero, models
 from mijax._errors import LoadError, PositionError, ShapeError
 from mijax.data import ImagePrompts
 
-MODELS = {"llava": 9, "idefics3": 4, "smolvlm": 4}
+MODELS = {"llava": 9, "idefics3": 4, "smolvlm": 4, "gemma3_images": 9}
 PLACE = 62
 # Those of transformers, without the last block and norm of the image tower.
 PARAMETERS = {
@@ -42,7 +42,7 @@ def golden(name):
 @functools.cache
 def loaded(name):
     with tempfile.TemporaryDirectory() as folder:
-        return models.load(write(Path(folder), name))
+        return models.load(write(Path(folder), name), images=True)
 
 
 @functools.cache
@@ -314,6 +314,9 @@ def test_prompts_that_do_not_fit_are_refused():
         model.on_images(few)
     with pytest.raises(ShapeError, match=r"on_images takes mijax.data.ImagePrompts"):
         model.on_images(batch.prompts)
+    for one in (model, loaded("llava")):
+        with pytest.raises(ShapeError, match=r"model.text for texts, or what model"):
+            mijax.run(one, jnp.arange(4))
     with pytest.raises(ShapeError, match=r"takes {'tokens': ..., 'images'"):
         mijax.model(model, jnp.arange(4))
     # Logits of a prompt with too many placeholders are NaN, not those of a repeat.
