@@ -24,6 +24,7 @@ Runtime: see experiments/README.md.
 """
 
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -101,11 +102,11 @@ def run(config: Config, run: mijax.experiment.Run) -> None:
     loaded, found, stream, held_out = given(config, run)
     run.seed("facts", config.seed)
     with run.progress("estimate the covariance"):
-        moments = covariance(loaded, stream, layers=[config.layer])
+        moments = covariance(loaded.model, stream, layers=[config.layer])
     method = method_of(config, moments)
-    facts = [fact for fact, _ in found]
+    facts, lm = [fact for fact, _ in found], cast(Any, loaded)
     with run.progress("rewrite"):
-        edits = rewrite_each(loaded, facts, method=method, batch=config.batch)
+        edits = rewrite_each(lm, facts, method=method, batch=config.batch)
     run.number("value_error", value_error(loaded, method, facts, edits))
     reports = []
     with run.progress("measure"):

@@ -52,7 +52,7 @@ class AlphaEdit(AbstractRewriter):
     projections: Float[np.ndarray, "layer mlp mlp"]
     past: Float[np.ndarray, "layer mlp mlp"]
     bases: tuple[str, ...] = eqx.field(static=True)
-    ridge: float = 10.0
+    ridge: float | int = 10.0
     contexts: Contexts = eqx.field(static=True, default=MEMIT_CONTEXTS)
     search: ValueSearch = MEMIT_SEARCH
 
@@ -64,7 +64,7 @@ class AlphaEdit(AbstractRewriter):
         *,
         below: float | None = None,
         fraction: float | None = None,
-        ridge: float = 10.0,
+        ridge: float | int = 10.0,
         contexts: Contexts = MEMIT_CONTEXTS,
         search: ValueSearch = MEMIT_SEARCH,
     ) -> "AlphaEdit":

@@ -41,7 +41,7 @@ class AbstractDelta(eqx.Module):
         """Return the numerical rank of the delta as a matrix."""
 
     @abc.abstractmethod
-    def scaled(self, factor: float | Array) -> "AbstractDelta":
+    def scaled(self, factor: float | int | Array) -> "AbstractDelta":
         """Return the delta times a number."""
 
 
@@ -98,7 +98,7 @@ class LowRank(AbstractDelta):
         inner = np.linalg.qr(left)[1] @ np.linalg.qr(right.T)[1].T
         return _rank(inner, max(len(left), right.shape[1]))
 
-    def scaled(self, factor: float | Array) -> "LowRank":
+    def scaled(self, factor: float | int | Array) -> "LowRank":
         """Return the delta times a number."""
         return LowRank(self.left, self.right * factor)
 
@@ -143,7 +143,7 @@ class Dense(AbstractDelta):
         matrix = matrix.reshape(-1, matrix.shape[-1]) if matrix.ndim else matrix[None]
         return _rank(np.atleast_2d(matrix), max(matrix.shape))
 
-    def scaled(self, factor: float | Array) -> "Dense":
+    def scaled(self, factor: float | int | Array) -> "Dense":
         """Return the delta times a number."""
         return Dense(self.values * factor)
 

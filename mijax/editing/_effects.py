@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -69,7 +70,7 @@ class Effects(eqx.Module):
             raise ConfigError(f"No measurement {name!r}.{nearest(name, LABELS)}")
         values = getattr(self, name)
         values = values[~np.isnan(values)]
-        return interval(values.astype(np.float32)) if len(values) else None
+        return interval(jnp.asarray(values, jnp.float32)) if len(values) else None
 
     @property
     def score(self) -> float:

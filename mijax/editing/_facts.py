@@ -42,8 +42,8 @@ class Fact:
     subject: str
     target: str
     true: str | None = None
-    paraphrases: tuple[str, ...] = ()
-    neighbors: tuple[str, ...] = ()
+    paraphrases: Sequence[str] = ()
+    neighbors: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.prompt.count(SLOT) != 1:

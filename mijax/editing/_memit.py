@@ -59,7 +59,7 @@ class MEMIT(AbstractRewriter):
 
     layers: tuple[int, ...] = eqx.field(static=True, converter=tuple)
     covariance: Covariance
-    weight: float = 15_000.0
+    weight: float | int = 15_000.0
     contexts: Contexts = eqx.field(static=True, default=MEMIT_CONTEXTS)
     search: ValueSearch = MEMIT_SEARCH
 

@@ -36,7 +36,7 @@ class OracleEraser(eqx.Module):
         return -(z - self.mean) @ self.coefficients.T
 
     def erase(
-        self, x: Float[Array, "example embed"], labels: Any
+        self, x: Float[Array | np.ndarray, "example embed"], labels: Any
     ) -> Float[Array, "example embed"]:
         """Return activations without the concept."""
         return jnp.asarray(x) + self.shift(labels)
@@ -128,7 +128,7 @@ class QuadraticEraser(eqx.Module):
         return np.searchsorted(np.asarray(self.classes), given)
 
     def erase(
-        self, x: Float[Array, "example embed"], labels: Any
+        self, x: Float[Array | np.ndarray, "example embed"], labels: Any
     ) -> Float[Array, "example embed"]:
         """Return activations whose classes have equal mean and covariance."""
         at = self.index(labels)
@@ -173,7 +173,9 @@ class Quadratic(AbstractErasure):
         for c, n in enumerate(counts):
             rows = x[y == c] - means[c]
             square = rows.T @ rows
-            sigmas.append(shrunk(square / n, n) if self.shrinkage else square / (n - 1))
+            sigmas.append(
+                shrunk(square / n, int(n)) if self.shrinkage else square / (n - 1)
+            )
         weights = counts / counts.sum()
         middle = midpoint if len(counts) == 2 else barycenter
         center = middle(np.stack(sigmas), weights, self.steps)

@@ -38,12 +38,12 @@ class ValueSearch(eqx.Module):
         stop: the search ends when the loss is below.
     """
 
-    learning_rate: float = 0.5
+    learning_rate: float | int = 0.5
     steps: int = 20
-    clamp: float = 4.0
-    kl: float = 0.0625
-    decay: float = 0.5
-    stop: float = 0.05
+    clamp: float | int = 4.0
+    kl: float | int = 0.0625
+    decay: float | int = 0.5
+    stop: float | int = 0.05
 
 
 class Values(eqx.Module):
@@ -59,14 +59,14 @@ class Values(eqx.Module):
             exponential of minus its negative log-likelihood, at the end.
     """
 
-    initial: Float[Array, "fact embed"]
-    delta: Float[Array, "fact embed"]
-    losses: Float[Array, "fact step 3"]
-    steps: Int[Array, " fact"]
-    probability: Float[Array, " fact"]
+    initial: Float[Array, "*fact embed"]
+    delta: Float[Array, "*fact embed"]
+    losses: Float[Array, "*fact step 3"]
+    steps: Int[Array, "*fact"]
+    probability: Float[Array, "*fact"]
 
     @property
-    def value(self) -> Float[Array, "fact embed"]:
+    def value(self) -> Float[Array, "*fact embed"]:
         """The value after the edit."""
         return self.initial + self.delta
 
@@ -118,7 +118,7 @@ def _search(
     tail: AbstractModel,
     requests: Requests,
     stream: Float[Array, "fact prompt seq embed"],
-    initial: Float[Array, "fact embed"],
+    initial: Float[Array, "*fact embed"],
     settings: ValueSearch,
 ) -> Values:
     facts = (requests.lookup, requests.ends, requests.target, requests.lengths)

@@ -184,7 +184,7 @@ class WeightEdit(eqx.Module):
         """
         return WeightEdit(sum((other.changes for other in others), start=self.changes))
 
-    def scaled(self, factor: float | Array) -> "WeightEdit":
+    def scaled(self, factor: float | int | Array) -> "WeightEdit":
         """Return the edit with every delta times a number; 0 changes nothing."""
         return WeightEdit(
             tuple(

@@ -69,7 +69,7 @@ def side_effects(report: SideEffects, *, title: str = "") -> "Figure":
             kept.append((name, found))
     if not kept:
         raise ShapeError("The report has no measurements to draw.")
-    columns = min(3, len(kept))
+    columns = 2 if len(kept) == 4 else min(3, len(kept))
     down = -(-len(kept) // columns)
     figure, panels = new_figure(
         width=3.1 * columns + 0.4, height=2.6 * down + 0.7, rows=down, columns=columns

@@ -79,7 +79,7 @@ def test_weights_of_contexts():
             Contexts(groups)
 
 
-def test_refused_facts():
+def test_refused_facts(unchecked):
     for match, given in [
         ("0 places for the subject 'Paris'", ("Rome is in", "Paris", "Italy")),
         ("2 places", ("{} is in {}", "Paris", "Italy")),
@@ -108,7 +108,7 @@ def test_refused_requests():
             Requests.from_ids(*given)
 
 
-def test_refused_models_and_methods():
+def test_refused_models_and_methods(unchecked):
     fact = Fact("{} is in", "Eiffel", "Rome")
     ids = Requests.from_ids([[[5, 6], [5, 7]]], [[0, 0]], [[9]])
     model = cases.model("gpt2")
