@@ -1,5 +1,7 @@
 """Reading the residual stream in the vocabulary."""
 
+from mijax.lens._backward import BackwardReading as BackwardReading
+from mijax.lens._backward import backward_lens as backward_lens
 from mijax.lens._composition import Composition as Composition
 from mijax.lens._composition import RandomComposition as RandomComposition
 from mijax.lens._composition import composition as composition
@@ -15,6 +17,12 @@ from mijax.lens._evaluate import evaluate_lens as evaluate_lens
 from mijax.lens._evaluate import lens_transfer as lens_transfer
 from mijax.lens._function import DirectTerms as DirectTerms
 from mijax.lens._function import direct_attribution as direct_attribution
+from mijax.lens._future import AffineMap as AffineMap
+from mijax.lens._future import FutureEvaluation as FutureEvaluation
+from mijax.lens._future import FutureLens as FutureLens
+from mijax.lens._future import evaluate_future as evaluate_future
+from mijax.lens._future import fit_affine_map as fit_affine_map
+from mijax.lens._future import fit_future_lens as fit_future_lens
 from mijax.lens._jacobian import JacobianLens as JacobianLens
 from mijax.lens._jacobian_edits import ablate_concepts as ablate_concepts
 from mijax.lens._jacobian_edits import clamp_concepts as clamp_concepts
@@ -36,6 +44,7 @@ from mijax.lens._lens import AbstractLens as AbstractLens
 from mijax.lens._lens import LogitLens as LogitLens
 from mijax.lens._lens import RotatedLens as RotatedLens
 from mijax.lens._logit_lens import logit_lens as logit_lens
+from mijax.lens._patchscope import patchscope as patchscope
 from mijax.lens._path_expansion import Paths as Paths
 from mijax.lens._path_expansion import path_expansion as path_expansion
 from mijax.lens._read import next_tokens as next_tokens

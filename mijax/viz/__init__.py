@@ -18,6 +18,8 @@ from mijax.viz._html import Page as Page
 from mijax.viz._image_boxes import image_boxes as image_boxes
 from mijax.viz._images import image_grid as image_grid
 from mijax.viz._labels import readable as readable
+from mijax.viz._lens_grid import lens_grid as lens_grid
+from mijax.viz._lens_page import lens_page as lens_page
 from mijax.viz._page import attention_page as attention_page
 from mijax.viz._pareto import pareto as pareto
 from mijax.viz._plots import bars as bars
