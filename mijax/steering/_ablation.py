@@ -140,7 +140,7 @@ def orthogonalize(model: Any, direction: Any) -> Any:
     )
 
 
-def _written(model: Transformer) -> list[Array]:
+def _written(model: Transformer) -> list[Any]:
     """List the weights and biases whose last axis is the residual stream."""
     blocks: Any = model.blocks
     attention, mlp = blocks.attention, getattr(blocks, "mlp", None)

@@ -12,6 +12,7 @@ from mijax.probes import AbstractLinear, Logistic
 from mijax.steering._methods import ProbeWeights
 
 Tokens = Float[np.ndarray, "token embed"]
+Others = Float[np.ndarray, "other embed"]
 Vector = Float[np.ndarray, " embed"]
 
 
@@ -19,7 +20,7 @@ class AbstractDetector(eqx.Module):
     """A way to find a direction whose projections detect a concept."""
 
     @abc.abstractmethod
-    def vector(self, positive: Tokens, negative: Tokens, *, seed: int) -> Vector:
+    def vector(self, positive: Tokens, negative: Others, *, seed: int) -> Vector:
         """Return the direction, with norm 1.
 
         Args:
@@ -32,7 +33,7 @@ class AbstractDetector(eqx.Module):
 class DiffMean(AbstractDetector):
     """Difference of the means over tokens."""
 
-    def vector(self, positive: Tokens, negative: Tokens, *, seed: int) -> Vector:
+    def vector(self, positive: Tokens, negative: Others, *, seed: int) -> Vector:
         """Return the difference."""
         return _unit(positive.mean(0) - negative.mean(0))
 
@@ -43,7 +44,7 @@ class PositivePCA(AbstractDetector):
     The sign makes the largest entry positive.
     """
 
-    def vector(self, positive: Tokens, negative: Tokens, *, seed: int) -> Vector:
+    def vector(self, positive: Tokens, negative: Others, *, seed: int) -> Vector:
         """Return the component."""
         return _component(positive - positive.mean(0))
 
@@ -55,7 +56,7 @@ class LAT(AbstractDetector):
     The sign makes the largest entry positive.
     """
 
-    def vector(self, positive: Tokens, negative: Tokens, *, seed: int) -> Vector:
+    def vector(self, positive: Tokens, negative: Others, *, seed: int) -> Vector:
         """Return the component."""
         every = np.concatenate([positive, negative])
         order = np.random.default_rng(seed).permutation(len(every))
@@ -75,7 +76,7 @@ class Probe(AbstractDetector):
 
     probe: AbstractLinear = eqx.field(default_factory=lambda: Logistic(l2=0.1))
 
-    def vector(self, positive: Tokens, negative: Tokens, *, seed: int) -> Vector:
+    def vector(self, positive: Tokens, negative: Others, *, seed: int) -> Vector:
         """Return the weights."""
         method = ProbeWeights(self.probe)
         sides = (jnp.asarray(side, jnp.float32) for side in (positive, negative))
@@ -85,7 +86,7 @@ class Probe(AbstractDetector):
 class RandomDirection(AbstractDetector):
     """A random direction: the control of every other detector."""
 
-    def vector(self, positive: Tokens, negative: Tokens, *, seed: int) -> Vector:
+    def vector(self, positive: Tokens, negative: Others, *, seed: int) -> Vector:
         """Return the direction."""
         key = jax.random.fold_in(jax.random.key(seed), 1)
         return _unit(np.asarray(jax.random.normal(key, positive.shape[1:]), np.float64))
