@@ -32,15 +32,17 @@ class ReadImage(NamedTuple):
 
 @runtime_checkable
 class ImageReader(Protocol):
-    """Preprocessing of the images of a prompt, which travels with a model.
+    """Preprocessing of the images of a prompt, which travels with a model."""
 
-    Attributes:
-        placeholder: the text that stands for an image in a prompt.
-        token: id of the token of a feature.
-    """
+    @property
+    def placeholder(self) -> str:
+        """The text that stands for an image in a prompt."""
+        ...
 
-    placeholder: str
-    token: int
+    @property
+    def token(self) -> int:
+        """Id of the token of a feature."""
+        ...
 
     def __call__(self, image: Any) -> ReadImage:
         """Preprocess one image."""
