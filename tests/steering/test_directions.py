@@ -78,6 +78,7 @@ def test_weights_of_a_probe_are_those_of_fit():
         (LastOf("mark"), [[1], [1], [3]]),
         (MeanOf("mark"), [[0, 1], [1], [2, 3]]),
         (MeanOf(), [[0, 1, 2, 3], [0, 1, 2], [0, 1, 2, 3, 4]]),
+        (MeanOf(skip=1), [[1, 2, 3], [1, 2], [1, 2, 3, 4]]),
     ],
 )
 def test_ragged_prompts_equal_single_ones(reading, read):
