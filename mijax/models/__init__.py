@@ -103,6 +103,8 @@ from mijax.models._qwen3_moe import Qwen3MoeSpec as Qwen3MoeSpec
 from mijax.models._qwen3_next import Qwen3NextSpec as Qwen3NextSpec
 from mijax.models._resnet import ResNet as ResNet
 from mijax.models._resnet import ResNetSpec as ResNetSpec
+from mijax.models._revisions import Revisions as Revisions
+from mijax.models._revisions import load_many as load_many
 from mijax.models._roberta import RobertaSpec as RobertaSpec
 from mijax.models._sharding import Sharding as Sharding
 from mijax.models._sharding import shard as shard

@@ -1,7 +1,8 @@
-"""Models of the Hugging Face hub."""
+"""Models of the Hugging Face hub, and revisions of models."""
 
 from pathlib import Path
 
+from mijax._errors import LoadError, nearest
 from mijax.io.internal import download
 
 FILES = (
@@ -19,6 +20,35 @@ WORDS = (
 )
 
 
-def download_model(hub_id: str) -> Path:
+def download_model(hub_id: str, revision: str | None = None) -> Path:
     """Downloads a model's files, or finds them in the cache; see `io._hub`."""
-    return download(hub_id, FILES, files=WORDS)
+    return download(hub_id, FILES, files=WORDS, revision=revision)
+
+
+def revision_in(folder: Path, revision: str) -> Path:
+    """Find the folder of a revision.
+
+    Raises:
+        LoadError: there is none of that name.
+    """
+    found = folder / revision
+    if not found.is_dir():
+        names = [one.name for one in folder.iterdir() if one.is_dir()]
+        raise LoadError(
+            f"{folder} has no revision '{revision}': in a local folder revisions are "
+            f"folders.{nearest(revision, names)}"
+        )
+    return found
+
+
+def refuse_revision(revision: str | None, name: str) -> None:
+    """Refuse a revision of a model that has one version.
+
+    Raises:
+        LoadError: a revision.
+    """
+    if revision is not None:
+        raise LoadError(
+            f"'{name}' has no revisions: they belong to models of the hub, and to "
+            f"folders with a folder for each. Leave out revision={revision!r}."
+        )

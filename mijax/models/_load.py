@@ -40,7 +40,7 @@ from mijax.models._families import (
 )
 from mijax.models._family import Family, assemble
 from mijax.models._gguf_tokenizer import gguf_tokenizer
-from mijax.models._hub import download_model
+from mijax.models._hub import download_model, refuse_revision, revision_in
 from mijax.models._init import check_dtype
 from mijax.models._llama import LLAMA
 from mijax.models._llama2c import Llama2c, is_llama2c, llama2c_tokenizer
@@ -112,6 +112,7 @@ def load(
     sharding: Sharding | None = None,
     adapter: str | os.PathLike[str] | None = None,
     images: bool = False,
+    revision: str | None = None,
 ) -> Loaded:
     """Loads a model.
 
@@ -142,6 +143,8 @@ def load(
             weights of a Hugging Face folder; see `read_adapter` for its parts.
         images: whether the image tower is loaded too, of a model that also works
             without (Gemma 3). Other models of images and text always have theirs.
+        revision: branch, tag or commit of the hub, or a folder in a local folder, such
+            as a training checkpoint.
 
     Returns:
         The model, its tokenizer, spec, source and digest.
@@ -157,6 +160,8 @@ def load(
     place = None if mesh is None else placing(mesh, sharding)
     name, path = os.fspath(name_or_path), Path(name_or_path)
     read = None if adapter is None else read_adapter(adapter)
+    if name in (*EMBEDDED_NAMES, *WHEELS) or path.is_file():
+        refuse_revision(revision, name)
     if name in EMBEDDED_NAMES:
         return load_folder(EMBEDDED / name, name, dtype, place, read)
     if name in WHEELS:
@@ -169,11 +174,11 @@ def load(
                 f"'{name}' has no published weights. Make random ones with "
                 f"mijax.models.init('{name}', key), or load a folder."
             )
-        return load_folder(
-            download_model(hub_id), name, dtype, place, read, images=images
-        )
+        folder = download_model(hub_id, revision)
+        return load_folder(folder, name, dtype, place, read, images=images)
     if path.is_dir():
-        return load_folder(path, name, dtype, place, read, images=images)
+        folder = path if revision is None else revision_in(path, revision)
+        return load_folder(folder, name, dtype, place, read, images=images)
     if (path.suffix == ".gguf" or is_llama2c(path)) and not images:
         refuse_adapter(read, name)
         load_file = load_gguf if path.suffix == ".gguf" else load_llama2c
@@ -185,9 +190,8 @@ def load(
         )
     refuse_file(path)
     if HUB_ID.fullmatch(name):
-        return load_folder(
-            download_model(name), name, dtype, place, read, images=images
-        )
+        folder = download_model(name, revision)
+        return load_folder(folder, name, dtype, place, read, images=images)
     hint = nearest(name, [*WHEELS, *EMBEDDED_NAMES, *presets()])
     raise LoadError(f"There is no model or folder '{name}'.{hint}")
 
