@@ -84,6 +84,7 @@ from mijax.models._mistral import MistralSpec as MistralSpec
 from mijax.models._mixtral import MixtralSpec as MixtralSpec
 from mijax.models._mobilenet_v2 import MobileNetV2 as MobileNetV2
 from mijax.models._mobilenet_v2 import MobileNetV2Spec as MobileNetV2Spec
+from mijax.models._modernbert import ModernBertSpec as ModernBertSpec
 from mijax.models._native import build as build
 from mijax.models._native import describe as describe
 from mijax.models._native import save as save

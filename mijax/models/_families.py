@@ -34,6 +34,7 @@ from mijax.models._mamba import MAMBA
 from mijax.models._mamba2 import MAMBA2
 from mijax.models._mistral import MISTRAL
 from mijax.models._mixtral import MIXTRAL
+from mijax.models._modernbert import MODERNBERT
 from mijax.models._olmo2 import OLMO2
 from mijax.models._olmo3 import OLMO3
 from mijax.models._olmoe import OLMOE
@@ -85,6 +86,7 @@ FAMILIES: tuple[Family, ...] = (
     ROBERTA,
     DISTILBERT,
     ALBERT,
+    MODERNBERT,
     T5,
     WHISPER,
     GEMMA3_IMAGES,

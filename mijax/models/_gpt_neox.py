@@ -144,13 +144,16 @@ def present(spec: GPTNeoXSpec, names: Mapping[str, str]) -> dict[str, str]:
     return {k: v for k, v in names.items() if spec.bias or not k.endswith(".b_o")}
 
 
-def fused(spec: Any, name: str, *, by_head: bool) -> list[Rule]:
+def fused(
+    spec: Any, name: str, *, by_head: bool, bias: bool | None = None
+) -> list[Rule]:
     """Return the rules of queries, keys and values in one tensor.
 
     Args:
         spec: the sizes.
         name: the tensor's, without `.weight`.
         by_head: whether the three of a head are neighbors, or all queries come first.
+        bias: whether there is a bias; as the spec says by default.
 
     Returns:
         A rule for the weight, and one for the bias if there is one.
@@ -164,7 +167,7 @@ def fused(spec: Any, name: str, *, by_head: bool) -> list[Rule]:
     def weight(i: int) -> Any:
         return lambda x: part(i, x).transpose(2, 0, 1)
 
-    def bias(i: int) -> Any:
+    def shift(i: int) -> Any:
         return lambda x: part(i, x)
 
     width = 3 * heads * head_dim
@@ -175,8 +178,8 @@ def fused(spec: Any, name: str, *, by_head: bool) -> list[Rule]:
             {f"blocks.attention.w_{x}": weight(i) for i, x in enumerate("qkv")},
         )
     ]
-    if getattr(spec, "bias", True):
-        into = {f"blocks.attention.b_{x}": bias(i) for i, x in enumerate("qkv")}
+    if getattr(spec, "bias", True) if bias is None else bias:
+        into = {f"blocks.attention.b_{x}": shift(i) for i, x in enumerate("qkv")}
         found.append(Rule(f"{name}.bias", (width,), into))
     return found
 

@@ -8,6 +8,7 @@ from mijax.nn._basic import Alibi as Alibi
 from mijax.nn._basic import Embedding as Embedding
 from mijax.nn._basic import Identity as Identity
 from mijax.nn._basic import LayerNorm as LayerNorm
+from mijax.nn._basic import OptionalNorm as OptionalNorm
 from mijax.nn._basic import Product as Product
 from mijax.nn._basic import QuickGELU as QuickGELU
 from mijax.nn._basic import ReLU as ReLU

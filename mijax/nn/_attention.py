@@ -169,7 +169,11 @@ class AbstractAttention(eqx.Module):
         if self.causal:
             reads = jnp.expand_dims(self.reads(asking), -3)
             return pattern_of(self.softmax, scores, asking, reads=reads)
-        return pattern_of(self.softmax, scores, asking, real=rows.real_keys())
+        reads = real = rows.real_keys()
+        if self.window is not None:
+            near = jnp.expand_dims(jnp.abs(asking.distance()) < self.window, -3)
+            reads = near if real is None else near & real
+        return pattern_of(self.softmax, scores, asking, reads=reads, real=real)
 
 
 class Attention(AbstractAttention):
@@ -190,7 +194,8 @@ class Attention(AbstractAttention):
         cap: what is applied to the scaled scores: nothing, or `SoftCap`. The site
             `scores` comes after it: scores are what the softmax reads, up to the mask.
         window: tokens that a query reads, its own included, one number for each layer;
-            `None` reads all tokens before it in every layer.
+            `None` reads all tokens before it in every layer. An encoder reads the
+            same number of tokens after it.
         together: group of each position, -1 for none: queries of causal attention read
             later keys of their own group too, such as those of one image (Gemma 3).
         bias: bias of the scores by position, `Alibi` or `RelativePositions`; `scores`

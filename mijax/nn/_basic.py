@@ -206,6 +206,22 @@ class RMSNorm(eqx.Module):
         return wide.astype(x.dtype)
 
 
+class OptionalNorm(eqx.Module):
+    """A norm in some layers, the identity in the others (ModernBERT).
+
+    Attributes:
+        norm: the norm.
+        applied: 1 in layers that have it, 0 in the others.
+    """
+
+    norm: LayerNorm | RMSNorm
+    applied: Int[Array, "*layer"]
+
+    def __call__(self, x: Float[Array, "*rows embed"]) -> Float[Array, "*rows embed"]:
+        """Normalizes where the layer has the norm."""
+        return jnp.where(self.applied > 0, self.norm(x), x)
+
+
 def inverse_root(square: Array, name: str | None, *, frozen: bool) -> Array:
     """Return `1 / sqrt(square)`, of which the root is a site if it has a name.
 

@@ -18,11 +18,11 @@ from mijax.core import (
 )
 from mijax.core.internal import edited
 from mijax.nn._attention import AbstractAttention
-from mijax.nn._basic import Identity, LayerNorm, RMSNorm
+from mijax.nn._basic import Identity, LayerNorm, OptionalNorm, RMSNorm
 from mijax.nn._mlp import AbstractMLP
 from mijax.nn._substitutes import FrozenNorm
 
-Norm = LayerNorm | RMSNorm | Identity
+Norm = LayerNorm | RMSNorm | OptionalNorm | Identity
 
 
 class Block(AbstractBlock):

@@ -42,7 +42,7 @@ class Encoder(AbstractModel):
 
     Attributes:
         embedding: token embedding, `weight[vocab, size]`.
-        positions: learned positions, `weight[context, size]`.
+        positions: learned positions, `weight[context, size]`, or `None`.
         segments: embedding of segments (token types), or `None`.
         segment_ids: segment of each position, `[context]`; see `with_segments`.
         embedding_norm: norm of the sum of the embeddings.
@@ -52,6 +52,8 @@ class Encoder(AbstractModel):
         head: the head, or `None`.
         context: most tokens that a prompt may have.
         frame: weight processing that was applied, in order.
+        norm: norm of the stream after the last block, where blocks do not normalize
+            it themselves.
 
     Examples:
         >>> import jax, mijax
@@ -65,7 +67,7 @@ class Encoder(AbstractModel):
     """
 
     embedding: Embedding
-    positions: Embedding
+    positions: Embedding | None
     segments: Embedding | None
     segment_ids: Int[Array, " context"] | None
     embedding_norm: Norm
@@ -74,6 +76,7 @@ class Encoder(AbstractModel):
     head: EncoderHead | None
     context: int = eqx.field(static=True)
     frame: tuple[str, ...] = eqx.field(static=True, default=())
+    norm: Norm = Identity()
 
     def with_segments(self, ids: Any) -> "Encoder":
         """Return the model with the segment of each position, such as 0 0 0 1 1.
@@ -127,7 +130,9 @@ class Encoder(AbstractModel):
         self, tokens: Int[Array, " rows"], position: Int[Array, " rows"]
     ) -> Float[Array, "rows embed"]:
         """Returns the norm of token plus position plus segment embeddings."""
-        x = self.embedding(tokens) + self.positions(position)
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            x = x + self.positions(position)
         if self.segments is not None and self.segment_ids is not None:
             x = x + self.segments(self.segment_ids[position])
         x = self.embedding_norm(x)
@@ -144,8 +149,8 @@ class Encoder(AbstractModel):
         return False
 
     def normalise(self, x: Float[Array, "*rows embed"]) -> Float[Array, "*rows embed"]:
-        """Returns the stream, which the last block normalized."""
-        return x
+        """Applies the final norm, where the last block did not normalize."""
+        return self.norm(x)
 
     def unembed(
         self,

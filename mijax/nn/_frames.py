@@ -13,7 +13,14 @@ from jaxtyping import Array, Float
 
 from mijax._errors import FrameError
 from mijax.core.internal import check_linear_writes
-from mijax.nn._basic import Identity, LayerNorm, RMSNorm, Softmax, Unembedding
+from mijax.nn._basic import (
+    Identity,
+    LayerNorm,
+    OptionalNorm,
+    RMSNorm,
+    Softmax,
+    Unembedding,
+)
 from mijax.nn._experts import Experts
 from mijax.nn._latent import LatentAttention
 from mijax.nn._mlp import MLP, GatedMLP
@@ -51,8 +58,8 @@ def fold_norm(model: Transformer) -> Transformer:
     check_linear_writes(model, "fold_norm")
     blocks: Any = model.blocks
     for name in blocks.norm_readers:
-        if isinstance(getattr(blocks, name), Identity):
-            raise FrameError(f"fold_norm: the blocks have no {name} to fold.")
+        if isinstance(getattr(blocks, name), Identity | OptionalNorm):
+            raise FrameError(f"fold_norm: some blocks have no {name} to fold.")
     for name, part in blocks.norm_readers.items():
         norm, reader = getattr(blocks, name), getattr(blocks, part)
         reads = attention_reads(reader) if part == "attention" else mlp_reads(reader)

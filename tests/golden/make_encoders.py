@@ -58,6 +58,17 @@ BODIES = {
     "roberta": SIZES | {"type_vocab_size": 1, "layer_norm_eps": 1e-5},
     "distilbert": DISTIL,
     "albert": SIZES | {"embedding_size": 8},
+    # A window of two tokens on each side.
+    "modernbert": SIZES
+    | {
+        "local_attention": 4,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 1000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "pad_token_id": 0,
+    },
 }
 HEADS = {
     "masked": AutoModelForMaskedLM,
@@ -104,12 +115,25 @@ def reference(model):
         "tokens": tokens[0].numpy(),
         "logits": outputs(out),
         "embed": out.hidden_states[0][0].numpy(),
-        "blocks": torch.cat(out.hidden_states[1:]).numpy(),
+        "blocks": torch.cat(blocks(model, tokens, out)).numpy(),
     }
     if getattr(model.config, "type_vocab_size", 0) > 1:
         other = model(tokens, token_type_ids=segments)
         arrays |= {"segments": segments[0].numpy(), "logits_segments": outputs(other)}
     return arrays
+
+
+def blocks(model, tokens, out):
+    """Return the output of every block; a final norm is in the last hidden state."""
+    found = list(out.hidden_states[1:])
+    if hasattr(model.base_model, "final_norm"):
+        kept = []
+        keep = lambda _module, _args, out: kept.append(out)  # noqa: E731
+        handle = model.base_model.layers[-1].register_forward_hook(keep)
+        model(tokens)
+        handle.remove()
+        found[-1] = kept[0]
+    return found
 
 
 def outputs(out):
