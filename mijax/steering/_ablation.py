@@ -40,14 +40,19 @@ class Ablation(AbstractEdit):
 
     def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
         """Refuse a vector of another width."""
-        if self.direction.shape != spec.shape[-1:]:
+        self._check(spec.shape[-1])
+
+    def _check(self, size: int) -> None:
+        if self.direction.shape != (size,):
             raise ShapeError(
                 f"The direction has shape {self.direction.shape}, and the site width "
-                f"{spec.shape[-1]}: it was made for another model or site."
+                f"{size}: it was made for another model or site."
             )
 
     def __call__(self, x: Float[Array, "rows ..."], place: Any) -> Array:
         """Return the rows without the direction."""
+        # The verbs do not check operands of function models.
+        self._check(x.shape[-1])
         return without(x, self.direction)
 
 

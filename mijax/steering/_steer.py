@@ -175,12 +175,8 @@ class Steer(AbstractEdit):
                 "Steering vectors have a layer: place them at a site of blocks without "
                 "heads, such as resid_post; elsewhere use mijax.Add."
             )
-        layers, size = spec.shape[0], spec.shape[-1]
-        if len(shape) != 2 or shape[-1] != size:
-            raise ShapeError(
-                f"The steering vectors have shape {shape}, and the site width {size}: "
-                "they were made for another model or site."
-            )
+        layers = spec.shape[0]
+        _check_width(shape, spec.shape[-1])
         used = known(self.layers)
         if used is not None and (used >= layers).any():
             raise SiteError(
@@ -204,6 +200,8 @@ class Steer(AbstractEdit):
         if isinstance(self.vectors, PerPrompt):
             vector = place.fit(PerPrompt(jnp.asarray(self.vectors.values)[:, row]), x)
         else:
+            # The verbs do not check operands of function models.
+            _check_width(self.vectors.shape, x.shape[-1])
             vector = self.vectors[row]
         strength = place.each(self.coefficient, x)
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -212,6 +210,14 @@ class Steer(AbstractEdit):
             new = self.limit(wide, new)
         # Adding 0 would still turn -0.0 into 0.0.
         return jnp.where(here.any() & (strength != 0), new.astype(x.dtype), x)
+
+
+def _check_width(shape: tuple[int, ...], size: int) -> None:
+    if len(shape) != 2 or shape[-1] != size:
+        raise ShapeError(
+            f"The steering vectors have shape {shape}, and the site width {size}: "
+            "they were made for another model or site."
+        )
 
 
 def _norm(x: Array) -> Array:

@@ -242,6 +242,35 @@ def test_the_gradient_of_a_vector_is_that_of_finite_differences():
     np.testing.assert_allclose(slope, difference, rtol=1e-2)
 
 
+def test_any_function_with_layers_is_steered():
+    weights = jax.random.normal(jax.random.key(0), (3, 8, 8)) / 3
+    x = jax.random.normal(jax.random.key(1), (2, 5, 8))
+
+    def blocks(x):
+        def one(x, w):
+            return mijax.site("resid_post", x + jnp.tanh(x @ w), "position embed"), None
+
+        return jax.lax.scan(one, x, weights)[0]
+
+    model = mijax.model(blocks, x[0])
+    made = Directions(jnp.ones((1, 8)), layers=[1])
+    found = mijax.run(model, x, made.add(mijax.PerPrompt([0.0, 2.0])))
+    # Another program, so that rounding may differ.
+    plain = mijax.run(model, x)
+    np.testing.assert_allclose(found[0], plain[0], rtol=1e-5, atol=1e-6)
+    expected = x[1]
+    for layer in range(3):
+        expected = expected + jnp.tanh(expected @ weights[layer]) + 2 * (layer == 1)
+    np.testing.assert_allclose(found[1], expected, rtol=1e-5, atol=1e-6)
+    for edit in (Directions(jnp.ones((1, 4)), layers=[1]).steer(), narrow()):
+        with pytest.raises(mijax.MijaxError, match="site width 8"):
+            mijax.run(model, x, edit.at("resid_post"))
+
+
+def narrow():
+    return steering.Ablation(jnp.ones(4))
+
+
 def test_a_clamped_latent_keeps_the_error():
     model = cases.model("gpt2")
     spec = dictionaries.SAE(32)
