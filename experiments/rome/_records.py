@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from mijax._errors import ConfigError
-from mijax.editing import Fact
-from mijax.editing.internal import Queries
+from mijax.editing import Fact, Queries
 from mijax.io import digest
 from mijax.models import Loaded
 

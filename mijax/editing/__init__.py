@@ -29,6 +29,7 @@ from mijax.editing._oracle import OracleLEACE as OracleLEACE
 from mijax.editing._oracle import Quadratic as Quadratic
 from mijax.editing._oracle import QuadraticEraser as QuadraticEraser
 from mijax.editing._oracle import Transport as Transport
+from mijax.editing._queries import Queries as Queries
 from mijax.editing._rewrite import AbstractRewriter as AbstractRewriter
 from mijax.editing._rewrite import Rewrite as Rewrite
 from mijax.editing._rewrite import rewrite as rewrite

@@ -24,6 +24,13 @@ class Queries(eqx.Module):
         ends: number of tokens of each prompt.
         target: token ids of the completion; what follows `lengths` is padding.
         lengths: number of tokens of each completion.
+
+    Examples:
+        >>> import mijax
+        >>> tokenizer = Tokenizer.from_pieces(["a", " b"])
+        >>> found = Queries.of(tokenizer, [("a", " b"), ("aa", " b b")])
+        >>> found.ends.tolist(), found.lengths.tolist()
+        ([1, 2], [1, 2])
     """
 
     tokens: Int[np.ndarray, "query seq"]
