@@ -8,7 +8,7 @@ shape and byte range of each tensor, and the bytes.
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ from mijax.io._durable import replace_file
 from mijax.io._json import AGAIN, parse_json, read_json
 from mijax.io._record import Bytes, read_record
 from mijax.io._regions import Region, check_regions
+from mijax.io._tensors import Tensors
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -86,16 +87,19 @@ class SafeTensors:
 
 
 class Shards:
-    """The tensors of several `.safetensors` files and their index.
+    """The tensors of several files and their index.
 
     Args:
         index: the file `model.safetensors.index.json`.
+        shard: reads one file, `SafeTensors` or `TorchFile`.
 
     Raises:
         LoadError: a shard is missing or broken, or the index does not fit the shards.
     """
 
-    def __init__(self, index: Path) -> None:
+    def __init__(
+        self, index: Path, shard: Callable[[Path], Tensors] = SafeTensors
+    ) -> None:
         self.path = index
         where = read_json(index).get("weight_map")
         if not isinstance(where, dict) or not where:
@@ -106,19 +110,17 @@ class Shards:
                     f"{index}: tensor '{tensor}' is in {name!r:.60}, expected the name "
                     f"of a file in the same folder. {AGAIN}"
                 )
-        shards = [
-            SafeTensors(index.parent / name) for name in sorted({*where.values()})
-        ]
-        self.files = tuple(shard.path for shard in shards)
-        self.owner: dict[str, SafeTensors] = {}
-        for shard in shards:
-            for name in shard.shapes:
+        shards = [shard(index.parent / name) for name in sorted({*where.values()})]
+        self.files = tuple(one.path for one in shards)
+        self.owner: dict[str, Tensors] = {}
+        for one in shards:
+            for name in one.shapes:
                 if name in self.owner:
                     raise LoadError(
                         f"{index}: tensor '{name}' is in two shards, "
-                        f"{self.owner[name].path.name} and {shard.path.name}. {AGAIN}"
+                        f"{self.owner[name].path.name} and {one.path.name}. {AGAIN}"
                     )
-                self.owner[name] = shard
+                self.owner[name] = one
         wrong = sorted(
             name
             for name in where.keys() | self.owner.keys()
@@ -130,7 +132,7 @@ class Shards:
                 f"{where.get(wrong[0])}; {len(wrong)} such tensors). {AGAIN}"
             )
         self.shapes: Mapping[str, tuple[int, ...]] = {
-            name: shard.shapes[name] for name, shard in self.owner.items()
+            name: one.shapes[name] for name, one in self.owner.items()
         }
 
     def read(self, name: str) -> np.ndarray:

@@ -20,9 +20,20 @@ WORDS = (
 )
 
 
+# Only where there is no safetensors: many repositories have both.
+OF_TORCH = (
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "pytorch_model-*.bin",
+)
+
+
 def download_model(hub_id: str, revision: str | None = None) -> Path:
     """Downloads a model's files, or finds them in the cache; see `io._hub`."""
-    return download(hub_id, FILES, files=WORDS, revision=revision)
+    folder = download(hub_id, FILES, files=WORDS, revision=revision)
+    if any(folder.glob("*.safetensors")):
+        return folder
+    return download(hub_id, (*FILES, *OF_TORCH), files=WORDS, revision=revision)
 
 
 def revision_in(folder: Path, revision: str) -> Path:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from mijax.io import (
     SafeTensors,
     Shards,
     Tensors,
+    TorchFile,
     check_files,
     checkpoint_metadata,
     digest,
@@ -263,20 +265,23 @@ def assembled(
 
 
 def open_weights(folder: Path) -> Tensors:
-    """Opens the weight file of a folder, safetensors first."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    flax = folder / "flax_model.msgpack"
-    if whole.exists():
-        return SafeTensors(whole)
-    if index.exists():
-        return Shards(index)
-    if flax.exists():
-        return FlaxTensors(flax)
-    for file in sorted(folder.iterdir()):
-        refuse_file(file, only=PICKLES)
+    """Opens the weight file of a folder, safetensors first.
+
+    Files of torch are read without running their pickles.
+    """
+    readers = {
+        "model.safetensors": SafeTensors,
+        "model.safetensors.index.json": Shards,
+        "flax_model.msgpack": FlaxTensors,
+        "pytorch_model.bin": TorchFile,
+        "pytorch_model.bin.index.json": partial(Shards, shard=TorchFile),
+    }
+    for name, reader in readers.items():
+        if (folder / name).exists():
+            return reader(folder / name)
     raise LoadError(
-        f"{folder} has no weights: expected model.safetensors, "
-        "model.safetensors.index.json with its shards, or flax_model.msgpack."
+        f"{folder} has no weights: expected one of {', '.join(readers)}, an index with "
+        "its shards."
     )
 
 
@@ -378,15 +383,14 @@ def template_in(folder: Path) -> ChatTemplate | None:
     return ChatTemplate(source, tokens)
 
 
-def refuse_file(path: Path, *, only: tuple[str, ...] | None = None) -> None:
-    """Refuses files that are unsafe or not a model by themselves."""
+def refuse_file(path: Path) -> None:
+    """Refuses files that are not a model by themselves."""
     if path.suffix in PICKLES:
         raise LoadError(
-            f"{path} is a pickle, which can run any code when it is read. Save the "
-            "model as safetensors (in transformers: model.save_pretrained(folder)) and "
-            "load that folder."
+            f"{path} has weights and no architecture: load its folder, with "
+            "config.json and pytorch_model.bin."
         )
-    if only is None and path.is_file():
+    if path.is_file():
         raise LoadError(
             f"{path} is one file; expected a folder with config.json and weights, or a "
             f".gguf file. Load the folder '{path.parent}'."

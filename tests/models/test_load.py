@@ -1,9 +1,12 @@
 import json
+import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
+import chex
 import huggingface_hub
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from mijax import models
 from mijax._errors import ConfigError, LoadError, NetworkError
+from mijax.io import SafeTensors, save_torch
 from mijax.io._hub import HUB_ID
 from mijax.models._families import FAMILIES, family_of
 from mijax.models._family import leaf_shapes
@@ -151,7 +155,7 @@ CONFIGS = {
     "activation": ("gpt2", set_key("activation_function", "mish")),
     "cross attention": ("gpt2", set_key("add_cross_attention", True)),
     "unknown key": ("gpt2", set_key("scale_everything", 2)),
-    "family": ("gpt2", set_key("model_type", "mamba")),
+    "family": ("gpt2", set_key("model_type", "rwkv")),
     "heads": ("gpt2", set_key("n_head", 5)),
     "missing key": ("gpt2", lambda config: config.pop("n_embd")),
     "attention bias": ("llama", set_key("attention_bias", True)),
@@ -196,7 +200,7 @@ NAMED = {
     "activation": "mish",
     "cross attention": "add_cross_attention",
     "unknown key": "scale_everything",
-    "family": "mamba",
+    "family": "rwkv",
     "missing key": "n_embd",
     "attention bias": "attention_bias",
     "mlp bias": "mlp_bias",
@@ -347,20 +351,57 @@ def test_broken_folders(copy, tmp_path):
     (folder / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(LoadError) as caught:
         models.load(folder)
-    one_line(caught, "pickle", "safetensors")
+    one_line(caught, "pytorch_model.bin", "not a file of weights")
     (folder / "config.json").unlink()
     with pytest.raises(LoadError) as caught:
         models.load(folder)
     one_line(caught, folder / "config.json")
 
 
+def test_files_of_torch(copy):
+    folder = copy("llama")
+    whole = SafeTensors(folder / "model.safetensors")
+    arrays = {name: whole.read(name) for name in whole.shapes}
+    expected = models.load(folder).model
+    whole.path.unlink()
+    save_torch(arrays, folder / "pytorch_model.bin")
+    chex.assert_trees_all_equal(models.load(folder).model, expected)
+    (folder / "pytorch_model.bin").unlink()
+    half = len(arrays) // 2
+    shards = {}
+    for i, part in enumerate((list(arrays)[:half], list(arrays)[half:])):
+        name = f"pytorch_model-{i + 1:05}-of-00002.bin"
+        save_torch({key: arrays[key] for key in part}, folder / name)
+        shards |= dict.fromkeys(part, name)
+    index = {"metadata": {}, "weight_map": shards}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    chex.assert_trees_all_equal(models.load(folder).model, expected)
+
+
+class Trap:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_code_in_files_of_torch_is_not_executed(copy, capsys):
+    folder = copy("llama")
+    (folder / "model.safetensors").unlink()
+    with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as file:
+        file.writestr("archive/data.pkl", pickle.dumps({"a": Trap()}, protocol=2))
+        file.writestr("archive/version", "3")
+    with pytest.raises(LoadError) as caught:
+        models.load(folder)
+    one_line(caught, "print")
+    assert "executed" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt"])
-def test_pickles_are_refused(tmp_path, suffix):
+def test_files_without_their_folder_are_refused(tmp_path, suffix):
     path = tmp_path / f"model{suffix}"
     path.write_bytes(b"")
     with pytest.raises(LoadError) as caught:
         models.load(path)
-    one_line(caught, path, "pickle", "save_pretrained")
+    one_line(caught, path, "architecture", "folder")
 
 
 def test_single_safetensors_file():
@@ -463,9 +504,15 @@ def test_presets(name):
         assert count == SIZES[name]
     for table in (family.table, family.gguf_table):
         if table is not None:
-            filled = [leaf for rule in table(spec).rules for leaf in rule.into]
+            # A leaf may come from other tensors in other layers.
+            filled = [
+                (leaf, layer)
+                for rule in table(spec).rules
+                for leaf in rule.into
+                for layer in rule.numbers(getattr(spec, "layers", 1))
+            ]
             assert len(filled) == len(set(filled))
-            assert {*filled, *computed} == leaves.keys()
+            assert {*(leaf for leaf, _ in filled), *computed} == leaves.keys()
 
 
 def test_unknown_preset_and_spec():
