@@ -1,5 +1,7 @@
 """One loop for long work: pieces, progress, resume and interrupts."""
 
+import bisect
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,11 +21,14 @@ class Piece(NamedTuple):
         size: units of work, for progress.
         call: starts it and returns its arrays.
         store: writes what it returned, fetched from the device, into the values.
+        steps: number of chunks that it runs together, on several devices. A file
+            counts chunks, so a job goes on with any number of devices.
     """
 
     size: int
     call: Callable[[], Any]
     store: Callable[[Any, np.ndarray], None]
+    steps: int = 1
 
 
 def run_pieces(
@@ -46,10 +51,12 @@ def run_pieces(
         OutputError: a file of another job.
     """
     total = sum(piece.size for piece in pieces)
+    ends = list(itertools.accumulate((p.steps for p in pieces), initial=0))
     waiting: list[tuple[int, Any]] = []
     with Journal(resume, job if resume is not None else None) as journal:
         journal.load(values)
-        done = journal.done
+        # Of pieces: all of whose chunks the file holds.
+        done = bisect.bisect_right(ends, journal.done) - 1
 
         def collect() -> None:
             for i, out in waiting:
@@ -68,13 +75,13 @@ def run_pieces(
                     report()
                     if journal.due():
                         collect()
-                        journal.save(values, done)
+                        journal.save(values, ends[done])
                 waiting.append((i, everywhere(pieces[i].call())))
             collect()
             done = len(pieces)
             report()
         finally:
-            if journal.path is not None and done > journal.done:
+            if journal.path is not None and ends[done] > journal.done:
                 waiting[:] = [one for one in waiting if one[0] < done]
                 collect()
-                journal.save(values, done)
+                journal.save(values, ends[done])

@@ -10,7 +10,7 @@ into one flat list (`Packed`), so shapes are static whatever the cells are.
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -39,7 +39,7 @@ from mijax.core._chunk import (
 from mijax.core._edits import Compose, Edits, Placed, compose
 from mijax.core._function import FunctionModel
 from mijax.core._function_sweep import sweep_function
-from mijax.core._journal import Journal
+from mijax.core._jobs import Piece, run_pieces
 from mijax.core._lanes import lanes_of
 from mijax.core._metric import AbstractMetric
 from mijax.core._model import AbstractModel
@@ -47,7 +47,7 @@ from mijax.core._plan import Chunks, Cost, Lanes, Plan, layer_overhead, pack
 from mijax.core._score import Metrics
 from mijax.core._several import joined
 from mijax.core._shapes import site_shapes
-from mijax.core._sharding import everywhere, on_mesh, spare_axes
+from mijax.core._sharding import on_mesh, spare_axes
 from mijax.core._sites import END, Sites, filled, get
 from mijax.core._sources import with_sources
 from mijax.core._sweep_result import Sweep, Work
@@ -171,9 +171,8 @@ def sweep(
         job += () if masked is None else (masked,)
         call = _program(model, measured, placed, base, mesh)
         devices = 1 if mesh is None else _groups(model, mesh)
-        ready = _Job(call, devices, _feed(plan, grid))
-        with Journal(chunks.resume, job) as journal:
-            _run(ready, plan, values, progress, journal)
+        pieces = _pieces(call, plan, _feed(plan, grid), devices)
+        run_pieces(pieces, values, job, progress, chunks.resume)
         work = _work(len(values), plan, model.n_layers)
     if np.isnan(values).any():
         warnings.warn(
@@ -329,59 +328,28 @@ def _groups(model: AbstractModel, mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in spare_axes(model, mesh))
 
 
-class _Job(NamedTuple):
-    """The compiled call, how many chunks it takes, and how to lay one out."""
-
-    call: Callable[[list[Tile]], Array]
-    devices: int
-    chunk: Callable[[int], Tile]
-
-
-def _run(
-    job: _Job,
+def _pieces(
+    call: Callable[[list[Tile]], Array],
     plan: Plan,
-    values: np.ndarray,
-    progress: Progress,
-    journal: Journal,
-) -> None:
-    """Runs every chunk; results stay on the device until a save or the end."""
+    chunk: Callable[[int], Tile],
+    devices: int,
+) -> list[Piece]:
+    """Return the calls of a plan; each runs a chunk per device."""
     chunks = plan.chunks
-    sizes = [sum(len(tile.cell) for tile in chunk) for chunk in chunks]
-    journal.load(values)
-    waiting: list[tuple[int, Array]] = []
-    done = journal.done
 
-    def collect() -> None:
-        arrays = jax.device_get([out for _, out in waiting])
-        for (first, _), out in zip(waiting, arrays, strict=True):
-            for chunk, metrics in zip(chunks[first:], out, strict=False):
-                for tile, of_tile in zip(chunk, metrics, strict=False):
+    def piece(first: int) -> Piece:
+        group = chunks[first : first + devices]
+
+        def store(out: np.ndarray, values: np.ndarray) -> None:
+            for tiles, metrics in zip(group, out, strict=False):
+                for tile, of_tile in zip(tiles, metrics, strict=False):
                     values[tile.cell] = of_tile[: len(tile.cell)]
-        waiting.clear()
 
-    def report() -> None:
-        if progress:
-            progress(sum(sizes[:done]), sum(sizes))
+        run = lambda: call([chunk(first + i) for i in range(devices)])  # noqa: E731
+        size = sum(len(tile.cell) for tiles in group for tile in tiles)
+        return Piece(size, run, store, len(group))
 
-    try:
-        for i in range(done, len(chunks), job.devices):
-            group = [job.chunk(i + d) for d in range(job.devices)]
-            if waiting:
-                waiting[-1][1].block_until_ready()
-                done = i
-                report()
-                if journal.due():
-                    collect()
-                    journal.save(values, done)
-            waiting.append((i, everywhere(job.call(group))))
-        collect()
-        done = len(chunks)
-        report()
-    finally:
-        if journal.path is not None and done > journal.done:
-            waiting[:] = [w for w in waiting if w[0] < done]
-            collect()
-            journal.save(values, done)
+    return [piece(first) for first in range(0, len(chunks), devices)]
 
 
 def _work(lanes: int, plan: Plan, layers: int) -> Work:

@@ -26,12 +26,13 @@ from mijax.core import AbstractMetric, AbstractModel
 from mijax.core.internal import (
     LEAST_ROWS,
     Base,
-    Journal,
+    Piece,
     Sequence,
     layer_overhead,
     length_of,
     measure,
     run_base,
+    run_pieces,
 )
 
 MOST_PAIRS = 512
@@ -60,25 +61,13 @@ class Exact(AbstractMethod):
             jobs += _jobs(graph, known, options.memory)
         else:
             jobs += mask_jobs(model, graph, task, options.memory)
-        total = np.cumsum([job.lanes for job in jobs])
-        sizes = [job.lanes for job in jobs]
-        with Journal(options.resume, (model, graph, task, self, sizes)) as journal:
-            journal.load(values)
-            waiting: list[tuple[Any, Array]] = []
-            for i in range(journal.done, len(jobs) + 1):
-                found = (
-                    []
-                    if i == len(jobs)
-                    else [(jobs[i], jobs[i].run(model, task, known))]
-                )
-                # The device works on this job while the last one's results are fetched.
-                for job, result in waiting:
-                    job.place(values, result)
-                    if options.progress:
-                        options.progress(int(total[i - 1]), int(total[-1]))
-                    if journal.due():
-                        journal.save(values, i)
-                waiting = found
+
+        def piece(job: Any) -> Piece:
+            return Piece(job.lanes, lambda: job.run(model, task, known), job.place)
+
+        whole = (model, graph, task, self, [job.lanes for job in jobs])
+        pieces = [piece(job) for job in jobs]
+        run_pieces(pieces, values, whole, options.progress, options.resume)
         mean = values.mean(0, dtype=np.float64)
         squares = jnp.float32(((values - mean) ** 2).sum(0))
         error = standard_error(squares, len(task))
@@ -172,13 +161,13 @@ class Job(eqx.Module):
             last=self.layer == self.graph.n_layers - 1,
         )
 
-    def place(self, values: np.ndarray, found: Array) -> None:
+    def place(self, found: np.ndarray, values: np.ndarray) -> None:
         """Writes a result to where it belongs."""
         stage = self.graph.ports.stages[self.stage]
         first = self.graph.place(stage.names[0], self.layer)
         here = slice(first, first + stage.size)
         keep = slice(self.count)
-        values[self.prompt[keep], self.sender[keep], here] = np.asarray(found)[keep]
+        values[self.prompt[keep], self.sender[keep], here] = found[keep]
 
 
 def _jobs(graph: Graph, known: Known, memory: int) -> list[Job]:

@@ -39,10 +39,10 @@ class MaskJob(eqx.Module):
         edges = jnp.asarray(self.edges)
         return _without(model, self.graph, task, edges, jnp.int32(self.prompt))
 
-    def place(self, values: np.ndarray, found: Array) -> None:
+    def place(self, found: np.ndarray, values: np.ndarray) -> None:
         """Writes a result to where it belongs."""
         sender, receiver = self.edges[: self.lanes].T
-        values[self.prompt, sender, receiver] = np.asarray(found)[: self.lanes]
+        values[self.prompt, sender, receiver] = found[: self.lanes]
 
 
 def mask_jobs(model: Model, graph: Graph, task: Task, memory: int) -> list[MaskJob]:
