@@ -59,6 +59,9 @@ def line(
         _fits(name, curve, len(places))
         colour = COLOURS[index % len(COLOURS)]
         dashes = ("-", "--", ":", "-.")[index // len(COLOURS) % 4]
+        if any(_covers(curve, other) for other in list(curves.values())[:index]):
+            # Dashes let the curve below be seen.
+            dashes = "--"
         label = drawable(name)
         axes.plot(places, curve, dashes, color=colour, label=label, linewidth=1.6)
         if bands is not None and name in bands:
@@ -68,12 +71,22 @@ def line(
             axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
     if log:
         axes.set_yscale("log")
+    if np.all(places == np.round(places)):
+        # Layers and numbers of units have no halves.
+        axes.locator_params(axis="x", integer=True)
     clean_frame(axes)
     name_axes(axes, title=title, x=x, y=y)
     if len(curves) > 1:
         for text in axes.legend(frameon=False, fontsize=8).get_texts():
             text.set_parse_math(False)
     return figure
+
+
+def _covers(curve: np.ndarray, other: np.ndarray) -> bool:
+    """Return True if a curve would hide another one."""
+    if len(curve) != len(other):
+        return False
+    return np.allclose(curve, other, rtol=0, atol=0.01 * np.ptp(other))
 
 
 def bars(

@@ -156,3 +156,16 @@ def test_figures_and_pages_show_in_a_notebook():
     assert "<style>" not in frame  # the styles are inside the attribute
     assert frame.count('"') == frame.split("srcdoc=")[0].count('"') + 8
     assert len(repr(page)) < 60
+
+
+def test_layers_have_no_half_ticks():
+    figure = viz.line({"a": np.arange(19.0)}, x="Layer")
+    ticks = figure.axes[0].get_xticks()
+    np.testing.assert_array_equal(ticks, np.round(ticks))
+
+
+def test_a_curve_on_another_is_dashed():
+    x = np.arange(5.0)
+    figure = viz.line({"a": x, "b": x + 0.01, "c": 2 * x, "d": 0 * x})
+    styles = [line.get_linestyle() for line in figure.axes[0].lines]
+    assert styles == ["-", "--", "-", "-"]
