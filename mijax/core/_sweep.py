@@ -335,7 +335,10 @@ def _pieces(
     devices: int,
 ) -> list[Piece]:
     """Return the calls of a plan; each runs a chunk per device."""
-    chunks = plan.chunks
+    chunks, ahead = plan.chunks, {}
+
+    def laid_out(first: int) -> list[Tile]:
+        return [chunk(first + i) for i in range(devices)]
 
     def piece(first: int) -> Piece:
         group = chunks[first : first + devices]
@@ -345,7 +348,14 @@ def _pieces(
                 for tile, of_tile in zip(tiles, metrics, strict=False):
                     values[tile.cell] = of_tile[: len(tile.cell)]
 
-        run = lambda: call([chunk(first + i) for i in range(devices)])  # noqa: E731
+        def run() -> Array:
+            out = call(ahead.pop(first, None) or laid_out(first))
+            after = first + devices
+            # The next chunks are laid out while the devices work on these.
+            if after < len(chunks):
+                ahead[after] = laid_out(after)
+            return out
+
         size = sum(len(tile.cell) for tiles in group for tile in tiles)
         return Piece(size, run, store, len(group))
 

@@ -82,11 +82,11 @@ def line(
     return figure
 
 
-def _covers(curve: np.ndarray, other: np.ndarray) -> bool:
+def _covers(curve: Vector, other: Vector) -> bool:
     """Return True if a curve would hide another one."""
-    if len(curve) != len(other):
+    if len(curve) != len(other) or not len(other):
         return False
-    return np.allclose(curve, other, rtol=0, atol=0.01 * np.ptp(other))
+    return bool(np.abs(curve - other).max(initial=0) <= 0.01 * np.ptp(other))
 
 
 def bars(
