@@ -217,7 +217,8 @@ def test_knocked_out_attention_is_found_where_it_reads():
     np.testing.assert_allclose(found.values[:, 2], 1 / 8, atol=0.01)
     wide = causal.attention_knockout(one, given, source="subject", width=3, **cut)
     np.testing.assert_allclose(wide.values[:, 1], 1 / 8, atol=0.01)
-    spans = given.spans | {"other": (jnp.array([2, 2, 2, 1]), jnp.array([3, 3, 3, 2]))}
+    # The token before the subject, or after it: its neighbors stay readable.
+    spans = given.spans | {"other": (jnp.array([0, 0, 0, 1]), jnp.array([1, 1, 1, 2]))}
     control = Prompts(given.tokens, given.lengths, spans, given.texts)
     found = causal.attention_knockout(one, control, source="other", width=3, **cut)
     assert (found.values > 0.99).all()
