@@ -53,6 +53,7 @@ BLOCK_SITES = tuple(BlockSites.__dataclass_fields__)
 ROTARY_OR_GATED = (
     *("q_rotated", "k_rotated", "mlp_gate", "mlp_up"),
     *("router_logits", "router_weights", "expert_out"),
+    *("q_latent", "kv_latent", "shared_gate", "shared_out"),
     *("z_gate", "conv_out", "ssm_delta", "ssm_b", "ssm_c", "gdn_alpha"),
     *("gdn_beta", "mixer_state", "mixer_scan", "mixer_gate", "mixer_out"),
 )
