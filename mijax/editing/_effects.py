@@ -51,7 +51,7 @@ class Effects(eqx.Module):
     neighborhood_margin: Float[np.ndarray, " fact"]
     related: Float[np.ndarray, " other"]
     divergence: Float[np.ndarray, " text"]
-    entropy: Float[np.ndarray, " fact"]
+    entropy: Float[np.ndarray, " generated"]
     growth: Float[np.ndarray, " place"]
 
     def interval(self, name: str) -> Interval | None:
