@@ -71,7 +71,6 @@ from mijax.core._tokens import PromptsLike as PromptsLike
 from mijax.core._tokens import TokensLike as TokensLike
 from mijax.core._tokens import as_pairs as as_pairs
 from mijax.core._tokens import as_tokens as as_tokens
-from mijax.core._tokens import check_pairs as check_pairs
 from mijax.core._tokens import length_of as length_of
 from mijax.core._tokens import lengths_of as lengths_of
 from mijax.core._tokens import over_prompts as over_prompts
