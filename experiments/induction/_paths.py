@@ -39,7 +39,7 @@ def ablate_paths(
     Reports the share of induction attention and of in-context learning (fresh minus
     copied loss) that is lost, also for all previous-token heads and all others.
     """
-    heads = range(blocks(model).attention.w_q.shape[-2])
+    heads = range(blocks(model).attention.heads)
     before = [head.head for head in roles.previous if head.layer == 0]
     senders = {str(Head(0, head)): [head] for head in heads}
     senders |= {BEFORE: before, OTHERS: [h for h in heads if h not in before]}

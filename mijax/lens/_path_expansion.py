@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from mijax._errors import ShapeError, SiteError
 from mijax.core import AbstractModel
 from mijax.core.internal import checked
-from mijax.nn import AttentionBlock, LayerNorm, scaled_like
+from mijax.nn import Attention, AttentionBlock, LayerNorm, scaled_like
 from mijax.nn.internal import readout_of
 
 
@@ -79,7 +79,8 @@ def path_expansion(model: AbstractModel, tokens: Int[Array, "..."]) -> Paths:
 
     Raises:
         ShapeError: tokens of a batch.
-        SiteError: the model has more than attention in its blocks.
+        SiteError: the model has more than attention in its blocks, or another kind of
+            attention.
         FrameError: a model that states no `readout`, or capped logits.
 
     Examples:
@@ -99,6 +100,11 @@ def path_expansion(model: AbstractModel, tokens: Int[Array, "..."]) -> Paths:
         raise SiteError(
             f"Paths go through heads alone; {type(blocks).__name__} has more: "
             "give a model of AttentionBlock."
+        )
+    if not isinstance(blocks.attention, Attention):
+        raise SiteError(
+            "Paths go through heads with one value matrix each; this model has "
+            f"{type(blocks.attention).__name__}: give a model of nn.Attention."
         )
     readout = readout_of(model, "path_expansion")
     _, acts = model(tokens)
@@ -129,8 +135,9 @@ def _through(
     frozen: _Frozen, term: Float[Array, "seq embed"]
 ) -> Float[Array, "heads seq embed"]:
     """What each head writes of one term of the stream, biases left out."""
-    attention = frozen.block.attention
-    x = scaled_like(frozen.block.norm_1, term, frozen.resid_pre)
+    attention: Any = frozen.block.attention
+    norm: Any = frozen.block.norm_1
+    x = scaled_like(norm, term, frozen.resid_pre)
     v = jnp.repeat(jnp.einsum("ke,ehd->khd", x, attention.w_v), attention.groups, 1)
     return jnp.einsum("qhk,khd,hde->hqe", frozen.pattern, v, attention.w_o)
 
@@ -140,8 +147,9 @@ def _of_biases(
 ) -> Float[Array, "seq embed"]:
     """What a layer writes of earlier biases and its own."""
     attention: Any = frozen.block.attention
-    x = scaled_like(frozen.block.norm_1, bias, frozen.resid_pre)
-    x = x + _bias_of(frozen.block.norm_1)
+    norm: Any = frozen.block.norm_1
+    x = scaled_like(norm, bias, frozen.resid_pre)
+    x = x + _bias_of(norm)
     v = jnp.einsum("ke,ehd->khd", x, attention.w_v)
     v = v if attention.b_v is None else v + attention.b_v
     v = jnp.repeat(v, attention.groups, 1)

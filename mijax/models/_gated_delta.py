@@ -139,7 +139,7 @@ def kinds(spec: HybridSpec) -> tuple[int, ...]:
 class HybridConfig(DecoderConfig):
     """Keys of config.json of these decoders."""
 
-    head_dim: Size
+    head_dim: Size = 256
     rms_norm_eps: NonNegative = 1e-6
     attention_bias: Annotated[bool, Only(False)] = False
     layer_types: list[str] | None = None

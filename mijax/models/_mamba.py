@@ -52,7 +52,11 @@ def init(spec: MambaSpec, key: PRNGKeyArray, dtype: DTypeLike) -> Transformer:
     channels, state, rank = spec.channels, spec.state, spec.rank
     zeros = lambda *shape: jnp.zeros((n, *shape), dtype)  # noqa: E731
     rates = jnp.log(jnp.arange(1, state + 1, dtype=jnp.float32)).astype(dtype)
-    bias = {"b_in": zeros(channels), "b_gate": zeros(channels), "b_out": zeros(embed)}
+    bias: dict[str, Any] = {
+        "b_in": zeros(channels),
+        "b_gate": zeros(channels),
+        "b_out": zeros(embed),
+    }
     mixer = Mamba(
         w_in=normal(n, embed, channels),
         w_gate=normal(n, embed, channels),

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from mijax._errors import FrameError
 from mijax.core.internal import check_linear_writes
 from mijax.nn._basic import (
+    Embedding,
     Identity,
     LayerNorm,
     OptionalNorm,
@@ -106,6 +107,11 @@ def centre_writing(model: Transformer) -> Transformer:
                 "centre_writing needs LayerNorm, which ignores the mean of the "
                 f"residual stream; {type(norm).__name__} of this model reads it."
             )
+    if not isinstance(model.embedding, Embedding):
+        raise FrameError(
+            "centre_writing needs an embedding of tokens only; this model has "
+            f"{type(model.embedding).__name__}."
+        )
     if model.embedding.norm is not None:
         raise FrameError(
             "centre_writing needs an embedding without a norm; this one has "

@@ -103,7 +103,7 @@ class Draft:
         unembedding = np.zeros((self.vocab, self.embed))
         unembedding[:, self.spaces["out"]] = 5 * np.eye(self.vocab)
         q, k, v, o = (jnp.asarray(self.w[f"w_{x}"], jnp.float32) for x in "qkvo")
-        attention = Attention(q, k, v, o)
+        attention = Attention(w_q=q, w_k=k, w_v=v, w_o=o)
         blocks = AttentionBlock(Identity(), attention)
         if self.mlp["b_in"].size:
             w = {k: jnp.asarray(a, jnp.float32) for k, a in self.mlp.items()}

@@ -268,7 +268,12 @@ def init(key: PRNGKeyArray) -> Transformer:
     return Transformer(
         embedding=Embedding(normal(VOCAB, EMBED, inputs=1)),
         positions=Embedding(normal(SEQ, EMBED, inputs=1)),
-        blocks=Block(norm(LAYERS), Attention(w_q, w_k, w_v, w_o), norm(LAYERS), mlp),
+        blocks=Block(
+            norm(LAYERS),
+            Attention(w_q=w_q, w_k=w_k, w_v=w_v, w_o=w_o),
+            norm(LAYERS),
+            mlp,
+        ),
         norm=norm(),
         unembedding=Unembedding(normal(VOCAB, EMBED, inputs=EMBED)),
         context=SEQ,

@@ -196,7 +196,9 @@ def build(arrays: Mapping[str, np.ndarray]) -> Transformer:
         positions=Embedding(w["positions"]),
         blocks=Block(
             norm_1=Identity(),
-            attention=Attention(w["w_q"], w["w_k"], w["w_v"], w["w_o"], causal=False),
+            attention=Attention(
+                w_q=w["w_q"], w_k=w["w_k"], w_v=w["w_v"], w_o=w["w_o"], causal=False
+            ),
             norm_2=Identity(),
             mlp=MLP(w["w_in"], w["w_out"], None, None, ReLU()),
         ),
@@ -229,6 +231,7 @@ def used_edges(model: Transformer) -> Iterator[tuple[str, str]]:
     assert model.unembedding is not None
     attention, mlp = model.blocks.attention, model.blocks.mlp
     assert isinstance(mlp, MLP)
+    assert isinstance(attention, Attention)
     # For each direction of the stream, the receivers still to come that read it.
     readers = {"logits": touched(model.unembedding.weight, 0)}
     for layer in reversed(range(model.n_layers)):
