@@ -89,7 +89,10 @@ class Replacement(eqx.Module):
             ShapeError: dictionaries that are not transcoders of the model's width.
             SiteError: a site that the model does not have.
         """
-        model = getattr(model, "model", model)
+        inner = getattr(model, "model", None)
+        # A model with edits also has a `.model`: the one without them.
+        if isinstance(inner, AbstractModel) and not isinstance(model, AbstractModel):
+            model = inner
         check_model(model)
         readout_of(model, "An attribution graph", linear=False)
         coders = coders_of(transcoders, model.n_layers)

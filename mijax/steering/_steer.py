@@ -128,7 +128,8 @@ class Steer(AbstractEdit):
     Raises:
         ShapeError: vectors of another width than the site, or a coefficient that is
             not a number.
-        SiteError: a layer that the model does not have, or a site outside blocks.
+        SiteError: a layer that the model does not have, not one layer per vector, or a
+            site outside blocks.
 
     Examples:
         >>> import jax, mijax
@@ -178,11 +179,8 @@ class Steer(AbstractEdit):
         layers = spec.shape[0]
         _check_width(shape, spec.shape[-1])
         used = known(self.layers)
-        if used is not None and (used >= layers).any():
-            raise SiteError(
-                f"There is a steering vector for layer {used.max()}, and the model has "
-                f"layers 0 to {layers - 1}: it was made for another model."
-            )
+        if used is not None:
+            _check_layers(used, shape[0], layers)
         if each:
             check_per_prompt(self.vectors, "vector", batch)
         check_per_prompt(self.coefficient, "strength", batch)
@@ -210,6 +208,20 @@ class Steer(AbstractEdit):
             new = self.limit(wide, new)
         # Adding 0 would still turn -0.0 into 0.0.
         return jnp.where(here.any() & (strength != 0), new.astype(x.dtype), x)
+
+
+def _check_layers(used: Any, rows: int, layers: int) -> None:
+    if used.shape != (rows,) or len(set(used.tolist())) < rows:
+        raise SiteError(
+            f"{rows} steering vectors need {rows} different layers, got "
+            f"{used.tolist()}."
+        )
+    outside = [layer for layer in used.tolist() if not 0 <= layer < layers]
+    if outside:
+        raise SiteError(
+            f"There is a steering vector for layer {outside[0]}, and the model has "
+            f"layers 0 to {layers - 1}: count from 0, in the model it was made for."
+        )
 
 
 def _check_width(shape: tuple[int, ...], size: int) -> None:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import mijax
 from mijax import dictionaries as d
 from mijax import graphs, nn
 
@@ -120,6 +121,14 @@ def test_refused_dictionaries(planted):
     )
     with pytest.raises(ValueError, match="No feature is active"):
         graphs.attribute(graphs.Replacement.of(model, {0: silent}), TOKENS)
+
+
+def test_edits_that_a_model_keeps_are_not_dropped(planted):
+    model, both = planted
+    kept = mijax.edited(model, mijax.Zero().at("mlp_out", layer=1))
+    coders = {0: jax.tree.map(lambda leaf: leaf[0], both.coders.dictionary)}
+    with pytest.raises(ValueError, match="readout"):
+        graphs.Replacement.of(kept, coders)
 
 
 def test_cycles_are_refused():
