@@ -21,8 +21,9 @@ from mijax.models._init import Normal, layer_norm
 from mijax.models._leaves import plain_names, rules
 from mijax.models._parts import Placing
 from mijax.models._towers import ZeroShot, read_pair, unit, zero_shot
-from mijax.models._vit import VisionTransformer, ViTSpec, blocks
+from mijax.models._vit import VisionTransformer, ViTSpec
 from mijax.models._vit import init as init_vision
+from mijax.models._vit_blocks import blocks
 from mijax.models._vit_family import VIT
 from mijax.nn import Embedding, Transformer, Unembedding
 
@@ -62,6 +63,7 @@ class CLIPTextSpec:
 
     # What blocks of both towers are made of.
     tied, qkv_bias, scale = False, True, None
+    key_bias, gated, theta = True, False, None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

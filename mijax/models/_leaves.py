@@ -94,7 +94,7 @@ def plain_names(
 
 # Leaves of the parts that are not norms, with `w` or `b` for their weight and bias.
 PARTS = {x: f"blocks.attention.{{}}_{x}" for x in "qkvo"}
-PARTS |= {x: f"blocks.mlp.{{}}_{x}" for x in ("in", "out")}
+PARTS |= {x: f"blocks.mlp.{{}}_{x}" for x in ("gate", "in", "out")}
 
 
 def shared_norm(found: Sequence[Rule]) -> tuple[Rule, ...]:
@@ -237,6 +237,7 @@ def vectors(
         "blocks.attention.b_k": reads(kv_heads, order),
         "blocks.attention.b_v": reads(kv_heads, same),
         "blocks.attention.b_o": ((spec.embed,), scaled),
+        "blocks.mlp.b_gate": ((spec.mlp,), same),
         "blocks.mlp.b_in": ((spec.mlp,), same),
         "blocks.mlp.b_out": ((spec.embed,), scaled),
     }

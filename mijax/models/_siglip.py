@@ -60,6 +60,7 @@ class SigLIPTextSpec:
 
     # What blocks of both towers are made of.
     tied, qkv_bias, scale = False, True, None
+    key_bias, gated, theta = True, False, None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
-"""Vision transformers: ViT, DINOv2, the image tower of CLIP.
+"""Vision transformers: ViT, DINOv2, DINOv3, the image tower of CLIP.
 
 Dosovitskiy et al. 2021, arXiv:2010.11929; Oquab et al. 2023, arXiv:2304.07193; Darcet
-et al. 2023, arXiv:2309.16588 (registers); Radford et al. 2021, arXiv:2103.00020. Blocks
+et al. 2023, arXiv:2309.16588 (registers); Siméoni et al. 2025, arXiv:2508.10104
+(DINOv3); Radford et al. 2021, arXiv:2103.00020. Blocks
 are `mijax.nn.Block`, those of the decoders, with attention that is not causal.
 
 Weight files have the names of timm, Hugging Face or vit-pytorch; see `_vit_files.py`.
@@ -24,13 +25,13 @@ from mijax.models._attention_pool import AttentionPool, init_pool
 from mijax.models._config import ACTIVATIONS
 from mijax.models._init import Normal, layer_norm
 from mijax.models._position_grid import bucketed_positions, resized_positions
+from mijax.models._vit_blocks import blocks
 from mijax.nn import (
-    MLP,
-    Attention,
     Block,
     Embedding,
     Identity,
     LayerNorm,
+    PatchRotary,
     Transformer,
     Unembedding,
 )
@@ -64,9 +65,12 @@ class ViTSpec:
         final_norm: False if there is no last norm.
         patch_bias: False if patches are embedded without a bias.
         qkv_bias: False if queries, keys and values have no biases.
+        key_bias: False if only keys have no biases (DINOv3).
+        gated: True if MLPs are gated.
         head_bias: False if the head has no bias.
         antialias: True if positions are resized with antialiasing.
         bucketed: True if positions of another grid are looked up and not resized.
+        theta: base of rotary positions of patches; without it, positions are learned.
     """
 
     layers: Size
@@ -89,9 +93,12 @@ class ViTSpec:
     final_norm: bool = True
     patch_bias: bool = True
     qkv_bias: bool = True
+    key_bias: bool = True
+    gated: bool = False
     head_bias: bool = True
     antialias: bool = False
     bucketed: bool = False
+    theta: float | None = None
 
     @property
     def grid(self) -> int:
@@ -117,7 +124,8 @@ class VisionTransformer(eqx.Module):
         class_token: the class token, `[1, embed]`, or `None`.
         registers: tokens after it, `[register, embed]`, or `None`.
         prefix_positions: positions of the first of these, or `None`.
-        positions: positions of patches, `[row, column, embed]`.
+        positions: positions of patches, `[row, column, embed]`, or `None` if attention
+            rotates by them.
         pre_norm: norm before the blocks.
         blocks: stacked blocks.
         norm: the last norm.
@@ -134,7 +142,7 @@ class VisionTransformer(eqx.Module):
     class_token: Float[Array, "1 embed"] | None
     registers: Float[Array, "register embed"] | None
     prefix_positions: Float[Array, "positioned embed"] | None
-    positions: Float[Array, "rows columns embed"]
+    positions: Float[Array, "rows columns embed"] | None
     pre_norm: LayerNorm | Identity
     blocks: Block
     norm: LayerNorm | Identity
@@ -187,7 +195,8 @@ class VisionTransformer(eqx.Module):
         """
         x = site("embed", self.embed(image), EMBED)
         rows = Sequence(jnp.arange(len(x), dtype=jnp.int32))
-        arrays, static = eqx.partition(self.blocks, eqx.is_array)
+        blocks = self._on_grid(image.shape)
+        arrays, static = eqx.partition(blocks, eqx.is_array)
 
         def step(x: Array, layer: Any) -> tuple[Array, None]:
             return run_block(eqx.combine(layer, static), x, rows), None
@@ -207,13 +216,9 @@ class VisionTransformer(eqx.Module):
             )
         patches = self.patch(image)
         _, rows, columns = patches.shape
-        if self.bucketed:
-            grid = bucketed_positions(self.positions, rows, columns)
-        else:
-            grid = resized_positions(
-                self.positions, rows, columns, antialias=self.antialias
-            )
-        patches = patches.transpose(1, 2, 0) + grid
+        patches = patches.transpose(1, 2, 0)
+        if self.positions is not None:
+            patches = patches + self._positions_of(self.positions, rows, columns)
         prefix = self.prefix
         if self.prefix_positions is not None:
             count = len(self.prefix_positions)
@@ -225,7 +230,27 @@ class VisionTransformer(eqx.Module):
     def prefix(self) -> Float[Array, "prefix embed"]:
         """Class token and registers, those that there are."""
         given = [x for x in (self.class_token, self.registers) if x is not None]
-        return jnp.concatenate(given) if given else self.positions[0, :0]
+        if given:
+            return jnp.concatenate(given)
+        return jnp.zeros((0, self.patch.out_channels), self.patch.weight.dtype)
+
+    def _positions_of(
+        self, table: Float[Array, "rows columns embed"], rows: int, columns: int
+    ) -> Float[Array, "row column embed"]:
+        """Return the learned positions of a grid."""
+        if self.bucketed:
+            return bucketed_positions(table, rows, columns)
+        return resized_positions(table, rows, columns, antialias=self.antialias)
+
+    def _on_grid(self, shape: tuple[int, ...]) -> Block:
+        """Return the blocks for images of a shape, whose patches form another grid."""
+        rotary = self.blocks.attention.rotary
+        if not isinstance(rotary, PatchRotary):
+            return self.blocks
+        rows, columns = (n // self.patch.kernel_size[0] for n in shape[-2:])
+        rotary = dataclasses.replace(rotary, rows=rows, columns=columns)
+        attention = dataclasses.replace(self.blocks.attention, rotary=rotary)
+        return dataclasses.replace(self.blocks, attention=attention)
 
     def on_tokens(
         self, images: Float[Array, "batch channel row column"]
@@ -267,7 +292,7 @@ class VisionTransformer(eqx.Module):
         model = Transformer(
             embedding=Embedding(embedded.reshape(-1, embed)),
             positions=None,
-            blocks=self.blocks,
+            blocks=self._on_grid(images.shape),
             norm=self.norm,
             unembedding=self.head,
         )
@@ -303,7 +328,7 @@ def init(spec: ViTSpec, key: PRNGKeyArray, dtype: DTypeLike) -> VisionTransforme
         class_token=normal(1, embed) if spec.class_token else None,
         registers=normal(spec.registers, embed) if spec.registers else None,
         prefix_positions=normal(spec.positioned, embed) if spec.positioned else None,
-        positions=normal(spec.grid, spec.grid, embed),
+        positions=None if spec.theta else normal(spec.grid, spec.grid, embed),
         pre_norm=norms["pre"],
         blocks=blocks(spec, normal, dtype, causal=False),
         norm=norms["final"],
@@ -329,36 +354,11 @@ def check(spec: ViTSpec) -> None:
             f"positioned is {spec.positioned}, but there are {count} tokens before the "
             "patches."
         )
+    if spec.theta and (spec.positioned or spec.embed // spec.heads % 4):
+        raise ConfigError(
+            f"theta {spec.theta} needs positioned=0 and heads whose size is a multiple "
+            f"of 4, but positioned is {spec.positioned} and embed // heads "
+            f"{spec.embed // spec.heads}."
+        )
     if spec.pool == "token" and spec.classes and not count:
         raise ConfigError("pool='token' needs a class token: set class_token=True.")
-
-
-def blocks(spec: Any, normal: Normal, dtype: DTypeLike, *, causal: bool) -> Block:
-    """Draw the blocks of either tower."""
-    n, embed, heads = spec.layers, spec.embed, spec.heads
-    head_dim = embed // heads
-
-    def bias() -> Array | None:
-        return jnp.zeros((n, heads, head_dim), dtype) if spec.qkv_bias else None
-
-    attention = Attention(
-        w_q=normal(n, embed, heads, head_dim),
-        w_k=normal(n, embed, heads, head_dim),
-        w_v=normal(n, embed, heads, head_dim),
-        w_o=normal(n, heads, head_dim, embed),
-        b_q=bias(),
-        b_k=bias(),
-        b_v=bias(),
-        b_o=jnp.zeros((n, embed), dtype),
-        causal=causal,
-        scale=spec.scale,
-    )
-    mlp = MLP(
-        w_in=normal(n, embed, spec.mlp),
-        w_out=normal(n, spec.mlp, embed),
-        b_in=jnp.zeros((n, spec.mlp), dtype),
-        b_out=jnp.zeros((n, embed), dtype),
-        activation=ACTIVATIONS[spec.activation],
-    )
-    norms = (layer_norm(embed, dtype, spec.eps, layers=n) for _ in range(2))
-    return Block(next(norms), attention, next(norms), mlp)

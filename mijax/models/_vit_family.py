@@ -16,10 +16,14 @@ def table(spec: ViTSpec) -> Table:
     """Return names and shapes of the tensors, in the names of `VisionTensors`."""
     check(spec)
     parts = {name: name for name in ("norm_1", "norm_2", *"qkvo", "in", "out")}
+    if spec.gated:
+        parts["gate"] = "gate"
     names = plain_names({}, "layers.{layer}.", parts)
     if not spec.qkv_bias:
         for letter in "qkv":
             del names[f"blocks.attention.b_{letter}"]
+    elif not spec.key_bias:
+        del names["blocks.attention.b_k"]
     embed = spec.embed
     found = [*rules(spec, names), *_embedding_rules(spec)]
     for name, there in (("pre_norm", spec.pre_norm), ("norm", spec.final_norm)):
@@ -51,10 +55,9 @@ def _embedding_rules(spec: ViTSpec) -> list[Rule]:
     if first:
         positions["prefix_positions"] = lambda x: x[:first]
     shape = (embed, spec.channels, spec.patch, spec.patch)
-    found = [
-        Rule("positions", (first + grid**2, embed), positions),
-        Rule("patch.weight", shape, {"patch.weight": same}),
-    ]
+    found = [Rule("patch.weight", shape, {"patch.weight": same})]
+    if spec.theta is None:
+        found.append(Rule("positions", (first + grid**2, embed), positions))
     if spec.class_token:
         found.append(Rule("cls", (1, embed), {"class_token": same}))
     if spec.registers:
@@ -74,7 +77,26 @@ def sized(embed: int, layers: int, heads: int, **more: Any) -> ViTSpec:
 HALF = ImageInput((0.5,) * 3, (0.5,) * 3, resize=224, crop=224)
 DINO = ImageInput(resize=256, crop=224, method="cubic")
 MNIST = ImageInput((0.1307,), (0.3081,))
+DINOV3 = ImageInput(resize=(224, 224))
 DINO_SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
+V3 = {
+    "patch": 16,
+    "image": 224,
+    "registers": 4,
+    "positioned": 0,
+    "key_bias": False,
+    "theta": 100.0,
+    "eps": 1e-5,
+}
+
+
+def dinov3(embed: int, layers: int, heads: int, mlp: int, **more: Any) -> Preset:
+    """Return the preset of a DINOv3."""
+    sizes = {"embed": embed, "layers": layers, "heads": heads, "mlp": mlp}
+    return Preset(ViTSpec(**sizes | V3 | more), input=DINOV3)
+
+
+GATED = {"gated": True, "activation": "silu"}
 VIT = Family(
     name="vit",
     spec=ViTSpec,
@@ -95,6 +117,12 @@ VIT = Family(
             )
             for name, sizes in DINO_SIZES.items()
         },
+        "dinov3-vits16": dinov3(384, 12, 6, 1536),
+        "dinov3-vits16plus": dinov3(384, 12, 6, 1536, **GATED),
+        "dinov3-vitb16": dinov3(768, 12, 12, 3072),
+        "dinov3-vitl16": dinov3(1024, 24, 16, 4096),
+        "dinov3-vith16plus": dinov3(1280, 32, 20, 5120, **GATED),
+        "dinov3-vit7b16": dinov3(4096, 40, 32, 8192, qkv_bias=False, **GATED),
         "vit-mnist": Preset(
             ViTSpec(
                 layers=6,

@@ -16,11 +16,13 @@ import numpy as np
 from mijax._errors import LoadError
 from mijax.io import Tensors
 
-# From names in files to ours: timm; Hugging Face's ViT, DINOv2 and CLIP; vit-pytorch.
+# From names in files to ours: timm; Hugging Face's ViT, DINOv2, DINOv3 and CLIP;
+# vit-pytorch.
 NAMES = (
     (r"patch_embed\.proj\.", "patch."),
     (r"embeddings\.patch_embeddings\.projection\.", "patch."),
     (r"embeddings\.patch_embedding\.", "patch."),
+    (r"embeddings\.patch_embeddings\.", "patch."),
     (r"patch_to_embedding\.", "patch."),
     (r"(embeddings\.)?(cls_token|class_embedding)$", "cls"),
     (r"reg_token$|embeddings\.register_tokens$", "registers"),
@@ -31,7 +33,10 @@ NAMES = (
     (r"mlp_head\.0\.", "hidden."),
     (r"mlp_head\.2\.", "head."),
     (r"visual_projection\.", "head."),
-    (r"(?:blocks|encoder\.layers?|layers|transformer\.layers)\.(\d+)\.", r"layers.\1."),
+    (
+        r"(?:blocks|encoder\.layers?|(?:model\.)?layers?|transformer\.layers)\.(\d+)\.",
+        r"layers.\1.",
+    ),
 )
 PARTS = (
     (r"norm1\.|layernorm_before\.|layer_norm1\.|0\.fn\.norm\.", "norm_1."),
@@ -45,8 +50,9 @@ PARTS = (
         r"|attention\.o_proj\.|0\.fn\.fn\.to_out\.",
         "o.",
     ),
-    (r"mlp\.fc1\.|intermediate\.dense\.|1\.fn\.fn\.net\.0\.", "in."),
-    (r"mlp\.fc2\.|output\.dense\.|1\.fn\.fn\.net\.2\.", "out."),
+    (r"mlp\.gate_proj\.", "gate."),
+    (r"mlp\.fc1\.|mlp\.up_proj\.|intermediate\.dense\.|1\.fn\.fn\.net\.0\.", "in."),
+    (r"mlp\.fc2\.|mlp\.down_proj\.|output\.dense\.|1\.fn\.fn\.net\.2\.", "out."),
     (r"(ls|layer_scale)1\.(gamma|lambda1)$", "scale_1"),
     (r"(ls|layer_scale)2\.(gamma|lambda1)$", "scale_2"),
 )

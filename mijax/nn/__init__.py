@@ -50,6 +50,7 @@ from mijax.nn._image_embedding import ImageEmbedding as ImageEmbedding
 from mijax.nn._latent import LatentAttention as LatentAttention
 from mijax.nn._mlp import MLP as MLP
 from mijax.nn._mlp import GatedMLP as GatedMLP
+from mijax.nn._patch_rotary import PatchRotary as PatchRotary
 from mijax.nn._pool import mean_pool as mean_pool
 from mijax.nn._readout import Readout as Readout
 from mijax.nn._relative import RelativePositions as RelativePositions

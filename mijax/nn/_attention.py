@@ -25,6 +25,7 @@ from mijax.nn._basic import (
     SoftCap,
     Softmax,
 )
+from mijax.nn._patch_rotary import PatchRotary
 from mijax.nn._relative import RelativePositions
 from mijax.nn._smear import SmearedKeys
 
@@ -55,7 +56,7 @@ class AbstractAttention(eqx.Module):
 
     w_o: eqx.AbstractVar[Array]
     b_o: eqx.AbstractVar[Array | None]
-    rotary: eqx.AbstractVar[Rotary | None]
+    rotary: eqx.AbstractVar[Rotary | PatchRotary | None]
     softmax: eqx.AbstractVar[Softmax | SinkSoftmax]
     product: eqx.AbstractVar[Product]
     keys: eqx.AbstractVar[Identity | SmearedKeys]
@@ -211,7 +212,7 @@ class Attention(AbstractAttention):
     b_k: Float[Array, "*layer kv_heads head_dim"] | None = None
     b_v: Float[Array, "*layer kv_heads head_dim"] | None = None
     b_o: Float[Array, "*layer embed"] | None = None
-    rotary: Rotary | None = None
+    rotary: Rotary | PatchRotary | None = None
     softmax: Softmax | SinkSoftmax = Softmax()
     product: Product = Product()
     keys: Identity | SmearedKeys = Identity()

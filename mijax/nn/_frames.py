@@ -233,7 +233,7 @@ def mlp_reads(mlp: Any) -> tuple[tuple[str, str | None], ...]:
     if isinstance(mlp, MLP):
         return (("w_in", "b_in"),)
     if isinstance(mlp, GatedMLP):
-        return (("w_gate", None), ("w_in", None))
+        return (("w_gate", "b_gate"), ("w_in", "b_in"))
     if isinstance(mlp, Experts):
         return (("w_router", "b_router"), ("w_gate", "b_gate"), ("w_in", "b_in"))
     if isinstance(mlp, AbstractMixer):

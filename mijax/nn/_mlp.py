@@ -41,6 +41,7 @@ class MLP(AbstractMLP):
 class GatedMLP(AbstractMLP):
     """`w_out @ (activation(w_gate @ x) * (w_in @ x))` (Shazeer 2020, arXiv:2002.05202).
 
+    Each product with a matrix has a bias where the model has one.
     `mlp_pre` is the gate's input to the activation and `mlp_gate` its output; `mlp_up`
     is the other factor, and `mlp_post` the product.
     """
@@ -50,11 +51,14 @@ class GatedMLP(AbstractMLP):
     w_out: Float[Array, "*layer mlp embed"]
     activation: Activation
     product: Product = Product()
+    b_gate: Float[Array, "*layer mlp"] | None = None
+    b_in: Float[Array, "*layer mlp"] | None = None
+    b_out: Float[Array, "*layer embed"] | None = None
 
     def __call__(self, x: Float[Array, "rows embed"]) -> Float[Array, "rows embed"]:
         """Computes the MLP at the rows."""
-        pre = site("mlp_pre", x @ self.w_gate, MLP_AXES)
+        pre = site("mlp_pre", add(x @ self.w_gate, self.b_gate), MLP_AXES)
         gate = site("mlp_gate", self.activation(pre), MLP_AXES)
-        up = site("mlp_up", x @ self.w_in, MLP_AXES)
+        up = site("mlp_up", add(x @ self.w_in, self.b_in), MLP_AXES)
         post = self.product("nm,nm->nm", gate, up)
-        return site("mlp_post", post, MLP_AXES) @ self.w_out
+        return add(site("mlp_post", post, MLP_AXES) @ self.w_out, self.b_out)

@@ -1,4 +1,4 @@
-"""Makes vit.npz: tiny vision transformers with random weights, and what they compute.
+"""Makes vit.npz and dinov3.npz: tiny vision transformers with random weights.
 
 Needs torch 2.13, transformers 5.24 and timm 1.0.31. Arrays are `CASE.weights.NAME`,
 `CASE.image` and results: `CASE.blocks` after each block, `CASE.out`.
@@ -67,6 +67,23 @@ def dinov2():
     )
     model = randomized(transformers.Dinov2WithRegistersModel(config))
     image = torch.randn(1, 3, 40, 32)
+    out = model(image, output_hidden_states=True)
+    return found(model, image, out.last_hidden_state, out.hidden_states[1:])
+
+
+def dinov3(gated):
+    """A DINOv3 with registers, an image that is not square."""
+    config = transformers.DINOv3ViTConfig(
+        **SIZES,
+        image_size=24,
+        patch_size=8,
+        intermediate_size=48,
+        num_register_tokens=2,
+        use_gated_mlp=gated,
+        hidden_act="silu" if gated else "gelu",
+    )
+    model = randomized(transformers.DINOv3ViTModel(config))
+    image = torch.randn(1, 3, 40, 24)
     out = model(image, output_hidden_states=True)
     return found(model, image, out.last_hidden_state, out.hidden_states[1:])
 
@@ -140,18 +157,30 @@ def positions():
 
 def main():
     """Write all cases."""
-    torch.manual_seed(0)
+    write(
+        "vit.npz",
+        seed=0,
+        vit=vit,
+        dinov2=dinov2,
+        timm=timm_vit,
+        clip=clip,
+        positions=positions,
+    )
+    write(
+        "dinov3.npz",
+        seed=3,
+        dinov3=lambda: dinov3(gated=False),
+        dinov3_gated=lambda: dinov3(gated=True),
+    )
+
+
+def write(file, *, seed, **cases):
+    """Write some cases to one file."""
+    torch.manual_seed(seed)
     arrays = {}
-    cases = {
-        "vit": vit,
-        "dinov2": dinov2,
-        "timm": timm_vit,
-        "clip": clip,
-        "positions": positions,
-    }
     for case, make in cases.items():
         arrays |= {f"{case}.{name}": array for name, array in make().items()}
-    np.savez_compressed(HERE / "vit.npz", **arrays)
+    np.savez_compressed(HERE / file, **arrays)
 
 
 if __name__ == "__main__":
