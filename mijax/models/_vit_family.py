@@ -79,7 +79,7 @@ DINO = ImageInput(resize=256, crop=224, method="cubic")
 MNIST = ImageInput((0.1307,), (0.3081,))
 DINOV3 = ImageInput(resize=(224, 224))
 DINO_SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
-V3 = {
+V3: dict[str, Any] = {
     "patch": 16,
     "image": 224,
     "registers": 4,
@@ -92,11 +92,12 @@ V3 = {
 
 def dinov3(embed: int, layers: int, heads: int, mlp: int, **more: Any) -> Preset:
     """Return the preset of a DINOv3."""
-    sizes = {"embed": embed, "layers": layers, "heads": heads, "mlp": mlp}
-    return Preset(ViTSpec(**sizes | V3 | more), input=DINOV3)
+    sizes: dict[str, Any] = {"embed": embed, "layers": layers, "heads": heads}
+    spec = ViTSpec(**{**sizes, "mlp": mlp, **V3, **more})
+    return Preset(spec, input=DINOV3)
 
 
-GATED = {"gated": True, "activation": "silu"}
+GATED: dict[str, Any] = {"gated": True, "activation": "silu"}
 VIT = Family(
     name="vit",
     spec=ViTSpec,

@@ -80,6 +80,15 @@ def biased_gate():
     return eqx.tree_at(lambda m: m.blocks.norm_2, model, norm)
 
 
+def test_a_layer_norm_folds_into_a_gated_mlp():
+    model = biased_gate()
+    folded = nn.fold_norm(model)
+    assert folded.blocks.mlp.b_gate.shape == folded.blocks.mlp.b_in.shape
+    assert np.abs(folded.blocks.mlp.b_gate).max() > 0.01
+    tokens = jnp.arange(5)
+    np.testing.assert_allclose(folded(tokens)[0], model(tokens)[0], atol=1e-4)
+
+
 def no_norm():
     spec = models.AttentionOnlySpec(layers=1, embed=16, vocab=20, norm=False)
     return models.init(spec, jax.random.key(0))
@@ -95,7 +104,6 @@ def no_norm():
             "fold_norm",
             "before fold_value_biases",
         ),
-        (biased_gate, "fold_norm", "w_gate"),
         (no_norm, "fold_norm", "norm_1"),
         (no_norm, "centre_writing", "Identity"),
     ],
