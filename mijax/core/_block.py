@@ -51,6 +51,9 @@ class AbstractBlock(eqx.Module):
         by_row: readers whose part of the block computes every row by itself, as an MLP
             does. Exact patching then runs only the rows that it needs.
 
+        prompts: number of prompts that the block holds something for, such as what
+            an encoder wrote; prompt `i` of a batch reads entry `i`. `None` takes any.
+
     A class that overrides `__call__` states them again.
     """
 
@@ -59,6 +62,7 @@ class AbstractBlock(eqx.Module):
     by_row: ClassVar[tuple[str, ...]] = ()
     cache: ClassVar[Mapping[str, AbstractCached] | None] = None
     masks_padding: ClassVar[bool] = False
+    prompts: ClassVar[int | None] = None
 
     @abc.abstractmethod
     def __call__(

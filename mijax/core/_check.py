@@ -275,7 +275,7 @@ def check_prompts(model: AbstractModel, tokens: Array) -> None:
     Raises:
         SiteError: an edit that the model keeps, at a place that it does not have.
         PositionError: prompts that are too long.
-        ShapeError: ids beyond the vocabulary.
+        ShapeError: ids beyond the vocabulary, or a model with sources of other prompts.
     """
     # A model of one's own may mean something else by these names.
     context, vocab = (
@@ -292,6 +292,13 @@ def check_prompts(model: AbstractModel, tokens: Array) -> None:
         raise ShapeError(
             f"Token {ids.max()} is not in the model's vocabulary of {vocab} (0 to "
             f"{vocab - 1}): is it another model's tokenizer?"
+        )
+    held = stated(model.blocks, "prompts")
+    given = 1 if tokens.ndim == 1 else tokens.shape[0]
+    if held is not None and held != given:
+        raise ShapeError(
+            f"The model holds {held} sources, one for each prompt in order, got "
+            f"{given} prompts: give that many, or model.on_source(...) of their sources."
         )
     if isinstance(model, EditedModel):
         check_edits(model.model, tokens, model.edits)

@@ -44,6 +44,11 @@ class EditedBlock(AbstractBlock):
         """True if no token of the block reads padding, as the block states it."""
         return stated(self.block, "masks_padding")
 
+    @property
+    def prompts(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Number of prompts that the block holds something for, as it states it."""
+        return stated(self.block, "prompts")
+
     def __call__(
         self, stream: AbstractStream, rows: AbstractRows, past: Past | None = None
     ) -> Any:

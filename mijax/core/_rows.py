@@ -117,10 +117,12 @@ class AbstractRows(eqx.Module):
 
         Returns:
             The entry, with a leading axis of lanes where rows have lanes; NaN for a
-            prompt without one.
+            prompt without one, and where it is not known which prompt it is.
         """
-        lone = self.prompt is None or x.shape[0] == 1
-        return x[0] if lone else x.at[self.prompt].get(mode="fill")
+        if x.shape[0] == 1:
+            return x[0]
+        prompt = x.shape[0] if self.prompt is None else self.prompt
+        return x.at[prompt].get(mode="fill")
 
     def recur(
         self,

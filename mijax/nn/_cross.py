@@ -159,6 +159,12 @@ class CrossBlock(AbstractBlock):
     mlp: AbstractMLP
     memory: Memory | None = None
 
+    @property
+    def prompts(self) -> int | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Number of sources in the memory; one source serves any number of prompts."""
+        sources = 1 if self.memory is None else self.memory.k.shape[-4]
+        return None if sources == 1 else sources
+
     def __call__(
         self, stream: AbstractStream, rows: AbstractRows, past: Past | None = None
     ) -> Any:

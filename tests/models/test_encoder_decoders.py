@@ -259,9 +259,11 @@ def test_what_does_not_fit_is_refused():
         model.inputs([[1, 2], [3, 4]], [0, 1])
     with pytest.raises(ShapeError, match="has no source"):
         mijax.run(model.decoder, [1, 2])
-    # More prompts than sources.
     decoder, _ = model.on_source(jnp.ones((2, 3), jnp.int32))
-    assert jnp.isnan(mijax.run(decoder, jnp.ones((3, 2), jnp.int32))[2]).all()
+    for target in (jnp.ones((3, 2), jnp.int32), jnp.ones((1, 2), jnp.int32), [0, 1]):
+        with pytest.raises(ShapeError, match="holds 2 sources"):
+            mijax.run(decoder, target)
+    assert jnp.isnan(decoder(jnp.ones(2, jnp.int32))[0]).all()  # of which source?
     with pytest.raises(ShapeError, match=r"spectrogram \[5, 14\].*lm.input"):
         loaded("whisper").model.inputs(np.ones((5, 12)), [3])
     lone, _ = model.on_source([1, 2, 3])
