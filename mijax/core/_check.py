@@ -298,7 +298,7 @@ def check_prompts(model: AbstractModel, tokens: Array) -> None:
     if held is not None and held != given:
         raise ShapeError(
             f"The model holds {held} sources, one for each prompt in order, got "
-            f"{given} prompts: give that many, or model.on_source(...) of their sources."
+            f"{given} prompts: give as many, or the decoder of their sources."
         )
     if isinstance(model, EditedModel):
         check_edits(model.model, tokens, model.edits)

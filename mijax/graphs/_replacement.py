@@ -8,13 +8,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mijax._errors import ShapeError, SiteError
+from mijax._errors import FrameError, ShapeError, SiteError
 from mijax.core import AbstractEdit, AbstractModel, compose
 from mijax.core.internal import Layered, check_model, site_shapes, stated
 from mijax.dictionaries import Dictionary, Stored
 from mijax.graphs._coders import AbstractCoders, coders_of
 from mijax.nn import FrozenNorms, FrozenPattern, apply
 from mijax.nn.internal import AbstractMLP, readout_of, with_gradient_of
+
+
+# Sites of what multiplies two functions of the stream, other than attention.
+PRODUCTS = ("z_gate", "mixer_out")
 
 
 @final
@@ -84,8 +88,9 @@ class Replacement(eqx.Module):
             The replacement model.
 
         Raises:
-            FrameError: a model that states no readout, or whose weights are processed
-                when the dictionaries were trained on raw ones.
+            FrameError: a model that states no readout, whose attention is gated or
+                recurrent, or whose weights are processed when the dictionaries were
+                trained on raw ones.
             ShapeError: dictionaries that are not transcoders of the model's width.
             SiteError: a site that the model does not have.
         """
@@ -103,6 +108,12 @@ class Replacement(eqx.Module):
             write = write or (first.target and first.target.name)
         read, write = read or "mlp_in", write or "mlp_out"
         shapes = site_shapes(model, 1).blocks
+        products = [n for n in PRODUCTS if getattr(shapes, n, None) is not None]
+        if products:
+            raise FrameError(
+                "An attribution graph needs blocks that are linear once patterns and "
+                f"norms are held; this model's are not, at {products[0]!r}."
+            )
         for name in (read, write):
             spec = getattr(shapes, name, None)
             if spec is None or len(spec.shape) != 3:

@@ -136,6 +136,17 @@ def test_experts_and_the_shared_one_add_up():
     assert ((gate > 0) & (gate < 1)).all()
 
 
+def test_graphs_refuse_gates():
+    coder = mijax.dictionaries.untrained(
+        mijax.dictionaries.ReLU(),
+        mijax.dictionaries.Transcoder(loaded("qwen3_next").embedding.weight.shape[1]),
+        latents=8,
+        key=jax.random.key(0),
+    )
+    with pytest.raises(mijax.MijaxError, match="z_gate"):
+        mijax.graphs.Replacement.of(loaded("qwen3_next"), {0: coder})
+
+
 def test_analyses_that_need_linear_writes_refuse_two_kinds():
     model = loaded("qwen3_5_text")
     with pytest.raises(mijax.MijaxError, match="linear_writes"):

@@ -214,3 +214,11 @@ def test_models_without_a_mixer_are_refused():
         mijax.lens.effective_attention(model, jnp.arange(3), layer=0)
     with pytest.raises(mijax.MijaxError, match="out of range"):
         mijax.lens.effective_attention(loaded("mamba"), jnp.arange(3), layer=3)
+
+
+def test_a_rule_of_the_backward_pass_may_hold_the_norm_of_a_mixer():
+    model, tokens = loaded("mamba2"), batch("mamba2")
+    ruled = nn.apply(model, nn.FrozenNorms()).model
+    chex.assert_trees_all_close(
+        mijax.run(ruled, tokens), mijax.run(model, tokens), atol=1e-5
+    )

@@ -1,5 +1,6 @@
 """The mixer of Mamba-2: a state space with one decay for each head."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -130,9 +131,13 @@ class Mamba2(AbstractMixer):
 
     def _normed(self, x: Float[Array, "rows channel"]) -> Float[Array, "rows channel"]:
         """Normalizes the features of each group."""
-        plain = RMSNorm(None, self.norm.eps)
+        # A rule of the backward pass holds the norm.
+        inner = getattr(self.norm, "inner", self.norm)
+        plain: Any = RMSNorm(None, inner.eps)
+        if inner is not self.norm:
+            plain = dataclasses.replace(self.norm, inner=plain)
         normed = plain(x.reshape(len(x), self.groups, -1)).reshape(x.shape)
-        return normed if self.norm.weight is None else normed * self.norm.weight
+        return normed if inner.weight is None else normed * inner.weight
 
 
 def _each(
