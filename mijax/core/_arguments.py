@@ -12,10 +12,17 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import PRNGKeyArray
 
 from mijax._errors import ConfigError, NotFiniteError, ShapeError, quoted
 
+# Errors of code that needs the values of traced arrays.
+HOST_ERRORS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 F = TypeVar("F", bound=Callable[..., Any])
 Test = Callable[[Any], bool]
 
@@ -31,8 +38,9 @@ def checked(verb: F) -> F:
         verb: a public function.
 
     Returns:
-        The same function behind its checks, which raise `ConfigError`, and
-        `NotFiniteError` for NaN.
+        The same function behind its checks, which raise `ConfigError`,
+        `NotFiniteError` for NaN, and `ShapeError` for traced arguments of a function
+        that needs their values.
 
     Examples:
         >>> @checked
@@ -65,7 +73,15 @@ def checked(verb: F) -> F:
                 raise NotFiniteError(
                     f"{verb.__name__}: `{name}` must be finite, got {value}."
                 )
-        return verb(*args, **kwargs)
+        try:
+            return verb(*args, **kwargs)
+        except HOST_ERRORS as error:
+            if not any(isinstance(a, Tracer) for a in jax.tree.leaves((args, kwargs))):
+                raise
+            raise ShapeError(
+                f"{verb.__name__} looks at values of its arguments: call it outside "
+                "jax.jit, jax.vmap and jax.grad."
+            ) from error
 
     return typing.cast(F, door)
 

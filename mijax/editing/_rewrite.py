@@ -97,7 +97,7 @@ def rewrite(
         The edit, and how it was found.
 
     Raises:
-        TokenError: facts without a tokenizer.
+        TokenError: facts without a tokenizer, or targets beyond the vocabulary.
         SiteError: a layer or matrix that the model does not have.
         FrameError: a model whose blocks do not add MLP outputs unchanged, or a
             covariance of another model.
@@ -183,6 +183,8 @@ def opened_facts(
     if batch < 1:
         raise ConfigError(f"batch is {batch}: give a number of facts, 1 or more.")
     if isinstance(facts, Requests):
+        if not len(facts):
+            raise ConfigError("The requests have no facts: give one or more.")
         requests = facts
     else:
         given = [facts] if isinstance(facts, Fact) else facts
@@ -204,6 +206,12 @@ def opened_facts(
     for layer in method.edited:
         read(lone, MLP_OUT, layer)
     method.check(lone)
+    vocab, ids = getattr(lone, "vocab", None), np.asarray(requests.target)
+    if isinstance(vocab, int) and not (ids.min() >= 0 and ids.max() < vocab):
+        raise TokenError(
+            f"Targets have tokens {ids.min()} to {ids.max()}, and the model 0 to "
+            f"{vocab - 1}: is it another model's tokenizer?"
+        )
     return lone, fitted(lone, requests)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from mijax._errors import ConfigError
 from mijax.core import AbstractModel, Site, capture
 from mijax.core.internal import Sequence, empty, scan_blocks
 from mijax.editing._facts import Requests
@@ -36,6 +37,9 @@ class ValueSearch(eqx.Module):
         kl: weight of the divergence.
         decay: weight of the norm.
         stop: the search ends when the loss is below.
+
+    Raises:
+        ConfigError: fewer than one step, or a clamp that is not above 0.
     """
 
     learning_rate: float | int = 0.5
@@ -44,6 +48,13 @@ class ValueSearch(eqx.Module):
     kl: float | int = 0.0625
     decay: float | int = 0.5
     stop: float | int = 0.05
+
+    def __check_init__(self) -> None:
+        if self.steps < 1 or not self.clamp > 0:
+            raise ConfigError(
+                "ValueSearch takes at least 1 step and a clamp above 0, got "
+                f"{self.steps} and {self.clamp}."
+            )
 
 
 class Values(eqx.Module):

@@ -59,9 +59,10 @@ def attribute(
     scales and errors held at what they are on the prompt:
     $A_{ts} = g_t^\top x_s$, with $x_s$ what the source writes (a feature's activation
     times its decoder row, an error, an embedding) and $g_t$ the gradient of the
-    target, a feature's pre-activation or a logit minus the mean logit, before a soft cap
-    (Ameisen et al. 2025, "Circuit Tracing"). What sources add up to and what biases add is the
-    target's value, exactly. Positions in `left_out` have no features or errors.
+    target, a feature's pre-activation or a logit minus the mean logit, both before a
+    soft cap (Ameisen et al. 2025, "Circuit Tracing"). What sources add up to and what
+    biases add is the target's value, exactly. Positions in `left_out` have no features
+    or errors.
 
     All rows of one prompt come from one linearization and two compiled programs; other
     prompts of up to the same number of tokens use them again.

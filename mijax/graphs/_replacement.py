@@ -16,7 +16,6 @@ from mijax.graphs._coders import AbstractCoders, coders_of
 from mijax.nn import FrozenNorms, FrozenPattern, apply
 from mijax.nn.internal import AbstractMLP, readout_of, with_gradient_of
 
-
 # Sites of what multiplies two functions of the stream, other than attention.
 PRODUCTS = ("z_gate", "mixer_out")
 

@@ -19,6 +19,7 @@ from mijax.editing import (
     Fact,
     Requests,
     Uncorrected,
+    ValueSearch,
     covariance,
     rewrite,
 )
@@ -116,6 +117,7 @@ def test_refused_models_and_methods(unchecked):
     few = covariance(model, tokens, layers=[1])
     other = covariance(cases.model("llama"), tokens, layers=[1])
     long = Requests.from_ids([[[5] * 40, [5, 7]]], [[0, 0]], [[9]])
+    beyond = Requests.from_ids([[[5, 6], [5, 7]]], [[0, 0]], [[64]])
     for match, given, facts, method in [
         ("language model", model, fact, METHOD),
         ("Expected a Fact", Language, ["Eiffel"], METHOD),
@@ -126,6 +128,8 @@ def test_refused_models_and_methods(unchecked):
         ("singular: rank 24 of 64", model, ids, ROME(1, few)),
         ("layers \\[1\\], got layer 0", model, ids, ROME(0, few)),
         ("40 tokens and the model's context is 32", model, long, METHOD),
+        ("no facts", model, ids[:0], METHOD),
+        ("tokens 64 to 64, and the model 0 to 63", model, beyond, METHOD),
     ]:
         with pytest.raises(mijax.MijaxError, match=match) as error:
             rewrite(given, facts, method=method)
@@ -134,6 +138,10 @@ def test_refused_models_and_methods(unchecked):
         MEMIT([1, 0], few)
     with pytest.raises(mijax.MijaxError, match="must be a"):
         rewrite(model, ids, method="rome")
+    with pytest.raises(mijax.MijaxError, match="at least 1 step"):
+        ValueSearch(steps=0)
+    with pytest.raises(mijax.MijaxError, match=r"covariance looks at .*outside"):
+        jax.jit(lambda t: covariance(model, t, layers=[1]).moments)(tokens)
 
 
 def test_facts_in_words_are_rewritten():
