@@ -114,6 +114,7 @@ from mijax.models._siglip import SigLIPSpec as SigLIPSpec
 from mijax.models._siglip import SigLIPTextSpec as SigLIPTextSpec
 from mijax.models._siglip import siglip_spec as siglip_spec
 from mijax.models._smollm3 import SmolLM3Spec as SmolLM3Spec
+from mijax.models._suppression import non_max_suppression as non_max_suppression
 from mijax.models._t5 import T5Spec as T5Spec
 from mijax.models._tiles import TiledImage as TiledImage
 from mijax.models._towers import ZeroShot as ZeroShot
@@ -121,6 +122,8 @@ from mijax.models._vision_language import VisionLanguage as VisionLanguage
 from mijax.models._vit import VisionTransformer as VisionTransformer
 from mijax.models._vit import ViTSpec as ViTSpec
 from mijax.models._whisper import WhisperSpec as WhisperSpec
+from mijax.models._yolo11 import Yolo11 as Yolo11
+from mijax.models._yolo11 import Yolo11Spec as Yolo11Spec
 from mijax.models._yolo26 import DetectorOutput as DetectorOutput
 from mijax.models._yolo26 import Yolo26 as Yolo26
 from mijax.models._yolo26 import Yolo26Spec as Yolo26Spec

@@ -24,6 +24,7 @@ from mijax.models._mobilenet_v2 import MOBILENET_V2
 from mijax.models._resnet import RESNET
 from mijax.models._siglip import SIGLIP
 from mijax.models._vit_family import VIT
+from mijax.models._yolo11 import YOLO11
 from mijax.models._yolo26 import YOLO26
 
 TORCH = (".pt", ".pth", ".bin")
@@ -36,6 +37,7 @@ IMAGE_FAMILIES: tuple[Family, ...] = (
     RESNET,
     SIGLIP,
     VIT,
+    YOLO11,
     YOLO26,
 )
 

@@ -44,8 +44,8 @@ HEAD_INPUTS = (16, 19, 22)
 
 
 @dataclasses.dataclass(frozen=True)
-class Yolo26Spec:
-    """Sizes of a YOLO26.
+class Scaled:
+    """Sizes of a detector that are factors of those of the largest.
 
     Attributes:
         depth: factor of the number of blocks in a stage.
@@ -73,6 +73,19 @@ class Yolo26Spec:
     def count(self, blocks: int) -> int:
         """Return the number of blocks of a stage."""
         return max(round(blocks * self.depth), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Yolo26Spec(Scaled):
+    """Sizes of a YOLO26.
+
+    Attributes:
+        depth: factor of the number of blocks in a stage.
+        width: factor of the number of channels.
+        most: most channels of a stage, before the factor.
+        deep: True if every stage has the deeper kind of block (m, l, x).
+        classes: number of classes.
+    """
 
 
 class DetectorOutput(NamedTuple):
@@ -122,28 +135,7 @@ class Yolo26(eqx.Module):
         Raises:
             ShapeError: an image of another rank, or with other sides.
         """
-        if image.ndim != 3 or any(side % STRIDES[-1] for side in image.shape[1:]):
-            raise ShapeError(
-                f"The image has shape {list(image.shape)}, expected [channel, row, "
-                f"column] with sides that are multiples of {STRIDES[-1]}. Use the "
-                "preprocessing that comes with the model, or mijax.models.Letterbox."
-            )
-        outputs, x = [], image
-        for i, stage in enumerate(self.model[:-1]):
-            if i in UP:
-                x = upsample(x)
-            elif i in TOGETHER:
-                x = jnp.concatenate([x, outputs[TOGETHER[i]]])
-            else:
-                x = stage(x)
-            x = site("stage", x, IMAGE)
-            outputs.append(x)
-        sides, logits = self.model[-1]([outputs[i] for i in HEAD_INPUTS])
-        boxes = jnp.concatenate(list(map(_boxes, sides, STRIDES)))
-        flat = jnp.concatenate([y.reshape(y.shape[0], -1).T for y in logits])
-        return DetectorOutput(
-            site("boxes", boxes, "anchor side"), site("logits", flat, "anchor class")
-        )
+        return detected(self.model, image)
 
     @property
     def conv_names(self) -> tuple[str, ...]:
@@ -156,9 +148,46 @@ class Yolo26(eqx.Module):
             >>> model.conv_names[:3]
             ('model.0', 'model.1', 'model.2.cv1')
         """
-        is_conv = lambda node: isinstance(node, Conv)  # noqa: E731
-        found = jax.tree_util.tree_flatten_with_path(self, is_leaf=is_conv)[0]
-        return tuple(path_name(path) for path, node in found if is_conv(node))
+        return conv_names(self)
+
+
+def detected(
+    model: tuple[Any, ...], image: Float[Array, "channel row column"]
+) -> DetectorOutput:
+    """Return what the stages of a detector find in one image.
+
+    Raises:
+        ShapeError: an image of another rank, or with other sides.
+    """
+    if image.ndim != 3 or any(side % STRIDES[-1] for side in image.shape[1:]):
+        raise ShapeError(
+            f"The image has shape {list(image.shape)}, expected [channel, row, "
+            f"column] with sides that are multiples of {STRIDES[-1]}. Use the "
+            "preprocessing that comes with the model, or mijax.models.Letterbox."
+        )
+    outputs, x = [], image
+    for i, stage in enumerate(model[:-1]):
+        if i in UP:
+            x = upsample(x)
+        elif i in TOGETHER:
+            x = jnp.concatenate([x, outputs[TOGETHER[i]]])
+        else:
+            x = stage(x)
+        x = site("stage", x, IMAGE)
+        outputs.append(x)
+    sides, logits = model[-1]([outputs[i] for i in HEAD_INPUTS])
+    boxes = jnp.concatenate(list(map(_boxes, sides, STRIDES)))
+    flat = jnp.concatenate([y.reshape(y.shape[0], -1).T for y in logits])
+    return DetectorOutput(
+        site("boxes", boxes, "anchor side"), site("logits", flat, "anchor class")
+    )
+
+
+def conv_names(model: Any) -> tuple[str, ...]:
+    """Return the name in the weight file of each convolution with an activation."""
+    is_conv = lambda node: isinstance(node, Conv)  # noqa: E731
+    found = jax.tree_util.tree_flatten_with_path(model, is_leaf=is_conv)[0]
+    return tuple(path_name(path) for path, node in found if is_conv(node))
 
 
 def _boxes(
@@ -187,7 +216,7 @@ def init(spec: Yolo26Spec, key: PRNGKeyArray, dtype: DTypeLike) -> Yolo26:
             make,
             inputs,
             outputs,
-            block=C3k.make if deep or spec.deep else _bottleneck,
+            block=C3k.make if deep or spec.deep else bottleneck,
             count=spec.count(2),
             expansion=expansion,
         )
@@ -222,12 +251,12 @@ def init(spec: Yolo26Spec, key: PRNGKeyArray, dtype: DTypeLike) -> Yolo26:
     return Yolo26(layers)
 
 
-def _bottleneck(make: Make, width: int) -> Bottleneck:
+def bottleneck(make: Make, width: int) -> Bottleneck:
     return Bottleneck.make(make, width, 0.5)
 
 
 def _attended(make: Make, width: int) -> tuple[Bottleneck, AttentionBlock]:
-    return _bottleneck(make, width), AttentionBlock.make(make, width)
+    return bottleneck(make, width), AttentionBlock.make(make, width)
 
 
 def table(spec: Yolo26Spec) -> Table:

@@ -1,4 +1,6 @@
-"""Blocks of YOLO26; fields are in the order of computation, named as in its files.
+"""Blocks of YOLO26 and YOLO11, with fields in the order of computation.
+
+Fields have the names of the weight files.
 
 Each takes one image's maps `[channel, row, column]`. Batch normalization is folded into
 the convolutions.
@@ -62,6 +64,14 @@ class Make:
         groups = math.gcd(inputs, outputs)
         return self.conv(inputs, outputs, 3, active=active, groups=groups)
 
+    def classes(self, inputs: int, hidden: int, classes: int) -> "ClassBranch":
+        """Return the branch of a head that gives class logits."""
+        return (
+            (self.depthwise(inputs, inputs), self.conv(inputs, hidden)),
+            (self.depthwise(hidden, hidden), self.conv(hidden, hidden)),
+            self.plain(hidden, classes),
+        )
+
 
 def _split(key: PRNGKeyArray) -> Iterator[PRNGKeyArray]:
     """Yield new keys."""
@@ -80,6 +90,11 @@ class Conv(eqx.Module):
         """Apply the layer."""
         x = self.conv(x)
         return site("conv", jax.nn.silu(x) if self.active else x, IMAGE)
+
+
+# Branches of a head for one of the maps that it reads.
+BoxBranch = tuple[Conv, Conv, eqx.nn.Conv2d]
+ClassBranch = tuple[tuple[Conv, Conv], tuple[Conv, Conv], eqx.nn.Conv2d]
 
 
 class Bottleneck(eqx.Module):
@@ -117,7 +132,7 @@ class C3k(eqx.Module):
 
     def __call__(self, x: Maps) -> NewMaps:
         """Apply the block."""
-        return self.cv3(jnp.concatenate([_chain(self.m, self.cv1(x)), self.cv2(x)]))
+        return self.cv3(jnp.concatenate([in_turn(self.m, self.cv1(x)), self.cv2(x)]))
 
 
 class Attention(eqx.Module):
@@ -173,7 +188,7 @@ class AttentionBlock(eqx.Module):
     def __call__(self, x: Maps) -> NewMaps:
         """Apply the block."""
         x = x + self.attn(x)
-        return x + _chain(self.ffn, x)
+        return x + in_turn(self.ffn, x)
 
 
 class C3k2(eqx.Module):
@@ -211,21 +226,37 @@ class C3k2(eqx.Module):
         parts = jnp.split(self.cv1(x), 2)
         for block in self.m:
             chain = block if isinstance(block, tuple) else (block,)
-            parts.append(_chain(chain, parts[-1]))
+            parts.append(in_turn(chain, parts[-1]))
         return self.cv2(jnp.concatenate(parts))
 
 
 class SPPF(eqx.Module):
-    """Three maxima over 5 by 5 places in a row, all kept and mixed."""
+    """Three maxima over 5 by 5 places in a row, all kept and mixed.
+
+    Attributes:
+        cv1: makes the maps that the maxima read.
+        cv2: mixes these maps and the maxima.
+        shortcut: True if the input is added to the output (YOLO26).
+    """
 
     cv1: Conv
     cv2: Conv
+    shortcut: bool = eqx.field(static=True, default=True)
 
     @classmethod
-    def make(cls, make: Make, inputs: int, outputs: int) -> "SPPF":
+    def make(
+        cls,
+        make: Make,
+        inputs: int,
+        outputs: int,
+        *,
+        active: bool = False,
+        shortcut: bool = True,
+    ) -> "SPPF":
         """Draw random weights."""
         half = inputs // 2
-        return cls(make.conv(inputs, half, active=False), make.conv(4 * half, outputs))
+        first = make.conv(inputs, half, active=active)
+        return cls(first, make.conv(4 * half, outputs), shortcut)
 
     def __call__(self, x: Maps) -> NewMaps:
         """Apply the block."""
@@ -233,7 +264,7 @@ class SPPF(eqx.Module):
         for _ in range(3):
             parts.append(pool(parts[-1]))
         out = self.cv2(jnp.concatenate(parts))
-        return x + out if x.shape == out.shape else out
+        return x + out if self.shortcut and x.shape == out.shape else out
 
 
 class C2PSA(eqx.Module):
@@ -253,14 +284,14 @@ class C2PSA(eqx.Module):
     def __call__(self, x: Maps) -> NewMaps:
         """Apply the block."""
         kept, attended = jnp.split(self.cv1(x), 2)
-        return self.cv2(jnp.concatenate([kept, _chain(self.m, attended)]))
+        return self.cv2(jnp.concatenate([kept, in_turn(self.m, attended)]))
 
 
 class Detect(eqx.Module):
     """The one-to-one head: boxes and class logits at each place of three maps."""
 
-    one2one_cv2: tuple[tuple[Conv, Conv, eqx.nn.Conv2d], ...]
-    one2one_cv3: tuple[tuple[tuple[Conv, Conv], tuple[Conv, Conv], Any], ...]
+    one2one_cv2: tuple[BoxBranch, ...]
+    one2one_cv3: tuple[ClassBranch, ...]
 
     @classmethod
     def make(cls, make: Make, inputs: tuple[int, ...], classes: int) -> "Detect":
@@ -271,21 +302,14 @@ class Detect(eqx.Module):
             (make.conv(n, wide, 3), make.conv(wide, wide, 3), make.plain(wide, 4))
             for n in inputs
         )
-        scores = tuple(
-            (
-                (make.depthwise(n, n), make.conv(n, deep)),
-                (make.depthwise(deep, deep), make.conv(deep, deep)),
-                make.plain(deep, classes),
-            )
-            for n in inputs
-        )
+        scores = tuple(make.classes(n, deep, classes) for n in inputs)
         return cls(sides, scores)
 
     def __call__(self, maps: list[AnyMaps]) -> tuple[list[AnyMaps], list[AnyMaps]]:
         """Return distances to the sides of a box, and class logits, for each map."""
-        sides = [_chain(c, x) for c, x in zip(self.one2one_cv2, maps, strict=True)]
+        sides = [in_turn(c, x) for c, x in zip(self.one2one_cv2, maps, strict=True)]
         flat = [(*a, *b, c) for a, b, c in self.one2one_cv3]
-        return sides, [_chain(c, x) for c, x in zip(flat, maps, strict=True)]
+        return sides, [in_turn(c, x) for c, x in zip(flat, maps, strict=True)]
 
 
 def upsample(x: Maps) -> NewMaps:
@@ -293,7 +317,7 @@ def upsample(x: Maps) -> NewMaps:
     return x.repeat(2, axis=1).repeat(2, axis=2)
 
 
-def _chain(layers: tuple[Any, ...], x: Maps) -> NewMaps:
+def in_turn(layers: tuple[Any, ...], x: Maps) -> NewMaps:
     """Apply layers one after the other."""
     for layer in layers:
         x = layer(x)
