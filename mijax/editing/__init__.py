@@ -1,4 +1,4 @@
-"""Editing: weights changed as values, facts rewritten, concepts erased."""
+"""Editing: edit weights, rewrite facts, erase concepts."""
 
 from mijax.editing._alphaedit import AlphaEdit as AlphaEdit
 from mijax.editing._contexts import MEMIT_CONTEXTS as MEMIT_CONTEXTS

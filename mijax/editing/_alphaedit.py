@@ -1,4 +1,4 @@
-"""AlphaEdit: edits in the null space of what keys use."""
+"""AlphaEdit: edits in the null space of common keys."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,7 +18,7 @@ from mijax.editing._search import ValueSearch
 from mijax.editing._weight_edit import WeightEdit
 
 THRESHOLD = 0.02
-# Layers, steps and learning rate of the published runs.
+# Layers, steps and learning rate in the published runs.
 PUBLISHED: Mapping[str, tuple[tuple[int, ...], int, float]] = {
     "gpt2-xl": ((13, 14, 15, 16, 17), 20, 0.5),
     "gpt-j-6b": ((3, 4, 5, 6, 7, 8), 25, 0.5),
@@ -29,23 +29,23 @@ PUBLISHED: Mapping[str, tuple[tuple[int, ...], int, float]] = {
 class AlphaEdit(AbstractRewriter):
     r"""Null-space constrained editing (Fang et al. 2025, arXiv:2410.02355).
 
-    As MEMIT, with another update, which leaves the values of common keys as they are:
+    Like MEMIT, but with an update that leaves the values of common keys unchanged:
 
     \[ \Delta W^\top = (P (K K^\top + K_p K_p^\top) + \beta I)^{-1} P K r^\top \]
 
-    with the projection $P$ on directions that keys hardly use, and the keys $K_p$ of
-    facts that were written before. The published code solves in float32; here it is
-    float64. Write the next facts with the `method` of the `Rewrite`, which has their
-    keys.
+    with the projection $P$ onto directions that keys hardly use, and the keys $K_p$ of
+    facts written earlier. The published code solves this in float32; mijax uses
+    float64. Write the next facts with the `method` from the returned `Rewrite`, which
+    remembers the keys.
 
     Attributes:
         layers: edited layers, in ascending order.
-        projections: $P$ of each layer.
-        past: $K_p K_p^\top$ of each layer.
-        bases: SHA-256 of the weights that make the keys, per layer.
+        projections: $P$ for each layer.
+        past: $K_p K_p^\top$ for each layer.
+        bases: SHA-256 of the weights that produce the keys, per layer.
         ridge: $\beta$.
         contexts: texts before the prompt.
-        search: search of the values.
+        search: settings of the search for values.
     """
 
     layers: tuple[int, ...] = eqx.field(static=True)
@@ -68,23 +68,24 @@ class AlphaEdit(AbstractRewriter):
         contexts: Contexts = MEMIT_CONTEXTS,
         search: ValueSearch = MEMIT_SEARCH,
     ) -> "AlphaEdit":
-        """Make the method for a model, before any fact.
+        """Create the method for a model with no facts written yet.
 
         Args:
             covariance: second moments of its keys.
             layers: layers to edit.
-            below: eigenvalues below this number are free to edit. The published 0.02
-                depends on the scale of the activations.
-            fraction: or the fraction of all eigenvectors that is free to edit.
-            ridge: weight of the norm of the update.
+            below: eigenvectors with eigenvalues below this number are free to edit. The
+                published 0.02 depends on the scale of the activations.
+            fraction: alternatively, the fraction of all eigenvectors that are free to
+                edit.
+            ridge: weight of the penalty on the update's norm.
             contexts: texts before the prompt.
-            search: search of the values.
+            search: settings of the search for values.
 
         Returns:
             The method.
 
         Raises:
-            ConfigError: layers that are not in order, or no direction free to edit.
+            ConfigError: layers out of order, or no direction is free to edit.
             SiteError: a layer without a second moment.
         """
         check_layers(layers)
@@ -127,16 +128,16 @@ class AlphaEdit(AbstractRewriter):
 
     @property
     def edited(self) -> tuple[int, ...]:
-        """Layers that are edited."""
+        """The edited layers."""
         return self.layers
 
     def check(self, model: AbstractModel) -> None:
-        """Refuse another model than the one whose keys were measured."""
+        """Raise unless the keys were measured on this model."""
         for layer, base in zip(self.layers, self.bases, strict=True):
             if base and base != memory_digest(model, layer):
                 raise FrameError(
                     f"The null space of layer {layer} belongs to another model or "
-                    "weight processing: make the method from this one's covariance."
+                    "weight processing: create the method from this model's covariance."
                 )
 
     def find(
@@ -147,9 +148,9 @@ class AlphaEdit(AbstractRewriter):
         batch: int,
         report: Report | None,
     ) -> Rewrite:
-        """Write all facts at once, beside those before."""
+        """Write all facts at once, in addition to earlier ones."""
         found, edited = written(self, model, requests, self.solve, batch, report)
-        # As in the published code, keys are read again from the edited model.
+        # As in the published code, the keys come from the edited model.
         after = [keys_of(edited, requests, layer)[0].T for layer in self.layers]
         return eqx.tree_at(lambda r: r.method, found, self.after(after))
 
@@ -163,10 +164,10 @@ class AlphaEdit(AbstractRewriter):
         return np.linalg.solve(seen + self.ridge * np.eye(len(seen)), free @ keys)
 
     def after(self, keys: Sequence[Float[np.ndarray, "mlp fact"]]) -> "AlphaEdit":
-        """Return the method once keys, of each layer, have been written."""
+        """Return the method after writing facts with these keys in each layer."""
         past = self.past + np.stack([each @ each.T for each in keys])
         return eqx.tree_at(lambda m: m.past, self, past)
 
     def find_each(self, model: AbstractModel, requests: Requests) -> list[WeightEdit]:
-        """Write each fact in the model without the others."""
+        """Write each fact separately into the unedited model."""
         return one_by_one(self, model, requests)

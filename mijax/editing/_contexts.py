@@ -1,7 +1,7 @@
-"""Fixed contexts of the published methods.
+"""Fixed contexts for the published methods.
 
-The published code lets the model continue a few words at random, so each process of it
-edits differently. These are fixed texts of the same number and length.
+The published code samples contexts from the model, so each process produces a different
+edit. These texts are fixed and match the originals in number and length.
 """
 
 from mijax.editing._facts import Contexts
@@ -33,7 +33,7 @@ ROME_CONTEXTS = Contexts(
         ),
     )
 )
-"""Contexts of ROME: the prompt, ten short texts before it and ten longer ones."""
+"""Contexts for ROME: the plain prompt, and ten short and ten longer texts before it."""
 
 MEMIT_CONTEXTS = Contexts(
     (
@@ -47,4 +47,4 @@ MEMIT_CONTEXTS = Contexts(
         ),
     )
 )
-"""Contexts of MEMIT: the prompt, and five texts of about ten tokens before it."""
+"""Contexts for MEMIT: the plain prompt, and five ten-token texts before it."""

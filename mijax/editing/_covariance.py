@@ -1,4 +1,4 @@
-"""Second moments of keys: what a weight's inputs are like over text."""
+"""Second moments of keys, the inputs of a weight over text."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -35,10 +35,10 @@ class Covariance(eqx.Module):
 
     Attributes:
         moments: `[layer, mlp, mlp]`, float32, on the host.
-        layers: their layers.
+        layers: index of the layer of each moment.
         count: number of tokens.
-        bases: SHA-256 of the weights that make the keys, per layer: those of the MLP
-            but for the output matrix, which edits change.
+        bases: SHA-256 of the weights that produce the keys, per layer: all weights of
+            the MLP except the output matrix, which edits change.
     """
 
     moments: Float32[np.ndarray, "layer mlp mlp"]
@@ -55,7 +55,7 @@ class Covariance(eqx.Module):
         """Return the second moment of one layer.
 
         Raises:
-            SiteError: a layer without one.
+            SiteError: a layer without a second moment.
         """
         if layer not in self.layers:
             raise SiteError(
@@ -95,7 +95,7 @@ class Covariance(eqx.Module):
             fraction: 0 or more. Published edits use none.
 
         Returns:
-            A covariance with an inverse, also from little text.
+            A covariance with an inverse, even if estimated from little text.
         """
         width = self.moments.shape[-1]
         means = np.trace(self.moments, axis1=1, axis2=2) / width
@@ -106,7 +106,7 @@ class Covariance(eqx.Module):
     def null_space(
         self, layer: int, *, below: float | None = None, fraction: float | None = None
     ) -> Float[np.ndarray, "mlp mlp"]:
-        r"""Return the projection on directions that keys hardly use, $U_0 U_0^\top$.
+        r"""Return the projection onto directions that keys hardly use, $U_0 U_0^\top$.
 
         Args:
             layer: the layer.
@@ -119,8 +119,8 @@ class Covariance(eqx.Module):
             The projection, in float64.
 
         Raises:
-            ConfigError: both or neither of `below` and `fraction`, or no direction or
-                every one is kept.
+            ConfigError: both or neither of `below` and `fraction`, or none or all of
+                the directions are kept.
         """
         if (below is None) == (fraction is None):
             raise ConfigError("Give below=, an eigenvalue, or fraction=, not both.")
@@ -132,7 +132,7 @@ class Covariance(eqx.Module):
             kept = round(fraction * len(values))
         if not 0 < kept < len(values):
             raise ConfigError(
-                f"{kept} of {len(values)} directions of layer {layer} would be free to "
+                f"{kept} of {len(values)} directions in layer {layer} would be free to "
                 f"edit: eigenvalues are {values[0]:.3g} to {values[-1]:.3g}. Give "
                 "another threshold, or fraction=."
             )
@@ -140,7 +140,7 @@ class Covariance(eqx.Module):
         return free @ free.T
 
     def check(self, model: Any, layer: int, weight: str = MLP_OUT) -> None:
-        """Refuse another model than the one whose keys were measured.
+        """Raise unless the keys were measured on this model.
 
         Args:
             model: the model, edited or not.
@@ -149,7 +149,7 @@ class Covariance(eqx.Module):
 
         Raises:
             SiteError: a layer without a second moment.
-            FrameError: other weights of the MLP.
+            FrameError: the MLP's weights are different.
         """
         self.at(layer)
         base = self.bases[self.layers.index(layer)]
@@ -171,30 +171,30 @@ def covariance(
     resume: str | os.PathLike[str] | None = None,
     progress: Progress = None,
 ) -> Covariance:
-    r"""Estimates the second moment of keys over text.
+    r"""Estimate the second moment of keys over text.
 
     $C_l = \frac1n \sum_t k_{l,t} k_{l,t}^\top$ with the activations $k$ at `mlp_post`,
-    the inputs of the MLP's output matrix, at every token that is not padding. It is not
-    centered. Sums of a batch are float32, sums of batches float64. Source: Meng et al.
-    2022 (arXiv:2202.05262), who use 100,000 texts of Wikipedia.
+    the inputs of the MLP's output matrix, at every token except padding. It is not
+    centered. Sums within a batch are float32, sums over batches float64. Source: Meng
+    et al. 2022 (arXiv:2202.05262), who use 100,000 texts from Wikipedia.
 
     Args:
         model: a decoder, or a language model.
         source: `mijax.data.Tokens` with `epochs=1`, `Prompts`, token ids
-            `[batch, seq]`, or with a language model a list of texts.
+            `[batch, seq]`, or, for a language model, a list of texts.
         layers: layers to measure, all in one pass.
-        batch: prompts of one call of the program; `Tokens` have their own.
-        resume: file in which an interrupted estimate is kept and from which it goes on.
-        progress: called with batches done and their number; `None` draws a bar after
-            three seconds in a terminal or notebook, `False` none.
+        batch: number of prompts to run at a time; `Tokens` set their own batch size.
+        resume: file that stores an interrupted estimate, to continue from later.
+        progress: called with the number of batches done and the total; `None` shows a
+            bar after three seconds in a terminal or notebook, `False` shows none.
 
     Returns:
         The second moments. `save_covariance` saves them.
 
     Raises:
         SiteError: a layer or site that the model does not have.
-        ConfigError: no layers, or layers that are not in order.
-        OutputError: a file to resume from that belongs to another job.
+        ConfigError: no layers, or layers out of order.
+        OutputError: the file to resume from belongs to another job.
 
     Examples:
         >>> import mijax
@@ -206,9 +206,9 @@ def covariance(
     """
     chosen = tuple(int(layer) for layer in layers)
     if not chosen or list(chosen) != sorted(set(chosen)):
-        raise ConfigError(f"layers is a list in ascending order, got {list(layers)}.")
+        raise ConfigError(f"layers must be in ascending order, got {list(layers)}.")
     if batch < 1:
-        raise ConfigError(f"batch is {batch}: give a number of prompts, 1 or more.")
+        raise ConfigError(f"batch must be 1 prompt or more, got {batch}.")
     if isinstance(source, Tokens):
         lone: Any = bare(model)
         batches, identity = _of_stream(source), source.digest
@@ -228,7 +228,7 @@ def covariance(
                 tokens, mask = batches[i]()
                 given = (jnp.asarray(tokens), jnp.asarray(mask), at)
                 total[:, :width] += np.asarray(_moments(lone, *given))
-                # The count of tokens travels with the sums, so that it resumes too.
+                # The token count is stored with the sums, so it also resumes.
                 total[:, width, 0] += int(np.sum(mask))
                 done = i + 1
                 if progress:
@@ -247,9 +247,9 @@ Batch = tuple[Int[np.ndarray, "batch seq"], Bool[np.ndarray, "batch seq"]]
 
 
 def _of_stream(source: Tokens) -> list[Callable[[], Batch]]:
-    """Return the batches of one pass over a stream."""
+    """Return the batches in one pass over a stream."""
     if source.length is None:
-        raise TokenError("The tokens have no end: give Tokens(..., epochs=1).")
+        raise TokenError("The token stream never ends: give Tokens(..., epochs=1).")
 
     def one(i: int) -> Batch:
         found = source.whole(i)
@@ -259,7 +259,7 @@ def _of_stream(source: Tokens) -> list[Callable[[], Batch]]:
 
 
 def _of_prompts(given: Any, batch: int) -> tuple[list[Callable[[], Batch]], str]:
-    """Return batches of equal shape, and what the estimate depends on."""
+    """Return batches of equal shape, and a digest of the estimate's inputs."""
     tokens = np.atleast_2d(np.asarray(as_tokens(given)))
     lengths = padded_lengths(given, tokens.shape[1])
     full = np.full(len(tokens), tokens.shape[1])
@@ -282,17 +282,17 @@ def _moments(
     mask: Bool[Array, "batch seq"],
     layers: Int[Array, " layer"],
 ) -> Float[Array, "layer mlp mlp"]:
-    """Sum outer products of the keys of one batch."""
+    """Sum outer products of the keys in one batch."""
     keys = capture(model, tokens, Site(KEYS, layer=layers)).astype(jnp.float32)
     keys = jnp.where(mask[:, None, :, None], keys, 0)
     return jnp.einsum("blsi,blsj->lij", keys, keys, precision="highest")
 
 
 def memory_digest(model: Any, layer: int, weight: str = MLP_OUT) -> str:
-    """Return the SHA-256 of the weights that make a matrix's inputs in its layer.
+    """Return the SHA-256 of the weights that produce a matrix's inputs in its layer.
 
     Raises:
-        SiteError: the model has no such matrix, or it is not one matrix per layer.
+        SiteError: the model has no such matrix, or more than one per layer.
     """
     matrix = read(model, weight, layer)
     if matrix.ndim != 2:

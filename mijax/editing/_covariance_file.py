@@ -20,7 +20,7 @@ NAME = "moments"
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """Metadata of a file with second moments."""
+    """Metadata in a file with second moments."""
 
     version: Annotated[int, Only(VERSION)]
     layers: Indices
@@ -29,7 +29,7 @@ class Description:
 
 
 def save_covariance(covariance: Covariance, path: str | os.PathLike[str]) -> None:
-    """Save second moments of keys as one safetensors file, which appears atomically.
+    """Save second moments of keys atomically, as one safetensors file.
 
     Args:
         covariance: the second moments.
@@ -59,21 +59,22 @@ def save_covariance(covariance: Covariance, path: str | os.PathLike[str]) -> Non
 
 
 def load_covariance(path: str | os.PathLike[str]) -> Covariance:
-    """Load second moments that `save_covariance` wrote.
+    """Load second moments saved by `save_covariance`.
 
     Args:
         path: the file.
 
     Returns:
-        The second moments; edits of other models refuse them.
+        The second moments; editing a different model with them raises an error.
 
     Raises:
-        LoadError: the file is missing, damaged or another kind of file.
+        LoadError: the file is missing, damaged or of a different kind.
     """
     file = SafeTensors(Path(path))
     if KIND not in file.metadata or set(file.shapes) != {NAME}:
         raise LoadError(
-            f"{path} is not a file of mijax.editing.save_covariance. Give one that is."
+            f"{path} is not a covariance file: give one that "
+            "mijax.editing.save_covariance wrote."
         )
     try:
         content = parse_json(file.metadata[KIND].encode())

@@ -1,4 +1,4 @@
-"""Deltas: what an edit adds to one weight, of low rank or dense."""
+"""Deltas: low-rank or dense matrices that an edit adds to a weight."""
 
 import abc
 import math
@@ -14,14 +14,14 @@ from mijax.core.internal import cut, reals, shown
 
 
 def _wide(values: object) -> Array:
-    """Return an array in float32; shapes without values stay as they are."""
+    """Return an array in float32; pass shapes without values through."""
     if isinstance(values, jax.ShapeDtypeStruct):
         return values  # pyright: ignore[reportReturnType]
     return reals(values, "A delta").astype(jnp.float32)
 
 
 class AbstractDelta(eqx.Module):
-    """A matrix that is added to a weight, or what it is made of."""
+    """A matrix to add to a weight, in full or in factors."""
 
     @property
     @abc.abstractmethod
@@ -46,11 +46,11 @@ class AbstractDelta(eqx.Module):
 
 
 class LowRank(AbstractDelta):
-    r"""A delta of low rank, $\Delta W = \sum_r \ell_r \otimes \rho_r$.
+    r"""A low-rank delta, $\Delta W = \sum_r \ell_r \otimes \rho_r$.
 
     Args:
-        left: the side of the weight's inputs, `[*inputs, rank]`.
-        right: the side of its outputs, `[rank, *outputs]`.
+        left: factor on the input side of the weight, `[*inputs, rank]`.
+        right: factor on its output side, `[rank, *outputs]`.
 
     Raises:
         ShapeError: factors of different rank.
@@ -68,8 +68,8 @@ class LowRank(AbstractDelta):
         left, right = jnp.shape(self.left), jnp.shape(self.right)
         if len(left) < 2 or len(right) < 2 or left[-1] != right[0]:
             raise ShapeError(
-                "LowRank takes left [*inputs, rank] and right [rank, *outputs] of one "
-                f"rank, got {left} and {right}."
+                "LowRank takes left [*inputs, rank] and right [rank, *outputs] of the "
+                f"same rank, got {left} and {right}."
             )
 
     def __repr__(self) -> str:
@@ -88,7 +88,7 @@ class LowRank(AbstractDelta):
     def norm(self) -> Float[Array, ""]:
         """Return the Frobenius norm, from the factors."""
         left, right = self._factors()
-        # The norm of the small matrix between two orthonormal bases.
+        # Equals the norm of the small matrix between two orthonormal bases.
         inner = jnp.linalg.qr(left)[1] @ jnp.linalg.qr(right.T)[1].T
         return jnp.linalg.norm(inner)
 
@@ -111,8 +111,8 @@ class Dense(AbstractDelta):
     """A delta given in full.
 
     Args:
-        values: the delta, `[*inputs, *outputs]`, of the shape of the weight. Its rank
-            is that of the matrix with the last axis as columns.
+        values: the delta, `[*inputs, *outputs]`, with the weight's shape. Its rank is
+            the rank of the matrix with the last axis as columns.
 
     Examples:
         >>> Dense(jnp.eye(3)).rank()
@@ -149,7 +149,7 @@ class Dense(AbstractDelta):
 
 
 def _rank(matrix: np.ndarray, size: int) -> int:
-    """Count singular values above what float32 factors can carry."""
+    """Count singular values above float32 precision."""
     values = np.linalg.svd(matrix, compute_uv=False)
     least = size * np.finfo(np.float32).eps * values.max(initial=0.0)
     return int((values > least).sum())

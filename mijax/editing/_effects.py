@@ -1,4 +1,4 @@
-"""Effects and side effects of an edit, next to those of a placebo."""
+"""Effects and side effects of an edit, compared with a placebo."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ LABELS = {
     "paraphrase_margin": "Paraphrase margin (probability)",
     "neighborhood": "Neighborhood",
     "neighborhood_margin": "Neighborhood margin (probability)",
-    "related": "Other facts of the relation",
+    "related": "Other facts with the same relation",
     "divergence": "KL on held-out text (nats per token)",
     "entropy": "Entropy of generated text (bits)",
     "growth": "Growth of the weight's norm",
@@ -28,18 +28,18 @@ class Effects(eqx.Module):
     """Measurements of one model, one number per example.
 
     Attributes:
-        efficacy: 1 where the new target is likelier than the true one, per fact.
+        efficacy: 1 where the new target is more likely than the true one, per fact.
         efficacy_margin: probability of the new target minus that of the true one, each
             the exponential of its mean log-likelihood per token.
-        paraphrase: as efficacy, mean over the fact's paraphrases.
-        paraphrase_margin: as the margin, mean over the fact's paraphrases.
-        neighborhood: 1 where the true target is likelier, mean over the fact's
+        paraphrase: like efficacy, averaged over the fact's paraphrases.
+        paraphrase_margin: like the margin, averaged over the fact's paraphrases.
+        neighborhood: 1 where the true target is more likely, averaged over the fact's
             neighbors.
         neighborhood_margin: probability of the true target minus that of the new one.
-        related: 1 where another fact of the relation is completed correctly, each
-            token of it being the most likely.
-        divergence: divergence of the model from the one before the edit, per text.
-        entropy: entropy of pairs and triples of tokens in generated text, per fact.
+        related: 1 where another fact with the same relation is completed correctly,
+            with each of its tokens the most likely one.
+        divergence: KL divergence from the model before the edit, per text.
+        entropy: entropy of token bigrams and trigrams in generated text, per fact.
         growth: relative growth of the norm, per edited weight.
     """
 
@@ -55,7 +55,7 @@ class Effects(eqx.Module):
     growth: Float[np.ndarray, " place"]
 
     def interval(self, name: str) -> Interval | None:
-        """Return the mean of one measurement with its 95 % interval.
+        """Return the mean of one measurement with its 95% interval.
 
         Args:
             name: one of the attributes.
@@ -64,7 +64,7 @@ class Effects(eqx.Module):
             The interval; `None` where nothing was measured.
 
         Raises:
-            ConfigError: another name.
+            ConfigError: an unknown name.
         """
         if name not in LABELS:
             raise ConfigError(f"No measurement {name!r}.{nearest(name, LABELS)}")
@@ -74,7 +74,7 @@ class Effects(eqx.Module):
 
     @property
     def score(self) -> float:
-        """Harmonic mean of efficacy, paraphrase and neighborhood, of their means."""
+        """Harmonic mean of mean efficacy, paraphrase and neighborhood."""
         parts = (self.efficacy, self.paraphrase, self.neighborhood)
         if any(np.isnan(part).all() for part in parts):
             return float("nan")
@@ -83,12 +83,12 @@ class Effects(eqx.Module):
 
 
 class SideEffects(eqx.Module):
-    """Report of an edit: the model before, after, and after a placebo edit.
+    """Report on an edit: the model before it, after it, and after a placebo edit.
 
     Attributes:
-        before: the model before.
+        before: the model before the edit.
         edited: the model after the edit.
-        placebo: the model after an edit in a random direction, as large.
+        placebo: the model after an edit of the same size in a random direction.
     """
 
     before: Effects
@@ -97,19 +97,19 @@ class SideEffects(eqx.Module):
 
     @classmethod
     def joined(cls, reports: Sequence["SideEffects"]) -> "SideEffects":
-        """Join reports of edits that were made one at a time.
+        """Combine reports on edits that were made one at a time.
 
         Args:
             reports: one per edit.
 
         Returns:
-            A report with the examples of all.
+            A report with all their examples.
 
         Raises:
             ConfigError: no reports.
         """
         if not reports:
-            raise ConfigError("There are no reports to join.")
+            raise ConfigError("Expected one report or more, got none.")
         parts = {
             part: Effects(
                 **{
@@ -150,7 +150,7 @@ class SideEffects(eqx.Module):
 
 
 def _text(found: Interval | None) -> str:
-    """Spell a mean and its interval."""
+    """Format a mean and its interval."""
     if found is None:
         return "-"
     mean, low, high = (float(x) for x in (found.mean, found.low, found.high))

@@ -1,4 +1,4 @@
-"""Erasers: edits that remove what is linearly known about a concept."""
+"""Erasers: edits that remove linear information about a concept."""
 
 import abc
 from typing import Any
@@ -15,7 +15,7 @@ from mijax.editing._delta import Dense, LowRank
 from mijax.editing._weight_edit import WeightEdit
 from mijax.editing._weights import bare, read, weight_names
 
-# Weight and bias of what writes a site.
+# Weight and bias that write each site.
 WRITES = {
     "attn_out": ("blocks.attention.w_o", "blocks.attention.b_o"),
     "mlp_out": ("blocks.mlp.w_out", "blocks.mlp.b_out"),
@@ -25,12 +25,12 @@ WRITES = {
 class Eraser(AbstractEdit):
     r"""An affine edit that removes a few directions: $x \mapsto x - L R (x - \mu)$.
 
-    An edit of activations: place it with `.at`. Computed in float32.
+    It edits activations: place it with `.at`. Computed in float32.
 
     Attributes:
         left: $L$.
         right: $R$.
-        mean: $\mu$, which the edit keeps; zero for a linear edit.
+        mean: $\mu$, which the edit preserves; zero for a linear edit.
 
     Examples:
         >>> import jax, mijax
@@ -49,7 +49,7 @@ class Eraser(AbstractEdit):
 
     @property
     def rank(self) -> int:
-        """Number of directions that are removed."""
+        """Number of removed directions."""
         return self.left.shape[-1]
 
     @property
@@ -69,27 +69,27 @@ class Eraser(AbstractEdit):
         return (wide - step).astype(x.dtype)
 
     def into(self, model: Any, site: str, *, layer: int) -> WeightEdit:
-        """Erase permanently, from what one layer writes to the residual stream.
+        """Erase the concept permanently from one layer's output, in the weights.
 
-        The edited weights compute what the edit of activations at this site would:
-        the same logits, up to rounding, without an edit.
+        The edited weights produce the same logits as this edit of activations at the
+        site, up to rounding.
 
         Args:
-            model: a model whose blocks add what they write unchanged.
+            model: a model whose blocks add their outputs to the stream unchanged.
             site: `"mlp_out"` or `"attn_out"`.
             layer: the layer.
 
         Returns:
-            The edit of the weights.
+            The weight edit.
 
         Raises:
-            ConfigError: another site.
-            FrameError: an affine eraser, and a model without output biases.
+            ConfigError: a different site.
+            FrameError: the eraser is affine and the model has no output biases.
             SiteError: the model has no such weights.
         """
         if site not in WRITES:
             raise ConfigError(
-                f"An eraser goes into the weights that write a site, not {site!r}."
+                f"Eraser.into takes the site {' or '.join(WRITES)}, got {site!r}."
                 f"{nearest(site, WRITES)}"
             )
         lone = bare(model)
@@ -104,8 +104,8 @@ class Eraser(AbstractEdit):
             move = shift(jnp.zeros_like(self.mean))
             if bool(jnp.abs(move).max() > 1e-6 * (1 + jnp.abs(self.mean).max())):
                 raise FrameError(
-                    f"The model has no {bias!r}, which would keep the mean: fit the "
-                    "eraser with affine=False."
+                    f"An affine eraser needs the bias {bias!r}, which this model does "
+                    "not have: fit the eraser with affine=False."
                 )
             return edit
         value = read(lone, bias, layer).astype(jnp.float32)
@@ -125,22 +125,23 @@ class AbstractErasure(eqx.Module):
 
 @checked
 def fit_eraser(x: Any, labels: Any, *, method: AbstractErasure) -> Any:
-    """Fits an eraser of a concept.
+    """Fit an eraser for a concept.
 
     Args:
         x: activations, `[example, embed]`.
         labels: the concept: integers `[example]` for classes, or numbers `[example]` or
             `[example, k]`.
-        method: `LEACE`, `MeanProjection` or `INLP` fit an `Eraser`, an edit;
-            `OracleLEACE` and `Quadratic` fit erasers that need labels when used.
+        method: `LEACE`, `MeanProjection` or `INLP` fit an `Eraser`, which is an edit;
+            `OracleLEACE` and `Quadratic` fit erasers that need labels when applied.
 
     Returns:
         The eraser.
 
     Raises:
-        ShapeError: activations and labels that do not fit, or fewer than two examples.
+        ShapeError: activations and labels that do not match, or fewer than two
+            examples.
         NotFiniteError: NaN or infinite activations.
-        ConfigError: labels of a kind that the method does not take.
+        ConfigError: a kind of labels that the method does not support.
 
     Examples:
         >>> import jax
@@ -168,7 +169,7 @@ def fit_eraser(x: Any, labels: Any, *, method: AbstractErasure) -> Any:
 
 
 def concept(labels: np.ndarray) -> Float[np.ndarray, "example k"]:
-    """Return classes as one column each, and numbers as they are."""
+    """Return one column for each class; numbers are unchanged."""
     if labels.ndim == 2:
         return labels.astype(np.float64)
     if labels.dtype.kind == "f":
@@ -177,13 +178,13 @@ def concept(labels: np.ndarray) -> Float[np.ndarray, "example k"]:
 
 
 def classes(labels: np.ndarray, what: str) -> np.ndarray:
-    """Return labels as class indices from 0.
+    """Return labels as class indices, starting at 0.
 
     Raises:
         ConfigError: labels that are not integers.
     """
     if labels.ndim != 1 or labels.dtype.kind not in "iub":
-        raise ConfigError(f"{what} takes classes, integers [example], as labels.")
+        raise ConfigError(f"{what} takes class labels: integers [example].")
     return np.unique(labels, return_inverse=True)[1]
 
 

@@ -1,4 +1,4 @@
-"""Facts to rewrite, and the token ids that the search for a value reads."""
+"""Facts to rewrite, in words and as token ids."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ class Fact:
     """A fact to rewrite, in words.
 
     Attributes:
-        prompt: text with `{}` in place of the subject, which the target completes.
+        prompt: text with `{}` in place of the subject; the target completes it.
         subject: the subject.
         target: the new completion; a leading space is added if it has none.
-        true: the completion before the edit, if it is to be compared with.
-        paraphrases: texts that the target should complete as well.
+        true: the completion before the edit, for comparison.
+        paraphrases: texts that the target should also complete.
         neighbors: texts about other subjects that `true` should still complete.
 
     Raises:
-        TokenError: a prompt that does not have `{}` once, or an empty text.
+        TokenError: a prompt without exactly one `{}`, or an empty text.
 
     Examples:
         >>> fact = Fact("{} is in the city of", "The Eiffel Tower", "Rome")
@@ -49,12 +49,11 @@ class Fact:
         if self.prompt.count(SLOT) != 1:
             raise TokenError(
                 f"The prompt {self.prompt!r:.60} has {self.prompt.count(SLOT)} places "
-                f"for the subject {self.subject!r:.40}: write {SLOT} where it belongs, "
-                "once."
+                f"for the subject {self.subject!r:.40}: write {SLOT} exactly once."
             )
         if not self.subject.strip() or not self.target.strip():
             raise TokenError(
-                f"A fact has a subject and a target, got {self.subject!r:.40} and "
+                f"A fact needs a subject and a target, got {self.subject!r:.40} and "
                 f"{self.target!r:.40}."
             )
         for name in ("target", "true"):
@@ -63,12 +62,12 @@ class Fact:
                 object.__setattr__(self, name, f" {value}")
         for name in ("paraphrases", "neighbors"):
             if isinstance(getattr(self, name), str):
-                raise TokenError(f"{name} is a list of texts, got one text.")
+                raise TokenError(f"{name} must be a list of texts, got a single text.")
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
     def text(self) -> str:
-        """The prompt with its subject."""
+        """The prompt with the subject filled in."""
         return self.prompt.replace(SLOT, self.subject)
 
 
@@ -78,10 +77,10 @@ class Contexts:
 
     Attributes:
         groups: texts with `{}` in place of the prompt; keys are averaged within each
-            group, then over groups. The first one is `{}`, the prompt itself.
+            group, then over groups. The first text is `{}`, the prompt itself.
 
     Raises:
-        ConfigError: a text without `{}`, or another first text.
+        ConfigError: a text without `{}`, or a first text other than `{}`.
 
     Examples:
         >>> Contexts((("{}", "He said: {}"), ("They wrote that {}",))).weights.tolist()
@@ -93,15 +92,15 @@ class Contexts:
     def __post_init__(self) -> None:
         if not self.groups or not all(self.groups) or self.texts[0] != SLOT:
             raise ConfigError(
-                f"Contexts are groups of texts and the first text is {SLOT!r}."
+                f"Contexts must be groups of texts that start with {SLOT!r}."
             )
         wrong = next((text for text in self.texts if text.count(SLOT) != 1), None)
         if wrong is not None:
-            raise ConfigError(f"Context {wrong!r:.60} needs {SLOT!r} once.")
+            raise ConfigError(f"Context {wrong!r:.60} must have {SLOT!r} exactly once.")
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The texts of all groups."""
+        """The texts in all groups."""
         return sum(self.groups, start=())
 
     @property
@@ -115,12 +114,12 @@ class Requests(eqx.Module):
     """Facts as token ids, padded on the right.
 
     Attributes:
-        tokens: prompts of each fact: one per context, which ends before the last token
-            of the target, then the one whose predictions should not change.
+        tokens: prompts for each fact: one per context, up to the second-to-last token
+            of the target, then the prompt whose predictions should not change.
         lookup: position of the subject's last token in each prompt.
-        ends: number of tokens of each context's prompt before the target.
-        target: token ids of the target; what follows `lengths` is padding.
-        lengths: number of tokens of each target.
+        ends: number of tokens before the target in each context's prompt.
+        target: token ids of the target, padded after `lengths`.
+        lengths: number of tokens in each target.
         weights: weight of each context in the average of keys.
     """
 
@@ -161,20 +160,22 @@ class Requests(eqx.Module):
         *,
         weights: Sequence[float] | np.ndarray | None = None,
     ) -> "Requests":
-        """Make requests of token ids.
+        """Create requests from token ids.
 
         Args:
-            prompts: for each fact the ids of its prompts: one per context, the plain
-                prompt first, then the one whose predictions should not change.
-            lookup: for each fact the position of the subject's last token in each.
-            targets: for each fact the ids of the target.
+            prompts: for each fact, the ids of its prompts: one per context, starting
+                with the plain prompt, then the prompt whose predictions should not
+                change.
+            lookup: for each fact, the position of the subject's last token in each
+                prompt.
+            targets: for each fact, the ids of the target.
             weights: weight of each context in the average of keys; equal by default.
 
         Returns:
             The requests.
 
         Raises:
-            ShapeError: other numbers of prompts, positions or weights.
+            ShapeError: numbers of prompts, positions or weights that do not match.
             PositionError: a subject outside its prompt.
             TokenError: a target without tokens.
 
@@ -186,8 +187,8 @@ class Requests(eqx.Module):
         counts = {len(each) for each in prompts} | {len(each) for each in lookup}
         if len(counts) != 1 or counts.pop() < 2 or len(prompts) != len(targets):
             raise ShapeError(
-                "Each fact needs a prompt per context and one more, with a position "
-                "of the subject in each, and a target."
+                "Each fact needs a target, one prompt per context plus one more, and "
+                "the position of the subject in each prompt."
             )
         if not all(len(target) for target in targets):
             raise TokenError("A target has no tokens: give a word.")
@@ -199,7 +200,7 @@ class Requests(eqx.Module):
             for ids, position in zip(each, at, strict=True):
                 if not 0 <= position < len(ids):
                     raise PositionError(
-                        f"The subject is at position {position} of a prompt of "
+                        f"The subject is at position {position} in a prompt with "
                         f"{len(ids)} tokens."
                     )
         contexts = len(whole[0]) - 1
@@ -220,7 +221,7 @@ class Requests(eqx.Module):
         return self.tokens.shape[0]
 
     def __getitem__(self, index: slice) -> "Requests":
-        """Choose facts by a slice."""
+        """Select facts with a slice."""
         parts = (self.tokens, self.lookup, self.ends, self.target, self.lengths)
         return Requests(*(part[index] for part in parts), weights=self.weights)
 
@@ -235,8 +236,8 @@ def _located(
     shift = len(whole) - len(ids)
     if whole[shift:] != ids:
         raise TokenError(
-            "This tokenizer puts special tokens after a text, which editing does not "
-            "support: give Requests.from_ids."
+            "This tokenizer adds special tokens after a text, which editing does not "
+            "support: use Requests.from_ids."
         )
     start, stop = len(before), len(before) + len(subject)
     inside = [i for i, (a, b) in enumerate(offsets) if a < stop and b > start]
@@ -248,7 +249,7 @@ def _located(
 
 
 def _padded(rows: Sequence[Sequence[int]] | list[Array], width: int = 0) -> Array:
-    """Stack rows of ids, filled up with 0."""
+    """Stack rows of ids, padded with 0."""
     if width == 0:
         return jnp.stack([jnp.asarray(row) for row in rows])
     filled = [[*row, *[0] * (width - len(row))] for row in rows]

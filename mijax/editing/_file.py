@@ -23,7 +23,7 @@ KINDS: dict[str, type[AbstractDelta]] = {"low_rank": LowRank, "dense": Dense}
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Place of one change, as the file's metadata holds it."""
+    """Location of one change, as stored in the file's metadata."""
 
     weight: str
     kind: Annotated[str, Only("low_rank", "dense")]
@@ -33,7 +33,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """Metadata of a delta file."""
+    """Metadata in a delta file."""
 
     version: Annotated[int, Only(VERSION)]
     changes: list[dict[str, Any]]
@@ -42,9 +42,9 @@ class Description:
 def save(edit: WeightEdit, path: str | os.PathLike[str]) -> None:
     """Save an edit as one safetensors file.
 
-    The file holds the deltas in float32, their places, and the SHA-256 of every weight
-    that they were made for; it appears atomically. A rank-one edit of a matrix of 6,400
-    by 1,600 takes 32 kB.
+    The file contains the deltas in float32, their locations, and the SHA-256 of every
+    original weight. It is written atomically. A rank-one edit of a 6,400 by 1,600
+    matrix takes 32 kB.
 
     Args:
         edit: the edit.
@@ -82,13 +82,13 @@ def save(edit: WeightEdit, path: str | os.PathLike[str]) -> None:
 
 
 def load(path: str | os.PathLike[str]) -> WeightEdit:
-    """Load an edit that `save` wrote.
+    """Load an edit saved by `save`.
 
     Args:
         path: the file.
 
     Returns:
-        The edit; models other than the one it was made for refuse it.
+        The edit; applying it to a different model raises an error.
 
     Raises:
         LoadError: the file is missing, damaged or not a delta file.

@@ -1,4 +1,4 @@
-"""INLP: classifiers fitted and projected away, again and again."""
+"""INLP: repeatedly fit a classifier and project out its directions."""
 
 import equinox as eqx
 import numpy as np
@@ -8,22 +8,23 @@ from mijax import probes
 from mijax._errors import ConfigError
 from mijax.editing._eraser import AbstractErasure, Eraser, classes, eraser_of
 
-# Of the examples, one in so many measures a classifier.
+# One in this many examples is held out to evaluate a classifier.
 HELD_OUT = 5
 
 
 class INLP(AbstractErasure):
     """Iterative nullspace projection (Ravfogel et al. 2020, arXiv:2004.07667).
 
-    A linear classifier is fitted and its directions are projected away, until a new one
-    is no better than the most frequent class on a fifth of the examples that it has not
-    seen, or `rounds` are over.
+    Each round fits a linear classifier and projects out its directions. Rounds end when
+    a new classifier is no better than the most frequent class on a held-out fifth of
+    the examples, or after `rounds`.
 
     Attributes:
         probe: the classifier.
-        rounds: most classifiers to fit.
-        margin: accuracy above that of the most frequent class that counts as better.
-        affine: keep the mean of the activations; otherwise the map is linear.
+        rounds: maximum number of classifiers to fit.
+        margin: smallest gain in accuracy over the most frequent class that counts as
+            better.
+        affine: preserve the mean of the activations; otherwise the map is linear.
     """
 
     probe: probes.AbstractLinear = probes.Logistic(l2=0.01)

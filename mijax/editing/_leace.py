@@ -9,22 +9,22 @@ from mijax.editing._eraser import AbstractErasure, Eraser, concept, eraser_of
 class LEACE(AbstractErasure):
     r"""Least-squares concept erasure (Belrose et al. 2023, arXiv:2306.03819).
 
-    Of all affine maps after which no linear classifier does better than a constant,
-    the one that changes activations least, in the mean square of every norm:
+    Among all affine maps after which no linear classifier beats a constant, LEACE
+    changes the activations least, in the mean square of every norm:
 
     \[ r(x) = x - W^+ U U^\top W (x - \mu), \quad W = \Sigma_{xx}^{-1/2} \]
 
-    with the left singular vectors $U$ of $W \Sigma_{xz}$ whose singular value exceeds
-    `tolerance`. Defaults are those of concept-erasure 0.2.4, in float64. That package
-    can also constrain the trace of the covariance, which has no effect: erasure leaves
+    with the left singular vectors $U$ of $W \Sigma_{xz}$ whose singular values exceed
+    `tolerance`. Defaults match concept-erasure 0.2.4, in float64. That package can also
+    constrain the trace of the covariance, which has no effect: erasure leaves
     $\mathrm{tr}\,\Sigma - \mathrm{tr}\, U^\top \Sigma U$, never more than before.
 
     Attributes:
-        affine: keep the mean of the activations; otherwise the map is linear.
+        affine: preserve the mean of the activations; otherwise the map is linear.
         shrinkage: estimate $\Sigma_{xx}$ by optimal linear shrinkage (Bodnar et al.
-            2014, arXiv:1308.2608), for few examples. The estimate then is not that of
-            the sample, and erasure on the sample is exact all the same.
-        tolerance: singular values up to this one are noise. It is absolute.
+            2014, arXiv:1308.2608), for few examples. The estimate then differs from the
+            sample covariance, but erasure on the sample remains exact.
+        tolerance: absolute threshold; smaller singular values are treated as noise.
     """
 
     affine: bool = True
@@ -53,8 +53,8 @@ class MeanProjection(AbstractErasure):
     arXiv:2212.04273).
 
     Attributes:
-        affine: keep the mean of the activations; otherwise the map is linear.
-        tolerance: singular values up to this one are noise. It is absolute.
+        affine: preserve the mean of the activations; otherwise the map is linear.
+        tolerance: absolute threshold; smaller singular values are treated as noise.
     """
 
     affine: bool = True
@@ -94,6 +94,6 @@ def shrunk(sample: np.ndarray, n: int) -> np.ndarray:
 
 
 def leading(matrix: np.ndarray, tolerance: float) -> Float[np.ndarray, "embed rank"]:
-    """Return left singular vectors of singular values above a tolerance."""
+    """Return left singular vectors with singular values above a tolerance."""
     u, values, _ = np.linalg.svd(matrix, full_matrices=False)
     return u[:, values > tolerance]

@@ -1,4 +1,4 @@
-"""MEMIT: many facts written into several layers at once."""
+"""MEMIT: write many facts into several layers at once."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ from mijax.editing._weight_edit import WeightEdit
 from mijax.editing._weights import MLP_OUT
 
 MEMIT_SEARCH = ValueSearch(clamp=0.75)
-# Layers, weight of the covariance and steps of the published runs.
+# Layers, weight of the covariance and steps in the published runs.
 PUBLISHED: Mapping[str, tuple[tuple[int, ...], float, int]] = {
     "gpt2-xl": ((13, 14, 15, 16, 17), 20_000.0, 20),
     "gpt-j-6b": ((3, 4, 5, 6, 7, 8), 15_000.0, 25),
@@ -37,24 +37,25 @@ PUBLISHED: Mapping[str, tuple[tuple[int, ...], float, int]] = {
 class MEMIT(AbstractRewriter):
     r"""Mass-editing memory in a transformer (Meng et al. 2023, arXiv:2210.07229).
 
-    A value $z$ of the residual stream after the last edited layer is searched for every
-    fact. The layers are then edited in order. Each one takes an equal part of what is
-    still missing, $r = (z - h) / n$ with $n$ layers to go, for all facts at once:
+    A search finds a value $z$ for the residual stream after the last edited layer, for
+    every fact. The layers are then edited in order. Each layer adds an equal part of
+    the remaining difference, $r = (z - h) / n$ with $n$ layers left, for all facts at
+    once:
 
     \[ \Delta W = r (\lambda C + K K^\top)^{-1} K \]
 
     with the keys $K$ of the facts, averaged over contexts, and the second moment $C$.
-    Keys and $h$ are read again after every layer. Solved in float64.
+    Keys and $h$ are recomputed after every layer. Solved in float64.
 
     Attributes:
         layers: edited layers, in ascending order.
         covariance: second moments of their keys.
-        weight: $\lambda$, how much old keys count, in facts.
+        weight: $\lambda$, the weight of old keys, in units of facts.
         contexts: texts before the prompt.
-        search: search of $z$.
+        search: settings of the search for $z$.
 
     Raises:
-        ConfigError: no layers, or layers that are not in order.
+        ConfigError: no layers, or layers out of order.
     """
 
     layers: tuple[int, ...] = eqx.field(static=True, converter=tuple)
@@ -91,11 +92,11 @@ class MEMIT(AbstractRewriter):
 
     @property
     def edited(self) -> tuple[int, ...]:
-        """Layers that are edited."""
+        """The edited layers."""
         return self.layers
 
     def check(self, model: AbstractModel) -> None:
-        """Refuse the covariance of another model."""
+        """Raise if the covariance comes from another model."""
         for layer in self.layers:
             self.covariance.check(model, layer)
 
@@ -118,20 +119,20 @@ class MEMIT(AbstractRewriter):
         return np.linalg.solve(self.weight * moment + keys @ keys.T, keys)
 
     def find_each(self, model: AbstractModel, requests: Requests) -> list[WeightEdit]:
-        """Write each fact in the model without the others."""
+        """Write each fact separately into the unedited model."""
         return one_by_one(self, model, requests)
 
 
 def check_layers(layers: Sequence[int]) -> None:
-    """Refuse layers that are not in ascending order."""
+    """Raise unless layers are in ascending order."""
     if not layers or list(layers) != sorted(set(layers)):
-        raise ConfigError(f"layers is a list in ascending order, got {list(layers)}.")
+        raise ConfigError(f"layers must be in ascending order, got {list(layers)}.")
 
 
 def one_by_one(
     method: AbstractRewriter, model: AbstractModel, requests: Requests
 ) -> list[WeightEdit]:
-    """Edit each fact in the model without the others, one after another."""
+    """Write each fact separately into the unedited model, one after another."""
     each = [requests[i : i + 1] for i in range(len(requests))]
     return [method.find(model, one, batch=1, report=None).edit for one in each]
 
@@ -144,14 +145,14 @@ def written(
     batch: int,
     report: Report | None,
 ) -> tuple[Rewrite, AbstractModel]:
-    """Search all values, then edit layer after layer.
+    """Search for all values, then edit layer by layer.
 
     Args:
         method: the method.
         model: the model.
         requests: the facts.
         solve: `(layer, keys [mlp, fact]) -> [mlp, fact]`, the left side of the update.
-        batch: facts searched at a time.
+        batch: number of facts to search at a time.
         report: progress of the search.
 
     Returns:

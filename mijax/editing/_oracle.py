@@ -1,4 +1,4 @@
-"""Erasers that need the labels when they are used."""
+"""Erasers that need the labels when they are applied."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ class OracleEraser(eqx.Module):
     Attributes:
         coefficients: $B = \Sigma_{xz} \Sigma_{zz}^+$.
         mean: $\mu_z$.
-        classes: the classes that are columns of $z$; empty where labels are numbers.
+        classes: the classes in the columns of $z$; empty if labels are numbers.
     """
 
     coefficients: Float[Array, "embed k"]
@@ -28,7 +28,7 @@ class OracleEraser(eqx.Module):
     classes: tuple[int, ...] = eqx.field(static=True)
 
     def shift(self, labels: Any) -> Float[Array, "example embed"]:
-        """Return what is added to activations with these labels."""
+        """Return the shift to add to activations with these labels."""
         given = jnp.asarray(labels)
         if self.classes:
             given = given[:, None] == jnp.asarray(self.classes)
@@ -47,13 +47,13 @@ class OracleEraser(eqx.Module):
 
 
 class OracleLEACE(AbstractErasure):
-    """LEACE with labels at use: the residual of a regression on the concept.
+    """LEACE with known labels: the residual of a regression on the concept.
 
-    It changes activations less than LEACE, since it moves each example by what its own
-    label predicts (Belrose et al. 2023, section 4.2). Fits an `OracleEraser`.
+    It changes activations less than LEACE, since it subtracts each example's prediction
+    from its label (Belrose et al. 2023, section 4.2). Fits an `OracleEraser`.
 
     Attributes:
-        tolerance: singular values of the concept's covariance up to this are zero.
+        tolerance: smaller singular values of the concept's covariance count as zero.
     """
 
     tolerance: float = 0.01
@@ -88,10 +88,10 @@ class Transport(AbstractEdit):
     mean: Float[Array, " embed"]
 
     def __call__(self, x: Float[Array, "rows embed"], place: Any) -> Array:
-        """Transport every row by its prompt's class."""
+        """Transport every row according to its prompt's class."""
         label = place.each(self.labels, x)
         wide = x.astype(jnp.float32)
-        # Every class's map, of which each row takes its own.
+        # Apply the maps of all classes, then select each row's own.
         moved = jnp.einsum("rd,cde->cre", wide, self.maps)
         moved += self.mean - jnp.einsum("cd,cde->ce", self.means, self.maps)[:, None]
         number = jnp.arange(len(self.maps)).reshape(-1, *(1,) * x.ndim)
@@ -99,7 +99,7 @@ class Transport(AbstractEdit):
 
 
 class QuadraticEraser(eqx.Module):
-    """Erasure of means and covariances of classes, with known labels.
+    """Erasure of differences in class means and covariances, with known labels.
 
     Attributes:
         maps: optimal transport of each class to the barycenter.
@@ -114,7 +114,7 @@ class QuadraticEraser(eqx.Module):
     classes: tuple[int, ...] = eqx.field(static=True)
 
     def index(self, labels: Any) -> Int[np.ndarray, " example"]:
-        """Return the place of each label among the classes.
+        """Return the index of each label among the classes.
 
         Raises:
             ConfigError: a class that the eraser was not fitted to.
@@ -142,16 +142,16 @@ class QuadraticEraser(eqx.Module):
 
 
 class Quadratic(AbstractErasure):
-    """Quadratic concept erasure: classes get the same mean and covariance.
+    """Quadratic concept erasure: give all classes the same mean and covariance.
 
-    Every class is moved by optimal transport of Gaussians to the barycenter of all
-    (Bures-Wasserstein; closed form for two classes, else the fixed point of
-    Álvarez-Esteban et al. 2016, arXiv:1511.05355). As concept-erasure 0.2.4 does, the
-    new mean is that of the class means, each counted once. Fits a `QuadraticEraser`.
+    Optimal transport between Gaussians moves every class to the barycenter of all
+    (Bures-Wasserstein; closed form for two classes, otherwise the fixed-point iteration
+    of Álvarez-Esteban et al. 2016, arXiv:1511.05355). As in concept-erasure 0.2.4, the
+    new mean is the unweighted mean of the class means. Fits a `QuadraticEraser`.
 
     Attributes:
         shrinkage: estimate covariances by optimal linear shrinkage.
-        steps: most steps of the fixed point.
+        steps: maximum number of fixed-point iterations.
     """
 
     shrinkage: bool = True
@@ -165,8 +165,8 @@ class Quadratic(AbstractErasure):
         counts = np.bincount(y)
         if counts.min() < 2 or len(counts) < 2:
             raise ConfigError(
-                f"Quadratic needs 2 classes or more, with 2 examples each; classes "
-                f"have {counts.tolist()}."
+                f"Quadratic needs 2 or more classes with 2 or more examples each, got "
+                f"{counts.tolist()} examples."
             )
         means = np.stack([x[y == c].mean(0) for c in range(len(counts))])
         sigmas = []

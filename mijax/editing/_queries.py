@@ -20,10 +20,10 @@ class Queries(eqx.Module):
     """Prompts with their completions, padded on the right.
 
     Attributes:
-        tokens: prompt and completion but for its last token.
-        ends: number of tokens of each prompt.
-        target: token ids of the completion; what follows `lengths` is padding.
-        lengths: number of tokens of each completion.
+        tokens: prompt and completion, without the completion's last token.
+        ends: number of tokens in each prompt.
+        target: token ids of the completion, padded after `lengths`.
+        lengths: number of tokens in each completion.
 
     Examples:
         >>> import mijax
@@ -54,11 +54,11 @@ class Queries(eqx.Module):
     def score(
         self, model: AbstractModel, batch: int
     ) -> tuple[Float[np.ndarray, " query"], Bool[np.ndarray, " query"]]:
-        """Return the mean negative log-likelihood, and if every token comes first.
+        """Return the mean negative log-likelihood and greedy correctness.
 
         Args:
             model: the model.
-            batch: queries at a time.
+            batch: number of queries to run at a time.
 
         Returns:
             Nats per token of the completion, and True where each of its tokens is the
@@ -119,7 +119,7 @@ def divergences(
     tokens: Int[Array, "text seq"],
     mask: Bool[Array, "text seq"],
 ) -> Float[Array, " text"]:
-    """Return the mean over tokens of the divergence of the edited model, in nats."""
+    """Return the mean KL divergence per token of the edited model, in nats."""
 
     def one(tokens: Array, mask: Array) -> Array:
         before, after = (
@@ -133,10 +133,11 @@ def divergences(
 
 
 def ngram_entropy(ids: Int[np.ndarray, " seq"]) -> float:
-    """Return the weighted mean of the entropies of two and three tokens in a row.
+    """Return the weighted mean of bigram and trigram entropies.
 
-    (2/3 bigrams + 4/3 trigrams) / 2 in bits, as CounterFact's evaluation weighs them;
-    it counts words, this tokens. A text that repeats itself has a low one.
+    (2/3 bigrams + 4/3 trigrams) / 2 in bits, with the weights of CounterFact's
+    evaluation, which counts words; this function counts tokens. Repetitive text has low
+    entropy.
     """
     found = []
     for n in (2, 3):

@@ -1,4 +1,4 @@
-"""`rewrite`: facts changed in a model's weights."""
+"""`rewrite`: change facts in a model's weights."""
 
 import abc
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ from mijax.editing._weights import MLP_OUT, bare, read
 
 
 class Rewrite(eqx.Module):
-    """Edits that rewrite facts, and how they were found.
+    """An edit that rewrites facts, with the results of the search.
 
     Attributes:
-        edit: the edit of all facts.
-        parts: the edits that it consists of, in order.
-        values: the values that were searched.
-        method: the method for the next facts of the same model, which remembers these
-            where it has to (AlphaEdit).
+        edit: the edit for all facts.
+        parts: the separate edits that make it up, in order.
+        values: the optimized values.
+        method: the method to use for the next facts in the same model; AlphaEdit
+            remembers these facts.
     """
 
     edit: WeightEdit
@@ -48,11 +48,11 @@ class AbstractRewriter(eqx.Module):
     @property
     @abc.abstractmethod
     def edited(self) -> tuple[int, ...]:
-        """Layers that are edited."""
+        """The edited layers."""
 
     @abc.abstractmethod
     def check(self, model: AbstractModel) -> None:
-        """Refuse a model that the method cannot edit."""
+        """Raise if the method cannot edit this model."""
 
     @abc.abstractmethod
     def find(
@@ -63,11 +63,11 @@ class AbstractRewriter(eqx.Module):
         batch: int,
         report: Report | None,
     ) -> Rewrite:
-        """Find the edit of checked requests."""
+        """Find the edit for checked requests."""
 
     @abc.abstractmethod
     def find_each(self, model: AbstractModel, requests: Requests) -> list[WeightEdit]:
-        """Find the edit of each of a batch of checked requests without the others."""
+        """Find a separate edit for each checked request in a batch."""
 
 
 @reports("Rewrite")
@@ -80,27 +80,28 @@ def rewrite(
     batch: int = 4,
     progress: Progress = None,
 ) -> Rewrite:
-    """Rewrites facts.
+    """Find an edit that rewrites facts.
 
-    ROME edits one fact after another, each on the model with those before; MEMIT and
-    AlphaEdit write all of them at once. The model stays as it is: apply the edit.
+    ROME edits one fact at a time, each in the model with the earlier edits; MEMIT and
+    AlphaEdit write all facts at once. The given model does not change: apply the
+    returned edit to it.
 
     Args:
         model: a language model (`mijax.models.load(...)`), or a model.
         facts: a `Fact` or a list of them; `Requests` of token ids for a bare model.
         method: `ROME`, `MEMIT` or `AlphaEdit`.
-        batch: facts whose values are searched at a time.
-        progress: called with facts done and their number; `None` draws a bar after
-            three seconds in a terminal or notebook, `False` none.
+        batch: number of facts whose values are searched at a time.
+        progress: called with the number of facts done and the total; `None` shows a bar
+            after three seconds in a terminal or notebook, `False` shows none.
 
     Returns:
-        The edit, and how it was found.
+        The edit, with the results of the search.
 
     Raises:
         TokenError: facts without a tokenizer, or targets beyond the vocabulary.
         SiteError: a layer or matrix that the model does not have.
         FrameError: a model whose blocks do not add MLP outputs unchanged, or a
-            covariance of another model.
+            covariance from another model.
         ShapeError: a model that is not causal, or a singular covariance.
         PositionError: prompts longer than the model's context.
 
@@ -132,9 +133,9 @@ def rewrite_each(
     batch: int = 4,
     progress: Progress = None,
 ) -> list[WeightEdit]:
-    """Rewrites each fact in the model without the others, to compare edits.
+    """Find a separate edit for each fact, to compare edits.
 
-    Values of a batch are searched side by side where the method edits one layer.
+    If the method edits one layer, the values for a batch are searched in parallel.
 
     Args:
         model: as for `rewrite`.
@@ -174,14 +175,14 @@ def rewrite_each(
 def opened_facts(
     model: Any, facts: Any, method: AbstractRewriter, batch: int
 ) -> tuple[AbstractModel, Requests]:
-    """Return the model and the requests, after every check.
+    """Check the model and the facts, and return the model with its requests.
 
     Raises:
         MijaxError: as `rewrite` does.
     """
     lone = bare(model)
     if batch < 1:
-        raise ConfigError(f"batch is {batch}: give a number of facts, 1 or more.")
+        raise ConfigError(f"batch must be 1 fact or more, got {batch}.")
     if isinstance(facts, Requests):
         if not len(facts):
             raise ConfigError("The requests have no facts: give one or more.")
@@ -191,7 +192,7 @@ def opened_facts(
         known = isinstance(given, Sequence) and given
         if not known or not all(isinstance(fact, Fact) for fact in given):
             raise ConfigError(
-                "Expected a Fact, a list of them or Requests, got "
+                "Expected a Fact, a list of facts or Requests, got "
                 f"{type(facts).__name__}."
             )
         if lone is model:
@@ -201,7 +202,7 @@ def opened_facts(
             )
         requests = Requests.from_texts(model.tokenizer, given, method.contexts)
     if not lone.causal:
-        raise ShapeError("Facts are rewritten in causal language models only.")
+        raise ShapeError("Facts can be rewritten only in causal language models.")
     check_linear_writes(lone, "rewrite")
     for layer in method.edited:
         read(lone, MLP_OUT, layer)
@@ -216,7 +217,7 @@ def opened_facts(
 
 
 def fitted(model: AbstractModel, requests: Requests) -> Requests:
-    """Cut padding that the model's context has no room for.
+    """Cut padding that does not fit the model's context.
 
     Raises:
         PositionError: prompts longer than the context.
@@ -244,7 +245,7 @@ def values_of(
     batch: int,
     report: Report | None = None,
 ) -> Values:
-    """Search the values of all requests, a batch at a time."""
+    """Search for the values of all requests, one batch at a time."""
     parts, total = [], len(requests)
     for at in range(0, total, batch):
         few = requests[at : at + batch]

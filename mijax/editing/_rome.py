@@ -28,7 +28,7 @@ from mijax.editing._search import Values, ValueSearch
 from mijax.editing._weight_edit import WeightEdit
 from mijax.editing._weights import MLP_OUT, read
 
-# Layer and clamp of the published runs, and MLP matrices as in their files.
+# Layer and clamp in the published runs, and MLP matrices as named in their files.
 PUBLISHED: Mapping[str, tuple[int, float]] = {
     "gpt2-medium": (8, 3.0),
     "gpt2-large": (12, 4.0),
@@ -44,11 +44,11 @@ class AbstractEditedKey(eqx.Module):
     def choose(
         self, averaged: Float[np.ndarray, "mlp"], plain: Float[np.ndarray, "mlp"]
     ) -> Float[np.ndarray, "mlp"]:
-        """Return the key, given the average over contexts and the plain prompt's."""
+        """Choose between the average over contexts and the plain prompt's key."""
 
 
 class PromptKey(AbstractEditedKey):
-    """The key of the plain prompt, as in the published code of ROME."""
+    """The key of the plain prompt, as in ROME's published code."""
 
     def choose(
         self, averaged: Float[np.ndarray, "mlp"], plain: Float[np.ndarray, "mlp"]
@@ -60,8 +60,8 @@ class PromptKey(AbstractEditedKey):
 class AveragedKey(AbstractEditedKey):
     """The key averaged over contexts, as in r-ROME (Gupta et al. 2024).
 
-    The same key then sets direction and length of the update, which prevents the
-    large updates that make a model collapse after one edit (arXiv:2403.07175).
+    The same key then sets the direction and the length of the update, which prevents
+    the large updates that make a model collapse after one edit (arXiv:2403.07175).
     """
 
     def choose(
@@ -72,9 +72,9 @@ class AveragedKey(AbstractEditedKey):
 
 
 class Uncorrected(eqx.Module):
-    """The identity in place of a covariance: a method other than the published one.
+    """The identity in place of a covariance, unlike the published method.
 
-    It needs no text, and changes values of other keys more.
+    It needs no text, but changes the values of other keys more.
     """
 
     def solve(self, layer: int, keys: Any) -> Float[np.ndarray, "mlp *n"]:
@@ -88,9 +88,9 @@ class Uncorrected(eqx.Module):
 class ROME(AbstractRewriter):
     r"""Rank-one model editing (Meng et al. 2022, arXiv:2202.05262).
 
-    The output matrix $W$ of an MLP is read as a memory that maps the key $k$ of a
-    subject, the activation at `mlp_post`, to a value. Of all changes that give the key
-    $k$ the value $v^*$, this one changes the values of other keys least:
+    The output matrix $W$ of an MLP is treated as a memory that maps the key $k$ of a
+    subject, the activation at `mlp_post`, to a value. Among all changes that map $k$ to
+    the value $v^*$, this one changes the values of other keys least:
 
     \[ \Delta W = u \otimes \frac{v^* - W k}{k \cdot u}, \quad
        u = \frac{C^{-1} \bar k}{\|C^{-1} \bar k\|} \]
@@ -103,8 +103,8 @@ class ROME(AbstractRewriter):
         layer: the edited layer.
         covariance: second moment of its keys, or `Uncorrected()`.
         contexts: texts before the prompt.
-        search: search of $v^*$.
-        key: the key whose value is set.
+        search: settings of the search for $v^*$.
+        key: the key whose value the edit sets.
     """
 
     layer: int = eqx.field(static=True)
@@ -141,11 +141,11 @@ class ROME(AbstractRewriter):
 
     @property
     def edited(self) -> tuple[int, ...]:
-        """Layers that are edited."""
+        """The edited layers."""
         return (self.layer,)
 
     def check(self, model: AbstractModel) -> None:
-        """Refuse the covariance of another model, or one without an inverse."""
+        """Raise if the covariance is singular or comes from another model."""
         self.covariance.check(model, self.layer)
 
     def find(
@@ -156,7 +156,7 @@ class ROME(AbstractRewriter):
         batch: int,
         report: Report | None,
     ) -> Rewrite:
-        """Edit one fact after another, each on the model with those before."""
+        """Edit one fact at a time, each in the model with the earlier edits."""
         edits, values = [], []
         for i in range(len(requests)):
             one = requests[i : i + 1]
@@ -171,7 +171,7 @@ class ROME(AbstractRewriter):
         return Rewrite(edits[0].then(*edits[1:]), tuple(edits), joined, self)
 
     def find_each(self, model: AbstractModel, requests: Requests) -> list[WeightEdit]:
-        """Edit each fact in the model without the others."""
+        """Edit each fact separately in the unedited model."""
         return self._edits(
             model, requests, self._values(model, requests, len(requests))
         )
@@ -183,7 +183,7 @@ class ROME(AbstractRewriter):
     def _edits(
         self, model: AbstractModel, requests: Requests, values: Values
     ) -> list[WeightEdit]:
-        """Make the rank-one edit of each fact."""
+        """Return the rank-one edit for each fact."""
         averaged, plain = keys_of(model, requests, self.layer)
         solved = self.covariance.solve(self.layer, averaged.T).T
         target = np.asarray(values.value, np.float64)
@@ -193,7 +193,7 @@ class ROME(AbstractRewriter):
         for i in range(len(requests)):
             u = solved[i] / np.linalg.norm(solved[i])
             key = self.key.choose(averaged[i], plain[i])
-            # What the MLP writes for the key, its bias included, is linear in the key.
+            # The MLP's output, including its bias, is affine in the key.
             now = before[i] + (key - plain[i]) @ matrix
             right = (target[i] - now) / (key @ u)
             delta = LowRank(_column(u), _row(right))

@@ -1,4 +1,4 @@
-"""Concept scrubbing: a concept erased from one layer after another."""
+"""Concept scrubbing: erase a concept layer by layer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,20 +24,20 @@ def scrub(
     site: str = "resid_post",
     method: AbstractErasure = DEFAULT,
 ) -> Any:
-    """Erases a concept from one layer after another.
+    """Erase a concept layer by layer.
 
-    Each eraser is fitted on activations of the model with the erasers of the layers
-    before (concept scrubbing, Belrose et al. 2023, section 6).
+    Each eraser is fitted to activations of the model with the erasers of all earlier
+    layers (concept scrubbing, Belrose et al. 2023, section 6).
 
     Args:
         model: a decoder, or a language model.
         tokens: prompts, as `mijax.capture` takes them.
         labels: the concept, one label per prompt.
         layers: layers to erase it from, in ascending order.
-        position: position that erasers are fitted on, or one per prompt, such as
+        position: position to fit the erasers at, or one per prompt, such as
             `prompts.last`. They apply at every position.
         site: the site.
-        method: fits an `Eraser`, an edit without labels.
+        method: a method that fits an `Eraser`, which needs no labels when applied.
 
     Returns:
         The edits, for `mijax.run` and `mijax.edited`.

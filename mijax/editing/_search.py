@@ -1,9 +1,9 @@
-r"""The search for a value: what an MLP or a block should write at the subject.
+r"""The search for the value that an MLP or a block should output at the subject.
 
 A vector $\delta$ is added to the residual stream at the subject's last token, right
 after the edited layer, and optimized until the model completes the prompts with the
-target. Layers up to there run once and not in every step. All steps are one compiled
-program; facts of a batch are searched side by side, each until it is done.
+target. Earlier layers run only once instead of in every step. All steps are one
+compiled program; facts in a batch are searched in parallel, each until it is done.
 """
 
 from typing import Any
@@ -26,17 +26,17 @@ class ValueSearch(eqx.Module):
     The loss of $\delta$ is the mean over contexts of the negative log-likelihood of the
     target, divided by its number of tokens, plus
     `kl` times $\mathrm{KL}(p_\delta \| p_0)$ after the subject of "{} is a", plus
-    `decay` times $\|\delta\| / \|v_0\|^2$. The last term is what the published code
-    computes: its paper squares the norm above the line too. Adam takes a step, then
-    $\|\delta\|$ is cut to `clamp` times $\|v_0\|$.
+    `decay` times $\|\delta\| / \|v_0\|^2$. The last term follows the published code;
+    the paper squares the norm in the numerator too. After each step of Adam,
+    $\|\delta\|$ is clipped to `clamp` times $\|v_0\|$.
 
     Attributes:
         learning_rate: step size of Adam.
-        steps: losses that are computed; there is one update less.
-        clamp: largest norm relative to that of the value before.
+        steps: number of loss evaluations, one more than updates.
+        clamp: largest norm of $\delta$, relative to the original value's norm.
         kl: weight of the divergence.
         decay: weight of the norm.
-        stop: the search ends when the loss is below.
+        stop: the search ends when the loss falls below this number.
 
     Raises:
         ConfigError: fewer than one step, or a clamp that is not above 0.
@@ -58,16 +58,16 @@ class ValueSearch(eqx.Module):
 
 
 class Values(eqx.Module):
-    """The values that a search found, and its course.
+    """The values found by a search, with its loss history.
 
     Attributes:
         initial: value before the edit, on the plain prompt.
-        delta: what to add to it.
+        delta: change to add to it.
         losses: negative log-likelihood, divergence and norm terms at each step, in
             nats; NaN after the end.
-        steps: number of losses that were computed.
-        probability: mean over contexts of the target's probability per token, the
-            exponential of minus its negative log-likelihood, at the end.
+        steps: number of loss evaluations.
+        probability: mean over contexts of the target's probability per token at the
+            end, the exponential of its mean log-likelihood.
     """
 
     initial: Float[Array, "*fact embed"]
@@ -90,13 +90,13 @@ def search(
     site: str,
     settings: ValueSearch,
 ) -> Values:
-    """Search the values of facts, side by side.
+    """Search for the values of facts in parallel.
 
     Args:
-        model: the model; its blocks add what they write to the stream unchanged.
+        model: the model; its blocks add their outputs to the stream unchanged.
         requests: the facts.
         layer: the edited layer.
-        site: `"mlp_out"` or `"resid_post"`, whose value is searched.
+        site: site of the value, `"mlp_out"` or `"resid_post"`.
         settings: loss and optimizer.
 
     Returns:
@@ -147,7 +147,7 @@ def _one(
     stream: Float[Array, "prompt seq embed"],
     initial: Float[Array, " embed"],
 ) -> Values:
-    """Search the value of one fact."""
+    """Search for the value of one fact."""
     counted = jnp.arange(target.shape[0]) < length
     reads = jnp.minimum(
         ends[:, None] - 1 + jnp.arange(target.shape[0]), stream.shape[1] - 1
@@ -155,7 +155,7 @@ def _one(
     size = jnp.linalg.norm(initial)
 
     def predictions(delta: Array) -> tuple[Array, Array]:
-        """Return log-likelihoods of the target, and what follows the subject."""
+        """Return the target's log-likelihoods and predictions after the subject."""
         rows = jnp.arange(len(lookup))
         x = stream.at[rows, lookup].add(delta.astype(stream.dtype))
         x = jax.vmap(lambda one: _blocks(tail, one))(x)

@@ -1,4 +1,4 @@
-"""Circuit surgery: parts of a circuit scaled or transplanted in the weights."""
+"""Circuit surgery: scale or transplant nodes of a circuit in the weights."""
 
 import re
 from collections.abc import Sequence
@@ -29,21 +29,21 @@ HEADS = (
 
 @checked
 def scale_nodes(model: Any, nodes: Sequence[str], *, factor: float) -> WeightEdit:
-    """Scales what nodes of a circuit write, in the weights.
+    """Scale the outputs of circuit nodes in the weights.
 
-    0 disables the nodes: the edited model computes what zero ablation of them at `z`
-    and `mlp_out` would, at every position, without an edit.
+    A factor of 0 disables the nodes: the edited model computes the same as zero
+    ablation at `z` and `mlp_out`, at every position.
 
     Args:
-        model: a model whose blocks add what they write unchanged.
+        model: a model whose blocks add their outputs to the stream unchanged.
         nodes: names of heads and MLPs as in circuits, `"a3.h1"` and `"m2"`.
-        factor: what to multiply their output by.
+        factor: factor to multiply their outputs by.
 
     Returns:
         One edit.
 
     Raises:
-        ConfigError: a name that is no head or MLP, or one that is given twice.
+        ConfigError: a name that is not a head or MLP, or a repeated name.
         SiteError: a layer or head that the model does not have.
 
     Examples:
@@ -76,7 +76,7 @@ def scale_nodes(model: Any, nodes: Sequence[str], *, factor: float) -> WeightEdi
 
 @checked
 def transplant_nodes(model: Any, donor: Any, nodes: Sequence[str]) -> WeightEdit:
-    """Gives nodes of a circuit the weights that they have in another model.
+    """Copy the weights of circuit nodes from another model.
 
     Args:
         model: the model.
@@ -85,11 +85,11 @@ def transplant_nodes(model: Any, donor: Any, nodes: Sequence[str]) -> WeightEdit
         nodes: names of heads and MLPs as in circuits, `"a3.h1"` and `"m2"`.
 
     Returns:
-        One edit. The bias of attention's output, which heads share, stays.
+        One edit. The bias of attention's output, shared by the heads, does not change.
 
     Raises:
-        ConfigError: a name that is no head or MLP, one that is given twice, or single
-            heads of a model whose heads share keys and values.
+        ConfigError: a name that is not a head or MLP, a repeated name, or single heads
+            in a model whose heads share keys and values.
         SiteError: a layer or head that the model does not have.
 
     Examples:
@@ -111,7 +111,7 @@ def transplant_nodes(model: Any, donor: Any, nodes: Sequence[str]) -> WeightEdit
         if mine.shape != theirs.shape:
             raise SiteError(
                 f"{name} has shape {mine.shape} in the model and {theirs.shape} in the "
-                "donor: give models of one shape."
+                "donor: give models of the same shape."
             )
         delta = deltas.get((name, layer), jnp.zeros_like(mine))
         deltas[name, layer] = delta.at[at].set((theirs - mine)[at])
@@ -124,8 +124,8 @@ def transplant_nodes(model: Any, donor: Any, nodes: Sequence[str]) -> WeightEdit
         shared = read(lone, "blocks.attention.w_k", layer).shape[1]
         if shared != read(lone, "blocks.attention.w_q", layer).shape[1]:
             raise ConfigError(
-                f"Heads of this model share {shared} keys and values, so one head "
-                "cannot be transplanted alone."
+                f"Heads in this model share {shared} keys and values, so a single head "
+                "cannot be transplanted."
             )
         for part, axis in HEADS:
             name = f"blocks.attention.{part}"
@@ -143,7 +143,7 @@ def _parsed(model: Any, nodes: Sequence[str]) -> list[tuple[int, int | None]]:
         head, mlp = HEAD.fullmatch(node), MLP.fullmatch(node)
         if head is None and mlp is None:
             raise ConfigError(
-                f"{node!r} is no head or MLP: names are such as 'a3.h1' and 'm2'."
+                f"{node!r} is not a head or MLP: give names such as 'a3.h1' and 'm2'."
             )
         if mlp is not None:
             layer = int(mlp[1])

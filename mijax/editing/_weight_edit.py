@@ -1,4 +1,4 @@
-"""`WeightEdit`: changes of weights as one value."""
+"""`WeightEdit`: a set of weight changes as one value."""
 
 from typing import Any
 
@@ -14,13 +14,13 @@ from mijax.editing._weights import bare, on_model, read, weight_digest, write
 
 
 class Change(eqx.Module):
-    """A delta and its place.
+    """A delta and its location.
 
     Attributes:
         weight: name of the weight, its path in the model's tree.
         layer: index of the block; `None` for a weight outside the blocks.
-        delta: what is added.
-        base: SHA-256 of the weight that the delta was made for; empty if it fits any.
+        delta: the delta to add.
+        base: SHA-256 of the weight that the delta was made for; empty to accept any.
     """
 
     weight: str = eqx.field(static=True)
@@ -51,11 +51,11 @@ class Change(eqx.Module):
 class WeightEdit(eqx.Module):
     """A permanent edit: deltas at named weights and layers.
 
-    It is a value. `apply` returns another model and leaves the given one as it is; the
-    edited model works with every method, since nothing but numbers has changed.
+    `apply` returns a new model and leaves the original unchanged. The edited model
+    works with every method, since only numbers have changed.
 
     Attributes:
-        changes: the deltas in the order in which they are added.
+        changes: the deltas, in the order in which they are added.
 
     Examples:
         >>> import jax, mijax
@@ -80,20 +80,20 @@ class WeightEdit(eqx.Module):
     def on(
         cls, model: Any, weight: str, delta: AbstractDelta, *, layer: int | None = None
     ) -> "WeightEdit":
-        """Make an edit of one weight of a model.
+        """Create an edit of one weight in a model.
 
         Args:
             model: the model, or a language model.
             weight: name of the weight, as `weight_names` lists it.
-            delta: what to add.
-            layer: index of the block, for weights of blocks.
+            delta: the delta to add.
+            layer: index of the block, for weights in blocks.
 
         Returns:
-            The edit, which other models than this one refuse.
+            The edit; applying it to a different model raises an error.
 
         Raises:
             SiteError: no such weight or layer.
-            ShapeError: a delta of another shape.
+            ShapeError: the delta's shape differs from the weight's.
         """
         value = read(bare(model), weight, layer)
         change = Change(weight, layer, delta, weight_digest(value))
@@ -114,8 +114,8 @@ class WeightEdit(eqx.Module):
 
         Raises:
             SiteError: a weight or layer that the model does not have.
-            ShapeError: a delta of another shape.
-            FrameError: another model than the edit was made for.
+            ShapeError: a delta's shape differs from its weight's.
+            FrameError: the edit was made for a different model.
         """
         return on_model(model, self._applied)
 
@@ -126,12 +126,12 @@ class WeightEdit(eqx.Module):
             added = change.added_to(value)
             now = weight_digest(value) if change.base else ""
             first = original.setdefault(change.place, now)
-            # Edits that are joined may each have been made for the model without any.
+            # Joined edits may each have been made for the unedited model.
             if change.base and now and change.base not in (now, first):
                 raise FrameError(
-                    f"The edit of {change.weight} of layer {change.layer} was made for "
-                    "other weights than this model has: apply it to the model that it "
-                    "was made for, before other edits of this weight."
+                    f"The edit of {change.weight} in layer {change.layer} was made for "
+                    "different weights: apply it to the model that it was made for, "
+                    "before other edits of this weight."
                 )
             model = write(model, *change.place, added)
         return model
@@ -139,21 +139,21 @@ class WeightEdit(eqx.Module):
     def undo(self, edited: Any, original: Any) -> Any:
         """Return the model before the edit, bit for bit.
 
-        Rounding makes it impossible to subtract a delta exactly, so the weights come
-        from the original model, after a check that this edit and nothing else is what
-        changed them. Weights at other places stay as they are in `edited`.
+        Rounding makes it impossible to subtract a delta exactly, so the weights are
+        copied from the original model, after a check that only this edit changed them.
+        Other weights keep their values from `edited`.
 
         Args:
             edited: the edited model, or a language model.
             original: the model that the edit was applied to.
 
         Returns:
-            The edited model with the original's weights where the edit is.
+            The edited model with the original weights at the edited places.
 
         Raises:
             SiteError: a weight or layer that a model does not have.
-            FrameError: the original is another model, or the weights of `edited` are
-                not those that this edit makes.
+            FrameError: the original is a different model, or this edit did not produce
+                the weights of `edited`.
         """
         base = bare(original)
         applied = self._applied(base)
@@ -164,8 +164,8 @@ class WeightEdit(eqx.Module):
                 known = not isinstance(now, Tracer) and not isinstance(made, Tracer)
                 if known and not bool(jnp.array_equal(now, made)):
                     raise FrameError(
-                        f"The weights of {place[0]} of layer {place[1]} are not those "
-                        "that this edit makes: undo later edits of it first."
+                        f"This edit did not produce the weights of {place[0]} in layer "
+                        f"{place[1]}: undo later edits of them first."
                     )
                 model = write(model, *place, read(base, *place))
             return model
@@ -173,19 +173,19 @@ class WeightEdit(eqx.Module):
         return on_model(edited, restore)
 
     def then(self, *others: "WeightEdit") -> "WeightEdit":
-        """Join edits into one, in order.
+        """Combine edits into one, in order.
 
         Args:
-            *others: later edits, made for the model with the earlier ones or for the
-                model without any.
+            *others: later edits, made for the model with the earlier edits or for the
+                unedited model.
 
         Returns:
-            One edit with the changes of all.
+            One edit with all changes.
         """
         return WeightEdit(sum((other.changes for other in others), start=self.changes))
 
     def scaled(self, factor: float | int | Array) -> "WeightEdit":
-        """Return the edit with every delta times a number; 0 changes nothing."""
+        """Return the edit with every delta scaled by a number; 0 changes nothing."""
         return WeightEdit(
             tuple(
                 Change(c.weight, c.layer, c.delta.scaled(factor), c.base)
@@ -195,7 +195,7 @@ class WeightEdit(eqx.Module):
 
     @property
     def places(self) -> tuple[tuple[str, int | None], ...]:
-        """Weights and layers that are changed, each once."""
+        """The changed weights and layers, each once."""
         return tuple(dict.fromkeys(change.place for change in self.changes))
 
     def norms(self) -> Float[Array, " change"]:
@@ -205,8 +205,8 @@ class WeightEdit(eqx.Module):
     def growth(self, model: Any) -> Float[Array, " place"]:
         r"""Return the growth of the norm of each weight.
 
-        $\|W + \Delta W\|_F / \|W\|_F - 1$ for each of `places`; repeated edits that
-        make it large damage a model.
+        $\|W + \Delta W\|_F / \|W\|_F - 1$ for each of `places`. Repeated edits with
+        large growth damage a model.
 
         Args:
             model: the model before the edit, or a language model.

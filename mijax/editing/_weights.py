@@ -1,4 +1,4 @@
-"""Weights of a model by the name of their path in its tree."""
+"""Weights of a model, named by their path in its tree."""
 
 import dataclasses
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def weight_names(model: Any) -> tuple[str, ...]:
 
 
 def read(model: Any, name: str, layer: int | None) -> Float[Array, "..."]:
-    """Return one weight of a model, in one layer where it is stacked.
+    """Return one weight of a model, for one layer if it is stacked.
 
     Raises:
         SiteError: no such weight or layer.
@@ -63,10 +63,10 @@ def read(model: Any, name: str, layer: int | None) -> Float[Array, "..."]:
 
 
 def write(model: Any, name: str, layer: int | None, value: Array) -> Any:
-    """Return the model with another value of one weight, in the weight's dtype.
+    """Return the model with a new value for one weight, in the weight's dtype.
 
     Raises:
-        ShapeError: a value of another shape.
+        ShapeError: the value's shape differs from the weight's.
     """
     old = read(model, name, layer)
     if old.shape != value.shape:
@@ -86,12 +86,12 @@ def write(model: Any, name: str, layer: int | None, value: Array) -> Any:
 
 
 def weight_digest(value: Any) -> str:
-    """Return the SHA-256 of a weight's dtype, shape and bytes; empty where traced."""
+    """Return the SHA-256 of a weight's dtype, shape and bytes; empty if traced."""
     return "" if isinstance(value, Tracer) else digest(np.asarray(value))
 
 
 def bare(model: Any) -> Any:
-    """Return the model inside a language model, and any other model as it is."""
+    """Return the model inside a language model, or the given model."""
     inner = getattr(model, "model", None)
     if isinstance(model, AbstractModel) or not isinstance(inner, AbstractModel):
         return model

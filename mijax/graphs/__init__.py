@@ -1,4 +1,4 @@
-"""Attribution graphs over replacement models."""
+"""Attribution graphs for replacement models."""
 
 from mijax.graphs._attention import QK as QK
 from mijax.graphs._attention import HeadLoadings as HeadLoadings

@@ -1,4 +1,4 @@
-"""Attention explained: which heads carry an edge, and why a head attends."""
+"""Attention in graphs: the heads that carry an edge, and the sources of a score."""
 
 from typing import Any, NamedTuple
 
@@ -14,19 +14,19 @@ from mijax.graphs._graph import LOGIT, AttributionGraph
 from mijax.graphs._replacement import Local, Replacement, linear_map, pushed
 from mijax.graphs._sources import Node, nodes_of, written
 
-# Sources that are pushed through the model together.
+# Number of sources to push through the model together.
 BATCH = 8
 
 
 class HeadLoadings(NamedTuple):
-    """How much of each edge goes through each attention head.
+    """Contribution of each attention head to each edge.
 
     Attributes:
         sources: names of the sources, strongest first.
-        edges: effect of each on the target.
-        heads: part that goes through a head, `[source, layer, head]`. In each layer,
-            heads and what passes by them add up to the edge.
-        bypass: part that passes by the heads of a layer, `[source, layer]`.
+        edges: effect of each source on the target.
+        heads: part of the edge through each head, `[source, layer, head]`. In each
+            layer, `heads` and `bypass` sum to the edge.
+        bypass: part of the edge that bypasses a layer's heads, `[source, layer]`.
     """
 
     sources: tuple[str, ...]
@@ -46,19 +46,19 @@ def head_loadings(
 ) -> HeadLoadings:
     r"""Split the edges into a target over the attention heads.
 
-    With patterns frozen an edge is linear in the output of every head:
+    With frozen patterns, an edge is linear in the output of every head:
     $A_{ts} = \sum_h \langle g_{a,h}, z_{a,h} \rangle + \text{bypass}$ in each layer
-    $a$, with $g$ the gradient of the target at the head's output and $z$ what the
-    source adds to it (Kamath et al. 2025, "Tracing Attention Computation Through
-    Feature Interactions").
+    $a$, with $g$ the gradient of the target at the head's output and $z$ the source's
+    contribution to that output (Kamath et al. 2025, "Tracing Attention Computation
+    Through Feature Interactions").
 
     Args:
         replacement: the model and its transcoders.
         prompt: the prompt of the graph.
         graph: a graph from `attribute`.
-        target: name of a feature or logit of the graph.
-        k: number of sources, the strongest.
-        tokenizer: to read texts.
+        target: name of a feature or logit in the graph.
+        k: number of strongest sources to split.
+        tokenizer: tokenizer for a text prompt.
 
     Returns:
         The loadings.
@@ -71,7 +71,7 @@ def head_loadings(
     chosen = np.argsort(-np.abs(row), kind="stable")[:k]
     chosen = chosen[row[chosen] != 0]
     if not len(chosen):
-        raise SiteError(f"No node of the graph has an effect on {target!r}.")
+        raise SiteError(f"No node in the graph has an effect on {target!r}.")
     ids, _, found, _ = prepared(replacement, prompt, tokenizer)
     node = jax.tree.map(lambda a: a[0], nodes_of(graph, np.array([at])))
     logit = graph.kind[at] == LOGIT
@@ -129,18 +129,18 @@ def _loadings(
 
 
 class QK(NamedTuple):
-    """Attention score of one head at one pair of tokens, by pairs of sources.
+    """Attention score for one head and one pair of tokens, split by pairs of sources.
 
     Attributes:
         sources: names of the sources; the last row and column, `"bias"`, is the rest.
-        table: what each pair adds to the score, `[source of query, source of key]`.
+        table: contribution of each pair to the score, `[query source, key source]`.
     """
 
     sources: tuple[str, ...]
     table: Float[np.ndarray, "query key"]
 
     def top(self, k: int = 10) -> list[tuple[str, str, float]]:
-        """Return the pairs that matter most: query source, key source, contribution."""
+        """Return the largest pairs: query source, key source, contribution."""
         order = np.argsort(-np.abs(self.table).ravel(), kind="stable")[:k]
         pairs = zip(*np.unravel_index(order, self.table.shape), strict=True)
         return [
@@ -163,33 +163,34 @@ def qk_attribution(
     r"""Split an attention score over pairs of sources.
 
     The score is bilinear in the stream at the two tokens,
-    $s = \frac{1}{\sqrt d} \sum_{i,j} q_i^\top k_j$, with $q_i$ and $k_j$ what source
-    $i$ and $j$ add to the rotated query and key, norm scales and earlier patterns
-    frozen. What biases and nodes outside of the graph add is one more source.
+    $s = \frac{1}{\sqrt d} \sum_{i,j} q_i^\top k_j$, with $q_i$ and $k_j$ the
+    contributions of sources $i$ and $j$ to the rotated query and key, for frozen norm
+    scales and earlier patterns. Biases and nodes outside the graph form one more
+    source.
 
     Args:
         replacement: the model and its transcoders.
         prompt: the prompt of the graph.
-        graph: its features, errors and tokens are the sources; prune it first, since
-            each is pushed through the model.
-        layer: of the head.
-        head: the query head.
+        graph: a graph whose features, errors and tokens are the sources. Prune it
+            first, since each source is pushed through the model.
+        layer: layer of the head.
+        head: index of the query head.
         query: position of the query.
-        key: position of the key, at most that of the query.
-        tokenizer: to read texts.
+        key: position of the key, not after the query.
+        tokenizer: tokenizer for a text prompt.
 
     Returns:
-        The table; it sums to the score before a cap.
+        The table; it sums to the score before any cap.
 
     Raises:
-        ConfigError: blocks whose attention is not an `nn.Attention`.
+        ConfigError: the blocks' attention is not an `nn.Attention`.
         SiteError: a layer, head or position that does not exist.
     """
     attention = getattr(replacement.model.blocks, "attention", None)
     sites = ("q_rotated", "k_rotated")
     ids, _, found, count = prepared(replacement, prompt, tokenizer)
     if attention is None or not hasattr(attention, "rotary"):
-        raise ConfigError("Attention scores are split for blocks of nn.Attention only.")
+        raise ConfigError("qk_attribution needs blocks with nn.Attention.")
     if attention.rotary is None:
         sites = ("q", "k")
     limits = (len(found.errors), attention.heads, count, query + 1)
@@ -226,7 +227,7 @@ def _sides(
     place: Int[Array, " 4"],
     sites: tuple[str, str],
 ) -> tuple[Array, Array, tuple[Array, Array]]:
-    """Return what each source adds to a query and a key, and their values."""
+    """Return each source's contribution to a query and a key, and their values."""
     layer, head, query, key = place
     mapped = linear_map(replacement, tokens, sites=sites)
     zeros = jnp.zeros_like(found.embed), jnp.zeros_like(found.errors)

@@ -1,4 +1,4 @@
-"""`attribute`: the attribution graph of a prompt."""
+"""`attribute`: the attribution graph for a prompt."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from mijax.graphs._rows import Features, Targets, rows
 from mijax.nn import scaled_like
 from mijax.nn.internal import readout_of
 
-# Targets that run together, and those between updates of the ranking.
+# Number of targets to run together, and between updates of the ranking.
 BATCH, UPDATE = 16, 128
 
 
@@ -28,15 +28,15 @@ class TopLogits:
     """The most likely next tokens as targets.
 
     Attributes:
-        most: at most this many.
-        mass: the fewest whose probabilities sum to at least this.
+        most: maximum number of targets.
+        mass: take the fewest tokens whose probabilities sum to this or more.
     """
 
     most: int = 10
     mass: float = 0.95
 
     def of(self, logits: Float[np.ndarray, " vocab"]) -> Int[np.ndarray, " k"]:
-        """Return the ids, most likely first."""
+        """Return the token ids, most likely first."""
         chances = np.asarray(jax.nn.softmax(jnp.asarray(logits, jnp.float32)))
         best = np.argsort(-chances, kind="stable")[: self.most]
         return best[: int(np.searchsorted(np.cumsum(chances[best]), self.mass)) + 1]
@@ -52,40 +52,39 @@ def attribute(
     tokenizer: Any = None,
     progress: Progress = None,
 ) -> AttributionGraph:
-    r"""Compute the attribution graph of a prompt.
+    r"""Compute the attribution graph for a prompt.
 
-    Nodes are the active features of the transcoders, their errors, the tokens and the
-    likeliest next tokens. An edge is a direct effect with attention patterns, norm
-    scales and errors held at what they are on the prompt:
-    $A_{ts} = g_t^\top x_s$, with $x_s$ what the source writes (a feature's activation
-    times its decoder row, an error, an embedding) and $g_t$ the gradient of the
-    target, a feature's pre-activation or a logit minus the mean logit, both before a
-    soft cap (Ameisen et al. 2025, "Circuit Tracing"). What sources add up to and what
-    biases add is the target's value, exactly. Positions in `left_out` have no features
-    or errors.
+    Nodes are the transcoders' active features, their errors, the tokens and the most
+    likely next tokens. An edge is a direct effect with attention patterns, norm scales
+    and errors frozen at their values on the prompt: $A_{ts} = g_t^\top x_s$. Here $x_s$
+    is the source's output (a feature's activation times its decoder row, an error, or
+    an embedding), and $g_t$ is the gradient of the target, which is a feature's
+    pre-activation or a logit minus the mean logit, both before a soft cap (Ameisen et
+    al. 2025, "Circuit Tracing"). The contributions of sources and biases sum exactly to
+    the target's value. The first `left_out` positions have no features or errors.
 
-    All rows of one prompt come from one linearization and two compiled programs; other
-    prompts of up to the same number of tokens use them again.
+    All rows for a prompt come from one linearization and two compiled programs, which
+    other prompts of up to the same number of tokens reuse.
 
     Args:
         replacement: the model and its transcoders.
         prompt: token ids of one prompt, `[seq]`, or a text with a `tokenizer`.
-        targets: which logits; `TopLogits()`, or token ids.
-        left_out: number of positions at the start whose features and errors are left
-            out, as circuit-tracer leaves out the first token.
-        features: keep at most this many features, those with most influence on the
-            targets; every active one by default.
-        tokenizer: to read texts and to label nodes.
-        progress: called with targets done and in all; `None` draws a bar after three
-            seconds, `False` none.
+        targets: target logits, as `TopLogits()` or token ids.
+        left_out: number of positions at the start without features and errors;
+            circuit-tracer leaves out the first token.
+        features: maximum number of features to keep, by influence on the targets;
+            every active feature by default.
+        tokenizer: tokenizer for a text prompt and for node labels.
+        progress: called with the number of targets done and the total; `None` shows a
+            bar after three seconds, `False` shows none.
 
     Returns:
         The graph.
 
     Raises:
-        ConfigError: no target or no feature allowed.
-        ShapeError: more than one prompt, or a prompt on which no feature is active.
-        TokenError: a target that is not in the vocabulary.
+        ConfigError: no targets, or `features` below 1.
+        ShapeError: more than one prompt, or a prompt with no active features.
+        TokenError: a target outside the vocabulary.
 
     Examples:
         >>> import jax, mijax
@@ -103,7 +102,7 @@ def attribute(
         True
     """
     if features is not None and features < 1:
-        raise ConfigError(f"A graph keeps at least 1 feature, got {features}.")
+        raise ConfigError(f"features must be 1 or more, got {features}.")
     ids, last, found, count = prepared(
         replacement, prompt, tokenizer, left_out=left_out
     )
@@ -112,7 +111,7 @@ def attribute(
     active = np.argwhere(latents > 0)
     if not len(active):
         raise ShapeError(
-            "No feature is active on this prompt, so there is no graph: check that the "
+            "No feature is active on this prompt, so it has no graph: check that the "
             "transcoders were trained on this model and site."
         )
     job = _Job(replacement, ids, found, active, latents[tuple(active.T)], count)
@@ -136,21 +135,21 @@ def prepared(
     Args:
         replacement: the model and its transcoders.
         prompt: token ids of one prompt, or a text.
-        tokenizer: to read texts.
+        tokenizer: tokenizer for a text prompt.
         left_out: number of positions at the start without features and errors.
 
     Returns:
         Padded token ids, the index of the last token, the run, the number of tokens.
 
     Raises:
-        PositionError: nothing but positions that are left out.
+        PositionError: all positions are left out.
         ShapeError: more than one prompt.
     """
     tokens = _one_prompt(replacement, prompt, tokenizer)
     count = len(tokens)
     if not 0 <= left_out < count:
         raise PositionError(
-            f"Expected fewer positions to leave out than the {count} of the prompt, "
+            f"left_out must be below {count}, the number of tokens in the prompt, "
             f"got {left_out}."
         )
     # Padding on the right changes nothing: the model is causal.
@@ -163,7 +162,7 @@ def prepared(
 
 
 def _one_prompt(replacement: Replacement, prompt: Any, tokenizer: Any) -> np.ndarray:
-    """Return the ids of one prompt."""
+    """Return the token ids of one prompt."""
     lm = (
         replacement.model if tokenizer is None else _Named(replacement.model, tokenizer)
     )
@@ -174,8 +173,8 @@ def _one_prompt(replacement: Replacement, prompt: Any, tokenizer: Any) -> np.nda
         ids = ids[0] if lengths is None else ids[0, : int(lengths[0])]
     if ids.ndim != 1 or not len(ids):
         raise ShapeError(
-            f"A graph is of one prompt, token ids [seq], got shape {ids.shape}: call "
-            "it for each prompt."
+            f"A graph takes one prompt, token ids [seq], got shape {ids.shape}: call "
+            "attribute for each prompt."
         )
     return ids
 
@@ -193,12 +192,12 @@ def _targets(targets: Any, logits: np.ndarray) -> np.ndarray:
     chosen = np.asarray(targets)
     if chosen.ndim != 1 or not len(chosen) or chosen.dtype.kind not in "iu":
         raise ConfigError(
-            f"Targets are TopLogits() or a list of token ids, got {targets!r:.80}."
+            f"Expected TopLogits() or a list of token ids, got {targets!r:.80}."
         )
     wrong = chosen[(chosen < 0) | (chosen >= len(logits))]
     if len(wrong) or len(set(chosen.tolist())) < len(chosen):
         raise TokenError(
-            f"Targets are different token ids from 0 to {len(logits) - 1}, got "
+            f"Targets must be distinct token ids from 0 to {len(logits) - 1}, got "
             f"{targets!r:.80}."
         )
     return chosen
@@ -207,7 +206,7 @@ def _targets(targets: Any, logits: np.ndarray) -> np.ndarray:
 def logit_directions(
     model: Any, stream: Float[Array, " embed"], ids: Int[Array, " k"]
 ) -> Float[Array, "k embed"]:
-    """Return what each logit minus the mean logit reads of the stream, scale frozen."""
+    """Return the stream direction of each logit minus the mean, at a frozen scale."""
     readout = readout_of(model, "An attribution graph", linear=False)
     weight = readout.head.weight
     to = weight[ids].astype(jnp.float32) - weight.astype(jnp.float32).mean(0)
@@ -219,7 +218,7 @@ def logit_directions(
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """What every row is computed from."""
+    """Shared inputs for computing rows."""
 
     replacement: Replacement
     tokens: Array
@@ -230,14 +229,14 @@ class _Job:
 
     @property
     def sources(self) -> Features:
-        """Active features, padded so that another number rarely compiles again."""
+        """Active features, padded so that a different number rarely recompiles."""
         room = bucket(len(self.active)) - len(self.active)
         places = jnp.asarray(np.pad(self.active, ((0, room), (0, 0))), jnp.int32)
         values = jnp.asarray(np.pad(self.values, (0, room)), jnp.float32)
         return Features(places[:, 0], places[:, 1], places[:, 2], values)
 
     def rows(self, targets: Targets) -> np.ndarray:
-        """Return effects of features, errors and tokens in one row per target."""
+        """Return effects of features, errors and tokens, one row per target."""
         found = []
         total = len(targets.layer)
         sources = self.sources
@@ -261,7 +260,7 @@ class _Job:
         return np.concatenate(found)
 
     def of_features(self, chosen: np.ndarray) -> np.ndarray:
-        """Return the rows of some active features."""
+        """Return the rows for some active features."""
         layer, position, feature = (jnp.asarray(a) for a in self.active[chosen].T)
         direction = self.replacement.coders.readers(layer, feature)
         none = jnp.zeros(len(chosen), bool)
@@ -275,10 +274,10 @@ def _feature_rows(
     most: int | None,
     report: Any,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return which active features are kept, and their rows.
+    """Return the indices of the kept active features, and their rows.
 
-    Where some are left out, those with most influence on the logits over the rows that
-    are known go first, and the ranking is updated after every few.
+    If some must be left out, those with the most influence on the logits through known
+    rows go first; the ranking is updated after every few rows.
     """
     total = len(job.active)
     room = total if most is None else min(most, total)
@@ -299,7 +298,7 @@ def _feature_rows(
 def _partial(
     of_logits: np.ndarray, rows: np.ndarray, chances: np.ndarray
 ) -> np.ndarray:
-    """Return the influence of features on the logits over the rows that are known."""
+    """Return the influence of features on the logits through the known rows."""
     count = len(rows)
     current = chances @ normalized(of_logits)
     step = normalized(rows)
@@ -320,7 +319,7 @@ def _assembled(
     logits: tuple[np.ndarray, np.ndarray],
     tokenizer: Any,
 ) -> AttributionGraph:
-    """Put rows and nodes together."""
+    """Assemble the graph from rows and nodes."""
     ids, chances = logits
     layers, count = job.found.errors.shape[0], job.count
     columns = np.concatenate([kept, np.ones(of_logits.shape[1] - len(kept), bool)])

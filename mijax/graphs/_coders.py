@@ -1,4 +1,4 @@
-"""Transcoders of all layers as one value: what a graph replaces MLPs with."""
+"""Transcoders for all layers as one value, which replace the MLPs in a graph."""
 
 import abc
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from mijax.dictionaries import CrossLayer, Dictionary, Stored, Transcoder
 
 
 class AbstractCoders(eqx.Module):
-    """Transcoders of every layer, one feature index per layer."""
+    """Transcoders for every layer, with features indexed per layer."""
 
     @abc.abstractmethod
     def encode(
@@ -34,16 +34,16 @@ class AbstractCoders(eqx.Module):
     def readers(
         self, layer: Int[Array, " n"], feature: Int[Array, " n"]
     ) -> Float[Array, "n embed"]:
-        """Return the direction that each feature reads, with the input's scale."""
+        """Return the encoder direction of each feature, including the input scale."""
 
     @abc.abstractmethod
     def writers(
         self, layer: Int[Array, " n"], feature: Int[Array, " n"]
     ) -> Float[Array, "n written embed"]:
-        """Return what each feature writes at activation 1.
+        """Return the decoder output of each feature at activation 1.
 
-        The axis `written` has the feature's own layer only, or every layer, with zeros
-        at those before it.
+        The axis `written` has only the feature's own layer, or every layer, with zeros
+        before it.
         """
 
     @abc.abstractmethod
@@ -55,7 +55,7 @@ class AbstractCoders(eqx.Module):
     @property
     @abc.abstractmethod
     def skip(self) -> Float[Array, "layer in out"] | None:
-        """Linear path from input to output, or `None`."""
+        """Linear skip connection from input to output, or `None`."""
 
 
 class PerLayer(AbstractCoders):
@@ -88,9 +88,9 @@ class PerLayer(AbstractCoders):
     def writers(
         self, layer: Int[Array, " n"], feature: Int[Array, " n"]
     ) -> Float[Array, "n written embed"]:
-        """Return what each feature writes to its layer."""
+        """Return the decoder output of each feature in its layer."""
         decoder, scale = self.dictionary.weights.decoder, self.dictionary.scale
-        # Layers without a transcoder are zeros, their scale too.
+        # Layers without a transcoder are zeros, including their scale.
         size = jnp.where(scale == 0, 1.0, scale)[layer, None]
         return (decoder[layer, feature] / size)[:, None]
 
@@ -102,7 +102,7 @@ class PerLayer(AbstractCoders):
 
     @property
     def skip(self) -> Float[Array, "layer in out"] | None:
-        """Linear path of skip transcoders."""
+        """Linear skip connection of skip transcoders."""
         return self.dictionary.weights.skip
 
 
@@ -147,7 +147,7 @@ class AcrossLayers(AbstractCoders):
     def writers(
         self, layer: Int[Array, " n"], feature: Int[Array, " n"]
     ) -> Float[Array, "n written embed"]:
-        """Return what each feature writes to every layer."""
+        """Return the decoder output of each feature in every layer."""
         rows = self.dictionary.weights.decoder[self._index(layer, feature)]
         rows = rows.reshape(len(rows), self.layers, -1)
         later = jnp.arange(self.layers) >= layer[:, None]
@@ -162,19 +162,19 @@ class AcrossLayers(AbstractCoders):
 
     @property
     def skip(self) -> None:
-        """There is no linear path."""
+        """`None`: a cross-layer transcoder has no skip connection."""
         return
 
 
 def coders_of(
     transcoders: Mapping[int, Dictionary | Stored] | Dictionary | Stored, layers: int
 ) -> AbstractCoders:
-    """Return the transcoders of all layers as one value.
+    """Return the transcoders for all layers as one value.
 
     Raises:
-        ConfigError: activations that are normalized before the dictionary reads them.
-        ShapeError: dictionaries that are not transcoders, or not of one shape.
-        SiteError: a layer that the model does not have, or no layer at all.
+        ConfigError: a dictionary normalizes its input activations.
+        ShapeError: dictionaries that are not transcoders, or whose shapes differ.
+        SiteError: a layer that the model does not have, or no layers.
     """
     if not isinstance(transcoders, Mapping):
         one = _opened(transcoders)
@@ -198,7 +198,7 @@ def coders_of(
         same = same and _shapes(one) == _shapes(first)
         if not isinstance(one.wiring, Transcoder) or not same:
             raise ShapeError(
-                "Expected a Transcoder of one shape for every layer, got "
+                "Expected Transcoders of the same shape for every layer, got "
                 f"{one.wiring!r} with {one.latents} latents at layer {layer}."
             )
     none = jax.tree.map(jnp.zeros_like, first)
@@ -211,12 +211,12 @@ def _shapes(one: Dictionary) -> list[tuple[int, ...]]:
 
 
 def _opened(one: Any) -> Dictionary:
-    """Return the dictionary of a file."""
+    """Return the dictionary, loaded from a file if needed."""
     if isinstance(one, Stored):
         if one.normalisation != "none":
             raise ConfigError(
-                "An attribution graph needs dictionaries that read activations as "
-                f"they are; this one reads them after {one.normalisation!r}."
+                "An attribution graph needs dictionaries that read raw activations; "
+                f"this one normalizes them with {one.normalisation!r}."
             )
         one = one.dictionary
     if not isinstance(one, Dictionary):

@@ -1,4 +1,4 @@
-"""The attribution graph of a prompt: nodes, edges, scores."""
+"""The attribution graph for a prompt: nodes, edges and scores."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,18 +24,18 @@ class AttributionGraph:
     Attributes:
         tokens: ids of the prompt.
         words: text of each token, or its id as text.
-        layers: number of layers of the model.
-        kind: of each node, `0` feature, `1` error, `2` token, `3` logit.
-        layer: of each node; -1 for tokens, `layers` for logits.
-        position: token of each node.
-        index: the feature, or the token id of tokens and logits; -1 for errors.
-        activation: of features; 0 elsewhere.
-        probability: of logits; 0 elsewhere.
+        layers: number of layers in the model.
+        kind: kind of each node: `0` feature, `1` error, `2` token, `3` logit.
+        layer: layer of each node; -1 for tokens, `layers` for logits.
+        position: token position of each node.
+        index: feature index, or token id for tokens and logits; -1 for errors.
+        activation: activation of each feature; 0 for other nodes.
+        probability: probability of each logit; 0 for other nodes.
         labels: text of each logit by token id.
-        edges: direct effects, `[target, source]`: what the source adds to the
-            target's pre-activation or centered logit.
-        cumulative: fraction of the influence that this node and those above it
-            carry; 0 before `prune`.
+        edges: direct effects, `[target, source]`: the contribution of the source to
+            the target's pre-activation or centered logit.
+        cumulative: fraction of the influence carried by this node and those ranked
+            above it; 0 before `prune`.
 
     Examples:
         >>> edges = np.zeros((4, 4))
@@ -72,13 +72,14 @@ class AttributionGraph:
         wrong = [name for name in self.PER_NODE if len(getattr(self, name)) != size]
         if wrong or self.edges.shape != (size, size):
             raise ShapeError(
-                f"A graph of {size} nodes has edges [{size}, {size}] and one entry per "
-                f"node, got edges {list(self.edges.shape)}"
+                f"A graph with {size} nodes needs edges [{size}, {size}] and one entry "
+                f"per node, got edges {list(self.edges.shape)}"
                 f"{' and other lengths of ' + ', '.join(wrong) if wrong else ''}."
             )
         if (np.diff(self.kind) < 0).any():
             raise ShapeError(
-                "Nodes are in the order features, errors, tokens, logits: sort them."
+                "Expected nodes in the order features, errors, tokens, logits: sort "
+                "them."
             )
 
     @classmethod
@@ -90,14 +91,14 @@ class AttributionGraph:
         layers: Sequence[int] | None = None,
         probabilities: Sequence[float] | None = None,
     ) -> "AttributionGraph":
-        """Make a graph of one position from its edges, to try things.
+        """Create a small graph at one position from its edges, for experiments.
 
         Args:
             edges: effects, `[target, source]`.
-            kinds: `"feature"`, `"error"`, `"token"` or `"logit"` of each node, in
-                this order.
-            layers: of each node; 0 by default.
-            probabilities: of the logits; equal by default.
+            kinds: kind of each node, `"feature"`, `"error"`, `"token"` or `"logit"`,
+                in this order.
+            layers: layer of each node; 0 by default.
+            probabilities: probability of each logit; equal by default.
 
         Returns:
             The graph.
@@ -131,7 +132,7 @@ class AttributionGraph:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Name of each node: `f3.17@5` is feature 17 of layer 3 at position 5."""
+        """Name of each node: `f3.17@5` is feature 17 in layer 3 at position 5."""
         found = []
         for kind, layer, position, index in zip(
             *(self.kind, self.layer, self.position, self.index), strict=True
@@ -147,16 +148,16 @@ class AttributionGraph:
         return tuple(found)
 
     def where(self, kind: str) -> Bool[np.ndarray, " node"]:
-        """Return which nodes are of a kind.
+        """Return a mask of the nodes of one kind.
 
         Args:
             kind: `"feature"`, `"error"`, `"token"` or `"logit"`.
 
         Raises:
-            SiteError: another kind.
+            SiteError: an unknown kind.
         """
         if kind not in KINDS:
-            raise SiteError(f"Kinds of nodes are {', '.join(KINDS)}, got {kind!r}.")
+            raise SiteError(f"Expected one of {', '.join(KINDS)}, got {kind!r}.")
         return self.kind == KINDS.index(kind)
 
     def node(self, name: str) -> int:
@@ -179,11 +180,11 @@ class AttributionGraph:
         return [(self.names[i], float(row[i])) for i in best if row[i]]
 
     def influence(self) -> Float[np.ndarray, " node"]:
-        """Return the influence of each node on the logits, over all paths."""
+        """Return the influence of each node on the logits along all paths."""
         return influence(self.edges, self.probability)
 
     def quality(self) -> Quality:
-        """Return replacement and completeness scores; use the unpruned graph."""
+        """Return the replacement and completeness scores; use the unpruned graph."""
         ends = np.searchsorted(self.kind, [ERROR, TOKEN, LOGIT])
         errors, tokens = slice(ends[0], ends[1]), slice(ends[1], ends[2])
         return quality(self.edges, self.probability, errors, tokens)
@@ -191,19 +192,19 @@ class AttributionGraph:
     def prune(self, nodes: float = 0.8, edges: float = 0.98) -> "AttributionGraph":
         """Return the part of the graph that carries most of the influence.
 
-        As circuit-tracer does: the nodes with a fraction `nodes` of the influence, of
-        the edges among them those with a fraction `edges`, without nodes that lead
-        nowhere. Tokens and logits stay.
+        Same procedure as circuit-tracer: keep the nodes that carry a fraction `nodes`
+        of the influence, then the edges among them that carry a fraction `edges`, and
+        drop nodes that lead nowhere. Tokens and logits always stay.
 
         Args:
-            nodes: fraction of the influence of nodes.
-            edges: fraction of the influence of edges.
+            nodes: fraction of the nodes' influence to keep.
+            edges: fraction of the edges' influence to keep.
 
         Returns:
             The smaller graph, with `cumulative`.
 
         Raises:
-            ConfigError: fractions outside of 0 to 1.
+            ConfigError: a fraction outside 0 to 1.
         """
         ends = np.searchsorted(self.kind, [ERROR, TOKEN])
         kept = prune(
@@ -222,7 +223,7 @@ class AttributionGraph:
         """Return the graph of some nodes and the edges among them.
 
         Args:
-            nodes: which stay.
+            nodes: true for nodes to keep.
         """
         nodes = np.asarray(nodes)
         if nodes.dtype != bool or nodes.shape != self.kind.shape:
@@ -236,7 +237,7 @@ class AttributionGraph:
         return dataclasses.replace(self, edges=edges, cumulative=cumulative, **parts)
 
     def label(self, node: int) -> str:
-        """Return the text of a node for people: its token, or its name."""
+        """Return a readable label for a node: its token text or its name."""
         if self.kind[node] == TOKEN:
             return self.words[self.position[node]]
         if self.kind[node] == LOGIT:

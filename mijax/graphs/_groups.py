@@ -1,4 +1,4 @@
-"""Graphs in larger parts: supernodes, and features shared by several prompts."""
+"""Groups of nodes, and features shared by several prompts."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from mijax.graphs._graph import FEATURE, AttributionGraph
 
 
 class Supernodes(NamedTuple):
-    """A graph of groups of nodes.
+    """A graph whose nodes are groups.
 
     Attributes:
-        names: labels of the groups, then names of the nodes that are in none.
-        edges: sums of the effects between members, `[target, source]`; effects inside
-            a group are left out.
-        influence: sums of the influence of members.
+        names: labels of the groups, then names of the ungrouped nodes.
+        edges: sums of the effects between members, `[target, source]`, without effects
+            inside a group.
+        influence: sums of the members' influence.
     """
 
     names: tuple[str, ...]
@@ -28,14 +28,14 @@ class Supernodes(NamedTuple):
 def contract(
     graph: AttributionGraph, groups: Mapping[str, Sequence[str]]
 ) -> Supernodes:
-    """Join nodes into groups.
+    """Merge nodes into groups.
 
     Args:
         graph: a graph.
         groups: names of nodes (`f3.17@5`) by label, each in at most one group.
 
     Returns:
-        The graph of groups.
+        The graph with groups as nodes.
 
     Raises:
         ConfigError: a node in two groups, or a label that is the name of a node.
@@ -56,11 +56,11 @@ def contract(
     for number, (label, group) in enumerate(groups.items()):
         if label in place:
             raise ConfigError(
-                f"The label {label!r} is the name of a node: give another."
+                f"The label {label!r} is the name of a node: choose another."
             )
         for name in group:
             if name not in place:
-                raise SiteError(f"The graph has no node {name!r}, of {label!r}.")
+                raise SiteError(f"The graph has no node {name!r} (group {label!r}).")
             if place[name] in member:
                 raise ConfigError(f"The node {name!r} is in two groups: choose one.")
             member[place[name]] = number
@@ -80,19 +80,19 @@ def contract(
 
 
 def cluster(graph: AttributionGraph, *, groups: int) -> dict[str, tuple[str, ...]]:
-    """Group features that have similar sources and targets.
+    """Group features with similar sources and targets.
 
-    Average-link clustering of the cosine distance between the features' normalized
-    incoming and outgoing effects (SciPy). Groups are a proposal to look at, not a
-    finding.
+    Average-linkage clustering with the cosine distance between the features' normalized
+    incoming and outgoing effects (SciPy). Treat the groups as a starting point for
+    inspection, not as a finding.
 
     Args:
         graph: a graph, pruned first.
         groups: number of groups.
 
     Returns:
-        Names of the features of each group, by the name of its member with most
-        influence in parentheses, largest group first; for `contract` and `save_graph`.
+        Names of the features in each group, largest group first, for `contract` and
+        `save_graph`. A group's label is its most influential member in parentheses.
 
     Raises:
         ConfigError: fewer than 1 group, or more groups than features.
@@ -116,8 +116,8 @@ def cluster(graph: AttributionGraph, *, groups: int) -> dict[str, tuple[str, ...
     both = both / np.where(length == 0, 1.0, length)
     labels = np.ones(len(ours), int)
     if len(ours) > 1:
-        # Of unit vectors the squared Euclidean distance is twice the cosine distance,
-        # and defined for a vector of zeros.
+        # For unit vectors, the squared Euclidean distance is twice the cosine distance,
+        # and it is also defined for a zero vector.
         tree = linkage(both, "average", metric="sqeuclidean")
         labels = fcluster(tree, groups, "maxclust")
     names, influence = np.array(graph.names)[ours], graph.influence()[ours]
@@ -130,14 +130,14 @@ def cluster(graph: AttributionGraph, *, groups: int) -> dict[str, tuple[str, ...
 
 
 class Shared(NamedTuple):
-    """Features of several graphs.
+    """Features in several graphs.
 
     Attributes:
-        features: layer and index of every feature of any graph, the one with most
-            influence over all graphs first.
-        influence: of each feature in each graph, summed over positions,
-            `[graph, feature]`; 0 where it is not active.
-        similarity: cosine between the influences of graphs, `[graph, graph]`.
+        features: layer and index of every feature in any graph, sorted by total
+            influence over all graphs, largest first.
+        influence: influence of each feature in each graph, summed over positions,
+            `[graph, feature]`; 0 if it is not active.
+        similarity: cosine similarity between the graphs' influences, `[graph, graph]`.
     """
 
     features: Int[np.ndarray, "feature 2"]
@@ -149,13 +149,13 @@ def compare(graphs: Sequence[AttributionGraph]) -> Shared:
     """Compare the graphs of several prompts feature by feature.
 
     Args:
-        graphs: graphs of one replacement model.
+        graphs: graphs from one replacement model.
 
     Returns:
-        Which features matter in which prompt.
+        The influence of every feature in every graph.
 
     Raises:
-        ShapeError: no graph, or graphs of models with different numbers of layers.
+        ShapeError: no graphs, or graphs from models with different numbers of layers.
 
     Examples:
         >>> edges = np.array([[0.0, 2.0, 0.0], [0, 0, 0], [1.5, 0, 0]])
@@ -165,7 +165,7 @@ def compare(graphs: Sequence[AttributionGraph]) -> Shared:
     """
     if not len(graphs) or len({graph.layers for graph in graphs}) != 1:
         raise ShapeError(
-            "Expected graphs of one replacement model, got "
+            "Expected graphs from one replacement model, got "
             f"{sorted({graph.layers for graph in graphs}) or 'none'} layers."
         )
     each = []

@@ -1,4 +1,4 @@
-"""Influence of nodes on the outputs, and which nodes and edges carry most of it."""
+"""Influence of nodes on the outputs, pruning, and quality scores."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ SMALL = 1e-10
 
 
 def normalized(edges: Float[np.ndarray, "target source"]) -> np.ndarray:
-    """Return the fraction of each target's incoming effects, in size."""
+    """Return the absolute effects as fractions of each target's incoming total."""
     size = np.abs(edges, dtype=np.float64)
     return size / np.maximum(size.sum(1, keepdims=True), SMALL)
 
@@ -19,14 +19,14 @@ def normalized(edges: Float[np.ndarray, "target source"]) -> np.ndarray:
 def influence(
     edges: Float[np.ndarray, "node node"], weights: Float[np.ndarray, " node"]
 ) -> Float[np.ndarray, " node"]:
-    r"""Return the influence of each node on weighted outputs, over all paths.
+    r"""Return the influence of each node on weighted outputs along all paths.
 
-    $w (A + A^2 + \ldots)$ with $A$ the normalized edges, target by source. The sum
-    ends, since a graph has no cycles.
+    $w (A + A^2 + \ldots)$ with $A$ the normalized edges, target by source. The sum is
+    finite, since a graph has no cycles.
 
     Args:
         edges: effects, `[target, source]`.
-        weights: of the outputs, 0 elsewhere.
+        weights: weights of the outputs, 0 elsewhere.
 
     Returns:
         Influence of each node, in units of the weights.
@@ -47,13 +47,13 @@ def influence(
         current = current @ step
         total = total + current
     raise ShapeError(
-        "The graph has cycles, so influence is not defined: expected edges from "
-        "earlier to later nodes only."
+        "The graph has cycles, so influence is not defined: give edges from earlier to "
+        "later nodes only."
     )
 
 
 def threshold(scores: np.ndarray, fraction: float) -> float:
-    """Return the least score of the largest ones that make up a fraction of the sum."""
+    """Return the smallest of the top scores that make up a fraction of the sum."""
     ordered = np.sort(scores.ravel())[::-1]
     total = ordered.sum()
     if total == 0:
@@ -63,7 +63,7 @@ def threshold(scores: np.ndarray, fraction: float) -> float:
 
 
 class Kept(NamedTuple):
-    """Nodes and edges that are kept, and each node's cumulative rank of influence."""
+    """Masks of kept nodes and edges, and each node's cumulative influence."""
 
     nodes: Bool[np.ndarray, " node"]
     edges: Bool[np.ndarray, "node node"]
@@ -81,24 +81,24 @@ def prune(
 ) -> Kept:
     """Keep the nodes and edges that carry most of the influence.
 
-    First the fewest nodes that carry the fraction `nodes`, next the fewest of the
-    edges among them that carry the fraction `kept_edges`, then only nodes that still
-    lead somewhere, and features that something leads to. Embeddings and outputs stay.
+    Keep the fewest nodes that carry the fraction `nodes`, then the fewest edges among
+    them that carry the fraction `kept_edges`. Then drop nodes without outgoing edges
+    and features without incoming ones. Embeddings and outputs always stay.
 
     Args:
         edges: effects, `[target, source]`: features, errors, tokens, outputs.
-        weights: of the outputs.
+        weights: weights of the outputs.
         inner: number of features and errors.
         features: number of features.
-        nodes: fraction of the influence of nodes.
-        kept_edges: fraction of the influence of edges.
+        nodes: fraction of the nodes' influence to keep.
+        kept_edges: fraction of the edges' influence to keep.
 
     Raises:
-        ConfigError: fractions outside of 0 to 1.
+        ConfigError: a fraction outside 0 to 1.
     """
     if not (0 < nodes <= 1 and 0 < kept_edges <= 1):
         raise ConfigError(
-            f"Fractions that are kept are above 0 and at most 1, got {nodes} and "
+            f"Fractions to keep must be above 0 and at most 1, got {nodes} and "
             f"{kept_edges}."
         )
     total = influence(edges, weights)
@@ -120,12 +120,12 @@ def prune(
 
 
 class Quality(NamedTuple):
-    """How much of the outputs the features explain.
+    """Fraction of the outputs that the features explain.
 
     Attributes:
         replacement: fraction of the influence that starts at tokens, not at errors.
-        completeness: fraction of the incoming effects of nodes, weighted by their
-            influence, that does not come from errors.
+        completeness: fraction of nodes' incoming effects that does not come from
+            errors, weighted by the nodes' influence.
     """
 
     replacement: float
@@ -138,7 +138,7 @@ def quality(
     errors: slice,
     tokens: slice,
 ) -> Quality:
-    """Return both scores of a graph."""
+    """Return both quality scores of a graph."""
     total = influence(edges, weights)
     by_error, by_token = total[errors].sum(), total[tokens].sum()
     clean = 1 - normalized(edges)[:, errors].sum(1)

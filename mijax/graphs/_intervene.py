@@ -1,4 +1,4 @@
-"""Interventions on features, and whether a graph predicts what they do."""
+"""Interventions on features, and a check of the graph's predictions."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,27 +18,27 @@ from mijax.graphs._graph import FEATURE, LOGIT, AttributionGraph
 from mijax.graphs._replacement import Local, Replacement, Shift, linear_map, pushed
 from mijax.graphs._sources import Node, nodes_of, written
 
-# Interventions that run together.
+# Number of interventions to run together.
 BATCH = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class FreezeAll:
-    """Hold patterns, norm scales and other MLP outputs: direct effects only."""
+    """Freeze patterns, norm scales and other MLP outputs: direct effects only."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FreezeAttention:
-    """Hold attention patterns only: effects go through the MLPs that follow."""
+    """Freeze only attention patterns: effects pass through later MLPs."""
 
 
 class Outcome(NamedTuple):
-    """What the model computes under an intervention.
+    """Result of a run with an intervention.
 
     Attributes:
-        reads: what the transcoders read.
+        reads: inputs of the transcoders.
         latents: activation of every feature.
-        logits: of the last token, minus their mean.
+        logits: logits at the last token, minus their mean.
     """
 
     reads: Float[Array, "layer seq embed"]
@@ -54,24 +54,24 @@ def intervene(
     freeze: FreezeAll | FreezeAttention = FreezeAttention(),
     tokenizer: Any = None,
 ) -> Outcome:
-    r"""Set features to other values and run the model.
+    r"""Set features to given values and run the model.
 
-    A change adds $(z' - z) \, w_f$ to what the feature writes, with $z$ its activation
-    on the prompt, so errors stay. With `FreezeAll()` the outcome is what the graph
-    predicts, exactly.
+    A change adds $(z' - z) \, w_f$ to the MLP output, with $z$ the feature's activation
+    on the prompt, so errors do not change. With `FreezeAll()`, the outcome matches the
+    graph's prediction exactly.
 
     Args:
         replacement: the model and its transcoders.
         prompt: token ids of one prompt, or a text with a `tokenizer`.
-        changes: layer, position, feature and new activation of each.
-        freeze: what is held at its value on the prompt.
-        tokenizer: to read texts.
+        changes: layer, position, feature and new activation for each change.
+        freeze: activations to freeze at their values on the prompt.
+        tokenizer: tokenizer for a text prompt.
 
     Returns:
         The outcome, without padding.
 
     Raises:
-        ConfigError: no change, or another way to freeze.
+        ConfigError: no changes, or an unknown value of `freeze`.
         SiteError: a feature that does not exist.
 
     Examples:
@@ -93,7 +93,7 @@ def intervene(
         )
     if not isinstance(freeze, FreezeAll | FreezeAttention):
         raise ConfigError(
-            f"freeze is FreezeAll() or FreezeAttention(), got {freeze!r:.80}."
+            f"Expected FreezeAll() or FreezeAttention(), got {freeze!r:.80}."
         )
     ids, last, found, count = prepared(replacement, prompt, tokenizer)
     sizes = (found.latents.shape[0], count, found.latents.shape[2])
@@ -122,7 +122,7 @@ def frozen_run(
     found: Local,
     shift: Float[Array, "layer seq embed"],
 ) -> Outcome:
-    """Return the outcome of a shift of the MLP outputs with all else frozen."""
+    """Return the outcome of shifting the MLP outputs with everything else frozen."""
     mapped = linear_map(replacement, tokens)
     zeros = jnp.zeros_like(found.embed), jnp.zeros_like(found.errors)
     reads, stream, _ = pushed(mapped, zeros, (zeros[0], shift))
@@ -150,7 +150,7 @@ def free_run(
     found: Local,
     shift: Float[Array, "layer seq embed"],
 ) -> Outcome:
-    """Return the outcome with attention patterns frozen only."""
+    """Return the outcome with only attention patterns frozen."""
     pattern = replacement.model(tokens)[1].blocks.pattern
     edits = [
         Shift(Layered(shift)).at(replacement.write),
@@ -176,15 +176,15 @@ def _outcome(
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Verified:
-    """Predictions of a graph next to interventions, for the removal of each feature.
+    """Predictions of a graph compared with interventions that remove features.
 
     Attributes:
         features: names of the features that were set to 0, one at a time.
-        targets: names of the nodes that were read: features and logits of the graph.
-        predicted: change that the graph predicts, `[feature, target]`: minus the edge.
-        direct: change with all else frozen.
-        total: change of the logits with attention patterns frozen only.
-        path: change of the logits that all paths of the graph predict together.
+        targets: names of the measured nodes: features and logits in the graph.
+        predicted: change predicted by the graph, `[feature, target]`: minus the edge.
+        direct: change with everything else frozen.
+        total: change in the logits with only attention patterns frozen.
+        path: change in the logits predicted by all paths in the graph together.
     """
 
     features: tuple[str, ...]
@@ -202,7 +202,7 @@ class Verified:
 
     @property
     def correlation(self) -> float:
-        """Correlation of the effects along all paths with those of the model."""
+        """Correlation between predicted path effects and the model's total effects."""
         if self.path.size < 2:
             return float("nan")
         return float(np.corrcoef(self.path.ravel(), self.total.ravel())[0, 1])
@@ -223,32 +223,32 @@ def verify(
     features: int = 32,
     tokenizer: Any = None,
 ) -> Verified:
-    """Remove features one at a time and compare with what the graph predicts.
+    """Remove features one at a time and compare with the graph's predictions.
 
-    With all else frozen, prediction and outcome are the same number up to rounding;
-    with only attention frozen, features that follow may stop or start firing, and the
-    correlation tells how far the linear picture holds.
+    With everything else frozen, prediction and outcome agree up to rounding. With only
+    attention frozen, later features may switch on or off, and the correlation measures
+    how well the linear approximation holds.
 
     Args:
         replacement: the model and its transcoders.
         prompt: the prompt of the graph.
-        graph: a graph from `attribute`; if pruned, edges that were cut count as 0.
-        features: number of features, those with most influence.
-        tokenizer: to read texts.
+        graph: a graph from `attribute`; edges removed by pruning count as 0.
+        features: number of features to remove, by influence.
+        tokenizer: tokenizer for a text prompt.
 
     Returns:
-        Predictions and outcomes; all runs are one compiled program each.
+        Predictions and outcomes, from one compiled program for each kind of run.
 
     Raises:
-        ConfigError: a graph without features or of another prompt.
+        ConfigError: a graph without features, or a graph for another prompt.
     """
     ids, last, found, count = prepared(replacement, prompt, tokenizer)
     if not np.array_equal(np.asarray(ids)[:count], graph.tokens):
-        raise ConfigError("The graph is of another prompt than the one given.")
+        raise ConfigError("The graph was made for another prompt.")
     read = np.flatnonzero((graph.kind == FEATURE) | (graph.kind == LOGIT))
     ours = np.flatnonzero(graph.kind == FEATURE)
     if not len(ours):
-        raise ConfigError("The graph has no feature to remove.")
+        raise ConfigError("The graph has no features to remove.")
     order = np.argsort(-graph.influence()[ours], kind="stable")[:features]
     chosen = ours[order]
     nodes = nodes_of(graph, chosen)._replace(
@@ -269,10 +269,10 @@ def verify(
 
 
 def _along_paths(graph: AttributionGraph, chosen: np.ndarray) -> np.ndarray:
-    """Return minus the effect on the logits over all paths, if features stay linear.
+    """Return minus the effect on the logits along all paths, if features stay linear.
 
-    A feature that is changed by `x` of its pre-activation writes `x / z` of what it
-    wrote.
+    Changing a feature's pre-activation by `x` changes its output by the fraction
+    `x / z`.
     """
     inner = graph.kind == FEATURE
     activation = np.where(inner, graph.activation, 1.0)
@@ -298,7 +298,7 @@ def _removals(
     targets: Node,
     ends: Array,
 ) -> tuple[Array, Array]:
-    """Return the changes of features and logits under each removal."""
+    """Return the changes in features and logits for each removal."""
     readers = replacement.coders.readers(targets.layer, targets.feature)
     before = found.logits - found.logits.mean()
 

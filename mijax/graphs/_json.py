@@ -1,4 +1,4 @@
-"""Graph files of circuit-tracer and Neuronpedia."""
+"""Graph files in the format of circuit-tracer and Neuronpedia."""
 
 import dataclasses
 import json
@@ -32,22 +32,22 @@ def save_graph(
     supernodes: Mapping[str, list[str]] | None = None,
     threshold: float | None = None,
 ) -> None:
-    """Write a graph as circuit-tracer and Neuronpedia do.
+    """Save a graph in the format of circuit-tracer and Neuronpedia.
 
-    An error node is named `error_{layer}_{position}`: circuit-tracer's own
-    `0_{layer}_{position}` can be the name of a feature of layer 0, too.
+    Error nodes are named `error_{layer}_{position}`, because circuit-tracer's name
+    `0_{layer}_{position}` can clash with a feature in layer 0.
 
     Args:
-        path: the JSON file; it appears atomically.
+        path: the JSON file, written atomically.
         graph: a graph, pruned first.
-        slug: name of the graph, for its address.
+        slug: short name of the graph, used in its address.
         scan: name of the transcoders.
         supernodes: names of nodes (`f3.17@5`) that belong together, by label.
-        threshold: fraction of influence that pruning kept, for the record.
+        threshold: fraction of influence kept in pruning, stored as metadata.
 
     Raises:
         OutputError: the file cannot be written.
-        SiteError: a supernode of nodes that the graph does not have.
+        SiteError: a supernode contains a node that is not in the graph.
 
     Examples:
         >>> import tempfile
@@ -130,12 +130,12 @@ def _node(graph: AttributionGraph, i: int, name: str) -> dict[str, Any]:
 
 
 def paired(layer: int, index: int) -> int:
-    """Return one number for two (Cantor's pairing)."""
+    """Encode two numbers as one with Cantor's pairing function."""
     return (layer + index) * (layer + index + 1) // 2 + index
 
 
 def unpaired(number: int) -> tuple[int, int]:
-    """Return the two numbers.
+    """Decode the two numbers.
 
     Examples:
         >>> unpaired(paired(3, 17))
@@ -148,7 +148,7 @@ def unpaired(number: int) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class NodeRecord:
-    """Keys of a node that are read."""
+    """Keys to read from a node."""
 
     node_id: str
     feature: int
@@ -163,7 +163,7 @@ class NodeRecord:
 
 @dataclasses.dataclass(frozen=True)
 class LinkRecord:
-    """Keys of a link."""
+    """Keys to read from a link."""
 
     source: str
     target: str
@@ -171,7 +171,7 @@ class LinkRecord:
 
 
 def load_graph(path: str | os.PathLike[str]) -> AttributionGraph:
-    """Read a graph file of circuit-tracer, Neuronpedia or mijax.
+    """Load a graph file from circuit-tracer, Neuronpedia or mijax.
 
     Args:
         path: the JSON file.
@@ -180,8 +180,9 @@ def load_graph(path: str | os.PathLike[str]) -> AttributionGraph:
         The graph; token ids come from the names of the token nodes.
 
     Raises:
-        LoadError: another file, a link to a node that is not there, or two nodes of
-            one name, as circuit-tracer can write for an error and a feature of layer 0.
+        LoadError: not a graph file, a link to a missing node, or two nodes with the
+            same name, which circuit-tracer can write for an error and a feature in
+            layer 0.
     """
     content = read_json(Path(path))
     if not isinstance(content, dict) or not {"nodes", "links", "metadata"} <= set(
@@ -192,7 +193,7 @@ def load_graph(path: str | os.PathLike[str]) -> AttributionGraph:
         )
     words = content["metadata"].get("prompt_tokens")
     if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
-        raise LoadError(f"{path}: metadata has no list prompt_tokens of texts.")
+        raise LoadError(f"{path}: metadata needs a list of strings prompt_tokens.")
     rows = [
         _read(NodeRecord, one, f"{path}: node {i}")
         for i, one in enumerate(content["nodes"])
@@ -208,9 +209,9 @@ def load_graph(path: str | os.PathLike[str]) -> AttributionGraph:
     where = {row.node_id: i for i, row in enumerate(rows)}
     if len(where) < len(rows):
         raise LoadError(
-            f"{path}: two nodes have one name, so links to them are ambiguous. "
-            "circuit-tracer names errors like features of layer 0; write the file with "
-            "mijax, or rename them."
+            f"{path}: two nodes have the same name, so links to them are ambiguous. "
+            "circuit-tracer names errors like features in layer 0: save the file with "
+            "mijax, or rename the nodes."
         )
     edges = np.zeros((len(rows), len(rows)), np.float32)
     for i, one in enumerate(content["links"]):
@@ -229,7 +230,7 @@ def _read(record: Any, one: Any, path: str) -> Any:
 
 
 def _order(row: NodeRecord) -> tuple[int, ...]:
-    """Sort nodes as graphs hold them; logits by probability."""
+    """Return the sort key for the order of nodes in a graph; logits by probability."""
     kind = TYPES[row.feature_type]
     if kind == FEATURE:
         layer, index = unpaired(max(row.feature, 0))

@@ -22,19 +22,18 @@ PRODUCTS = ("z_gate", "mixer_out")
 
 @final
 class Replacement(eqx.Module):
-    r"""A model in which transcoders stand for the MLPs (Ameisen et al. 2025).
+    r"""A model in which transcoders replace the MLPs (Ameisen et al. 2025).
 
-    On one prompt, attention patterns, the scales of norms and the errors of the
-    transcoders are held at what they are. The output of every MLP is then
-    $\sum_f z_f w_f + e$, features, their decoder rows and an error, and everything
-    between a feature's decoder and a later feature's encoder is linear. `attribute`
-    reads the coefficients of this linear map.
+    On one prompt, attention patterns, norm scales and transcoder errors are frozen. The
+    output of every MLP is then $\sum_f z_f w_f + e$, with feature activations, decoder
+    rows and an error, and everything between a feature's decoder and a later feature's
+    encoder is linear. `attribute` computes the coefficients of this linear map.
 
     Attributes:
         model: the model, without weight processing.
-        coders: transcoders of all layers.
+        coders: transcoders for all layers.
         read: site that the transcoders read, the same for all layers.
-        write: site that they write.
+        write: site that the transcoders write.
 
     Examples:
         >>> import jax, mijax
@@ -74,22 +73,24 @@ class Replacement(eqx.Module):
         read: str | None = None,
         write: str | None = None,
     ) -> "Replacement":
-        """Make the replacement model.
+        """Create the replacement model.
 
         Args:
             model: a decoder, or a language model.
-            transcoders: a transcoder for each layer, all of one shape; layers without
-                one keep their MLP as an error node. Or one cross-layer transcoder.
-            read: site that they read; what their files state, otherwise `mlp_in`.
-            write: site that they write; what their files state, otherwise `mlp_out`.
+            transcoders: a transcoder for each layer, all of the same shape, or one
+                cross-layer transcoder. Layers without one keep their MLP as an error
+                node.
+            read: site that they read; by default the site in their files, or `mlp_in`.
+            write: site that they write; by default the site in their files, or
+                `mlp_out`.
 
         Returns:
             The replacement model.
 
         Raises:
-            FrameError: a model that states no readout, whose attention is gated or
-                recurrent, or whose weights are processed when the dictionaries were
-                trained on raw ones.
+            FrameError: a model without a readout, with gated or recurrent attention, or
+                with processed weights when the dictionaries were trained on raw
+                weights.
             ShapeError: dictionaries that are not transcoders of the model's width.
             SiteError: a site that the model does not have.
         """
@@ -117,8 +118,8 @@ class Replacement(eqx.Module):
             spec = getattr(shapes, name, None)
             if spec is None or len(spec.shape) != 3:
                 raise SiteError(
-                    f"Transcoders read and write sites [layer, seq, embed]; this "
-                    f"model has no such site {name!r}."
+                    f"Transcoders need sites [layer, seq, embed], but this model has "
+                    f"no such site {name!r}."
                 )
         spec = getattr(shapes, read)
         found = eqx.filter_eval_shape(
@@ -147,15 +148,15 @@ def _width(model: AbstractModel) -> int:
 
 
 class Local(NamedTuple):
-    """What a replacement model holds fixed on one prompt, and its features.
+    """Frozen values and features of a replacement model on one prompt.
 
     Attributes:
-        latents: activation of every feature, 0 at positions that are left out.
-        errors: MLP outputs minus reconstructions, 0 at positions that are left out.
-        embed: what enters the first block.
+        latents: activation of every feature, 0 at left-out positions.
+        errors: MLP outputs minus reconstructions, 0 at left-out positions.
+        embed: input of the first block.
         stream: residual stream after the last block, at the last token.
-        logits: of the last token.
-        reads: what the transcoders read.
+        logits: logits at the last token.
+        reads: inputs of the transcoders.
     """
 
     latents: Float[Array, "layer seq feature"]
@@ -197,17 +198,17 @@ def local(
 
 
 class Frozen(AbstractEdit):
-    """The value as a constant of the backward pass, plus a shift."""
+    """Treat the value as a constant in the backward pass, and add a shift."""
 
     shift: Any
 
     def __call__(self, x: Float[Array, "rows ..."], place: Any) -> Array:
-        """Return the value; its gradient is in the shift."""
+        """Return the value; its gradient flows to the shift."""
         return jax.lax.stop_gradient(x) + self.shift.value.astype(x.dtype)
 
 
 class Shift(AbstractEdit):
-    """The value plus a shift."""
+    """Add a shift to the value."""
 
     shift: Any
 
@@ -218,7 +219,7 @@ class Shift(AbstractEdit):
 
 
 class Skipping(AbstractMLP):
-    """An MLP whose gradient is that of a linear path only."""
+    """An MLP whose gradient passes only through a linear path."""
 
     inner: AbstractMLP
     skip: Float[Array, "*layer in out"]
@@ -245,17 +246,17 @@ def linear_map(
     sites: tuple[str, ...] = (),
     shifts: tuple[str, ...] = (),
 ) -> Any:
-    """Return the map from writes to reads, linear around the prompt's run.
+    """Return the map from writes to reads, linearized around the prompt's run.
 
-    From shifts of the embedding `[seq, embed]` and of the MLP outputs
-    `[layer, seq, embed]` to what the transcoders read `[layer, seq, embed]`, the
-    stream after the last block `[seq, embed]` and a tuple of other sites.
+    It maps shifts of the embedding `[seq, embed]` and of the MLP outputs
+    `[layer, seq, embed]` to the transcoders' inputs `[layer, seq, embed]`, the stream
+    after the last block `[seq, embed]` and a tuple of other sites.
 
     Args:
         replacement: the model and its transcoders.
         tokens: the prompt.
-        sites: other sites of blocks to return.
-        shifts: other sites of blocks to shift, further arguments of the map.
+        sites: other block sites to return.
+        shifts: other block sites to shift, as further arguments of the map.
     """
     model, skip = frozen(replacement.model), replacement.coders.skip
     if skip is not None:
@@ -281,10 +282,10 @@ def linear_map(
 
 
 def pushed(mapped: Any, zeros: Any, shifts: Any) -> Any:
-    """Return what shifts of the inputs of a linear map add to its outputs.
+    """Push shifts of a linear map's inputs forward to its outputs.
 
-    The transpose of the transpose: frozen norms have a backward rule and no forward
-    one.
+    This is the transpose of the transpose, because frozen norms have only a backward
+    rule.
     """
     outputs, pull = jax.vjp(mapped, *zeros)
     return jax.vjp(pull, jax.tree.map(jnp.zeros_like, outputs))[1](shifts)[0]

@@ -1,4 +1,4 @@
-"""Rows of an attribution graph: the effect of every source on a target."""
+"""Rows of an attribution graph: the effects of all sources on a target."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from mijax.graphs._replacement import Local, Replacement, linear_map
 
 
 class Features(NamedTuple):
-    """Features by place; the list may end with padding of activation 0."""
+    """Features by location; padding at the end has activation 0."""
 
     layer: Int[Array, " n"]
     position: Int[Array, " n"]
@@ -20,14 +20,14 @@ class Features(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """Targets: where a gradient is injected, and which.
+    """Targets, with the location and value of each injected gradient.
 
     Attributes:
-        layer: of the feature; any for a logit.
-        position: of the feature or logit.
-        direction: what the target reads, of the site that transcoders read, or of the
+        layer: layer of the feature; ignored for a logit.
+        position: position of the feature or logit.
+        direction: direction that the target reads, at the transcoders' input or in the
             stream after the last block.
-        logit: whether the target is a logit.
+        logit: true if the target is a logit.
     """
 
     layer: Int[Array, " n"]
@@ -55,17 +55,17 @@ def rows(
 ) -> Rows:
     r"""Compute rows of the graph.
 
-    With $g$ the gradient of the target at a write, in the model in which patterns,
-    scales and errors are constants, the effect of a feature is $z_f \, w_f^\top g$,
-    that of an error $e^\top g$, of a token its embedding's $x^\top g$.
+    Let $g$ be the gradient of the target at a write, with patterns, scales and errors
+    constant. The effect of a feature is $z_f \, w_f^\top g$, that of an error
+    $e^\top g$, and that of a token with embedding $x$ is $x^\top g$.
 
     Args:
         replacement: the model and its transcoders.
         tokens: the prompt.
         found: its run.
-        sources: features that are columns.
-        targets: what is explained; one backward pass each.
-        batch: targets that run together.
+        sources: features in the columns.
+        targets: targets to explain, with one backward pass each.
+        batch: number of targets to run together.
     """
     mapped = linear_map(replacement, tokens)
     zeros = jnp.zeros_like(found.embed), jnp.zeros_like(found.reads)

@@ -1,4 +1,4 @@
-"""Sources: what a node of a graph writes, as a shift of the run."""
+"""Sources: the output of a graph node as a shift of the run."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from mijax.graphs._replacement import Local, Replacement
 
 
 class Node(NamedTuple):
-    """Nodes of a graph as arrays; one node inside of `vmap`."""
+    """Nodes of a graph as arrays; a single node inside `vmap`."""
 
     kind: Int[Array, "*n"]
     layer: Int[Array, "*n"]
@@ -35,7 +35,7 @@ def nodes_of(graph: AttributionGraph, which: np.ndarray) -> Node:
 def written(
     replacement: Replacement, found: Local, node: Node
 ) -> tuple[Float[Array, "seq embed"], Float[Array, "layer seq embed"]]:
-    """Return what one node adds to the embeddings and to the MLP outputs."""
+    """Return one node's contribution to the embeddings and to the MLP outputs."""
     embed, writes = jnp.zeros_like(found.embed), jnp.zeros_like(found.errors)
     at = node.layer, node.position
     rows = replacement.coders.writers(node.layer[None], node.feature[None])[0]

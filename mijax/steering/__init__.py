@@ -1,4 +1,4 @@
-"""Steering: directions from contrasts, added, ablated, gated, trained, measured."""
+"""Steering: find, add, ablate, gate, train and evaluate directions."""
 
 from mijax.steering._ablation import Ablation as Ablation
 from mijax.steering._ablation import ablate_direction as ablate_direction

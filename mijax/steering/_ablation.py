@@ -13,7 +13,7 @@ from mijax.core import AbstractEdit, AbstractModel
 from mijax.core.internal import check_linear_writes, reals
 from mijax.nn import Transformer, Unembedding
 
-# What keeps a direction of norm 0 from dividing by it.
+# Added to the norm, so that a zero direction does not divide by zero.
 EPSILON = 1e-8
 SITES = ("resid_pre", "attn_out", "mlp_out")
 
@@ -21,14 +21,14 @@ SITES = ("resid_pre", "attn_out", "mlp_out")
 class Ablation(AbstractEdit):
     r"""Removes one direction: $x \mapsto x - \hat r\,\hat r^\top x$.
 
-    $\hat r = r / (\|r\| + 10^{-8})$, so that a zero vector removes nothing. For several
-    directions at once use `mijax.Project`.
+    $\hat r = r / (\|r\| + 10^{-8})$, so a zero vector removes nothing. To remove
+    several directions at once, use `mijax.Project`.
 
     Attributes:
         direction: the vector `r`.
 
     Raises:
-        ShapeError: a vector of another width than the site.
+        ShapeError: the vector's width differs from the site's.
 
     Examples:
         >>> edit = Ablation(jnp.array([2.0, 0.0]))
@@ -39,7 +39,7 @@ class Ablation(AbstractEdit):
     direction: Float[Array, " embed"] = eqx.field(converter=reals)
 
     def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
-        """Refuse a vector of another width."""
+        """Raise if the vector's width differs from the site's."""
         self._check(spec.shape[-1])
 
     def _check(self, size: int) -> None:
@@ -66,13 +66,12 @@ def without(x: Float[Array, "..."], direction: Float[Array, " embed"]) -> Array:
 def ablate_direction(direction: Any, *, sites: Sequence[str] = SITES) -> list[Any]:
     """Return edits that remove a direction wherever the residual stream is written.
 
-    It is removed from the input of every block and from what attention and MLP add, at
-    every token, so that no block reads it and the stream never has it.
+    The direction is removed from the input of every block and from the outputs of
+    attention and MLPs, at every token, so no block ever reads it.
 
     Args:
         direction: the vector, `[embed]`.
-        sites: sites at which it is removed; of a model without MLPs leave `mlp_out`
-            out.
+        sites: sites to remove it from; leave out `mlp_out` for a model without MLPs.
 
     Returns:
         Placed edits.
@@ -94,12 +93,12 @@ def ablate_direction(direction: Any, *, sites: Sequence[str] = SITES) -> list[An
 
 
 def orthogonalize(model: Any, direction: Any) -> Any:
-    r"""Return a model whose weights do not write a direction.
+    r"""Return a model whose weights cannot write a direction.
 
     $W \leftarrow W - (W \hat r)\,\hat r^\top$ for the embeddings and for the output
-    weights and biases of attention and MLPs: the permanent form of `ablate_direction`,
-    equal to it up to rounding. A tied unembedding keeps its weights, so that reading is
-    not changed.
+    weights and biases of attention and MLPs. This is the permanent form of
+    `ablate_direction`, with the same result up to rounding. A tied unembedding keeps
+    its original weights.
 
     Args:
         model: a `mijax.nn.Transformer` whose blocks add to the residual stream, or a
@@ -110,8 +109,8 @@ def orthogonalize(model: Any, direction: Any) -> Any:
         The same kind of model.
 
     Raises:
-        FrameError: another kind of model, or blocks with a norm after what they write.
-        ShapeError: a vector of another width.
+        FrameError: a different kind of model, or blocks that normalize their outputs.
+        ShapeError: the vector's width differs from the model's.
 
     Examples:
         >>> import jax, mijax
@@ -127,8 +126,8 @@ def orthogonalize(model: Any, direction: Any) -> Any:
         return dataclasses.replace(model, model=orthogonalize(inner, direction))
     if not isinstance(model, Transformer):
         raise FrameError(
-            f"Weights are orthogonalized in a Transformer, got {type(model).__name__}: "
-            "give ablate_direction(direction) as edits."
+            f"Expected a Transformer to orthogonalize, got {type(model).__name__}: "
+            "use ablate_direction(direction) as edits instead."
         )
     check_linear_writes(model, "Orthogonalized weights")
     direction = reals(direction, "A direction")

@@ -1,4 +1,4 @@
-"""Activation addition: the difference of two prompts, token by token."""
+"""Activation addition: the difference between two prompts, token by token."""
 
 from typing import Any
 
@@ -19,11 +19,12 @@ class FrontAddition(AbstractEdit):
     r"""Adds one vector at each of the first tokens: $h_t \mapsto h_t + c\,v_t$.
 
     Attributes:
-        vectors: `[seq, embed]`; tokens after them are left as they are.
+        vectors: `[seq, embed]`; later tokens do not change.
         coefficient: strength `c`, a number or `PerPrompt`; 0 changes nothing.
 
     Raises:
-        ShapeError: vectors of another width than the site, or more than tokens.
+        ShapeError: the width differs from the site's, or there are more vectors than
+            tokens.
     """
 
     vectors: Float[Array, "seq embed"] = eqx.field(converter=reals)
@@ -32,7 +33,7 @@ class FrontAddition(AbstractEdit):
     )
 
     def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
-        """Refuse vectors of another width, and more of them than tokens."""
+        """Raise if the vectors do not fit the site's width or number of tokens."""
         seq, size = self.vectors.shape
         if size != spec.shape[-1]:
             raise ShapeError(
@@ -41,7 +42,7 @@ class FrontAddition(AbstractEdit):
             )
         if seq > spec.shape[-2]:
             raise ShapeError(
-                f"There are vectors for {seq} tokens, and the prompts have "
+                f"The vectors cover {seq} tokens, and the prompts have only "
                 f"{spec.shape[-2]}: give longer prompts."
             )
         check_per_prompt(self.coefficient, "strength", batch)
@@ -50,7 +51,7 @@ class FrontAddition(AbstractEdit):
         """Return the steered rows."""
         rows = getattr(place, "rows", None)
         if rows is None:
-            raise SiteError("FrontAddition is an edit of decoders only.")
+            raise SiteError("FrontAddition works in decoders only.")
         position, seq = rows.position, len(self.vectors)
         strength = place.each(self.coefficient, x)
         new = x + (strength * self.vectors[jnp.minimum(position, seq - 1)]).astype(
@@ -70,18 +71,18 @@ def activation_addition(
     coefficient: float | PerPrompt = 1.0,
     site: str = "resid_pre",
 ) -> Any:
-    r"""Return edits that add the difference of two prompts to the front of any prompt.
+    r"""Return edits that add the difference between two prompts to any prompt.
 
-    $v_t = h_t(p_+) - h_t(p_-)$ at one layer; the shorter prompt is filled up with
-    spaces. The vectors are added to the first tokens, the one that begins every text
-    included.
+    $v_t = h_t(p_+) - h_t(p_-)$ at one layer, with the shorter prompt padded with
+    spaces. The vectors are added to the first tokens, including any beginning-of-text
+    token.
 
     Args:
         model: a decoder, or a language model.
         positive: one prompt, its tokens or its text.
         negative: its counterpart.
         layer: index of the block.
-        pad: token to fill up with, that of a space.
+        pad: padding token, usually a space.
         coefficient: strength, a number or `PerPrompt`; the paper uses 1 to 10.
         site: site of the block; the paper adds to its input.
 
@@ -89,7 +90,7 @@ def activation_addition(
         Placed edits.
 
     Raises:
-        ShapeError: several prompts, or two equal ones.
+        ShapeError: more than one prompt on either side, or two identical prompts.
         SiteError: a site or layer that the model does not have.
 
     Examples:

@@ -12,15 +12,15 @@ from mijax.data.internal import permuted_on_device
 
 
 class Answers(AbstractSource):
-    """Batches of prompts with answers, in a new order for every pass.
+    """Batches of prompts with answers, reshuffled for every pass.
 
     Attributes:
         tokens: `[text, seq]`.
         lengths: number of tokens of each text.
-        start_at: first token of each answer; the loss is that of the tokens from it on.
+        start_at: first token of each answer; the loss covers this and later tokens.
         acts: activations at the trained site that some methods need, or `None`.
-        size: texts of a batch.
-        seed: seed of the order.
+        size: number of texts in a batch.
+        seed: seed for the order.
     """
 
     tokens: Int[Array, "text seq"]
@@ -31,7 +31,7 @@ class Answers(AbstractSource):
     seed: int = eqx.field(static=True)
 
     def start(self) -> Int[Array, ""]:
-        """Return the number of batches that have been given: none."""
+        """Return the initial state: no batches drawn yet."""
         return jnp.int32(0)
 
     def batch(self, state: Int[Array, ""]) -> tuple[Int[Array, ""], Any]:

@@ -15,7 +15,7 @@ KEYS = ("concept", "split", "label", "text")
 
 
 class Concept(eqx.Module):
-    """Texts of one concept.
+    """Texts with and without one concept.
 
     Attributes:
         name: name of the concept.
@@ -23,7 +23,7 @@ class Concept(eqx.Module):
         negative: training texts that do not.
         test: test texts.
         labels: label of each test text: `"positive"`, `"negative"` or
-            `"hard negative"`, a text that looks alike but lacks the concept.
+            `"hard negative"`, a similar text without the concept.
 
     Raises:
         LoadError: no training texts of either kind, or no positive or negative test
@@ -37,12 +37,13 @@ class Concept(eqx.Module):
     labels: tuple[str, ...] = eqx.field(static=True)
 
     def __check_init__(self):
-        """Refuse concepts that cannot be learned or tested."""
+        """Raise if the concept cannot be learned or tested."""
         wrong = sorted(set(self.labels) - set(LABELS))
         if wrong or len(self.labels) != len(self.test):
             raise LoadError(
-                f"Concept {quoted(self.name)} needs a label of {', '.join(LABELS)} for "
-                f"each of {len(self.test)} test texts, got {wrong or len(self.labels)}."
+                f"Concept {quoted(self.name)} needs one of the labels "
+                f"{', '.join(LABELS)} for each of {len(self.test)} test texts, got "
+                f"{wrong or len(self.labels)}."
             )
         both = {"positive", "negative"} <= set(self.labels)
         if not self.positive or not self.negative or not both:
@@ -65,8 +66,7 @@ def read_concepts(path: str | os.PathLike[str]) -> list[Concept]:
         The concepts, in the order of their first lines.
 
     Raises:
-        LoadError: a line that is not such an object, or a concept without texts of
-            some kind.
+        LoadError: a line is not such an object, or a concept lacks one kind of text.
 
     Examples:
         >>> import pathlib, tempfile
@@ -108,13 +108,13 @@ def _row(path: Any, number: int, line: str) -> dict[str, str]:
     texts = isinstance(row, dict) and all(isinstance(v, str) for v in row.values())
     if not texts or set(row) != set(KEYS):
         raise LoadError(
-            f"{path}, line {number}: expected a JSON object of texts with the keys "
+            f"{path}, line {number}: expected a JSON object of strings with the keys "
             f"{', '.join(KEYS)}, got {quoted(line)}."
         )
     allowed = LABELS if row["split"] == "test" else LABELS[:2]
     if row["split"] not in ("train", "test") or row["label"] not in allowed:
         raise LoadError(
-            f"{path}, line {number}: split is train or test and label one of "
+            f"{path}, line {number}: split must be train or test, and label one of "
             f"{', '.join(LABELS)} (hard negatives in test only), got split "
             f"{quoted(row['split'])} and label {quoted(row['label'])}."
         )

@@ -1,4 +1,4 @@
-"""Conditional steering: only prompts that meet a condition are steered, row by row."""
+"""Conditional steering: steer only the prompts that meet a condition."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,17 +14,17 @@ from mijax.core.internal import ModelLike, checked, reals
 from mijax.steering._directions import Directions
 from mijax.steering._read import AbstractReading, MeanOf, as_prompts, joined, read
 
-# Thresholds of the grid search, as in the reference.
+# Thresholds in the grid search, as in the reference.
 THRESHOLDS = np.arange(101) / 100
 
 
 class Condition(eqx.Module):
-    r"""A condition on the prompt: how much of it is along a direction.
+    r"""A condition on the prompt: its similarity to a direction.
 
-    With $x$ the mean of the input of one layer over the tokens of the prompt and
-    $P = c c^\top / c^\top c$, the similarity is $s = \cos(x, \tanh(P x))$. The
+    Let $x$ be the mean input of one layer over the tokens of the prompt, and
+    $P = c c^\top / c^\top c$. The similarity is $s = \cos(x, \tanh(P x))$. The
     condition is met where $s > \theta$, or where $s < \theta$ if `above` is false.
-    Generated tokens do not enter. Boolean arrays of several conditions are combined
+    Generated tokens do not count. Combine the boolean arrays of several conditions
     with `&`, `|` and `~`.
 
     The reference names the two cases by the threshold: `comparator="smaller"` is
@@ -34,8 +34,8 @@ class Condition(eqx.Module):
         direction: the vector `c`, `[embed]`.
         layer: index of the block whose input is read.
         threshold: the number `θ`.
-        above: whether the similarity has to be above the threshold, or below it.
-        reading: tokens of the prompt that are averaged.
+        above: true if the similarity must be above the threshold, false if below it.
+        reading: tokens of the prompt to average.
 
     Examples:
         >>> import jax, mijax
@@ -59,7 +59,7 @@ class Condition(eqx.Module):
         """Return the similarity of each prompt.
 
         Raises:
-            ShapeError: a vector of another width than the model.
+            ShapeError: the vector's width differs from the model's.
             SiteError: a layer that the model does not have.
         """
         one = Directions(self.direction[None], layers=[self.layer], site="resid_pre")
@@ -68,7 +68,7 @@ class Condition(eqx.Module):
     def met(
         self, model: ModelLike, prompts: Any, *, batch: int | None = None
     ) -> Bool[Array, " prompt"]:
-        """Return which prompts meet the condition."""
+        """Return true for each prompt that meets the condition."""
         found = self.similarity(model, prompts, batch=batch)
         return found > self.threshold if self.above else found < self.threshold
 
@@ -81,11 +81,11 @@ def gated(strength: float, met: Any) -> PerPrompt:
         met: one boolean per prompt.
 
     Returns:
-        One strength per prompt, for `Directions.add`: prompts with 0 are not changed,
-        bit for bit.
+        One strength per prompt, for `Directions.add`; prompts with strength 0 are
+        bitwise unchanged.
 
     Raises:
-        ShapeError: anything else than one boolean per prompt.
+        ShapeError: anything other than one boolean per prompt.
 
     Examples:
         >>> gated(2.0, jnp.array([True, False])).values.tolist()
@@ -100,12 +100,12 @@ def gated(strength: float, met: Any) -> PerPrompt:
 
 
 class ConditionSearch(eqx.Module):
-    """The best condition of a grid, and the F1 score of all of them.
+    """The best condition in a grid, with the F1 scores of the whole grid.
 
     Attributes:
-        condition: the best one.
+        condition: the best condition.
         f1: its F1 score on the prompts of the search.
-        grid: F1 of every layer, threshold and side, above first.
+        grid: F1 for every layer, threshold and side, `above` first.
         layers: layers of the grid.
         control: best F1 score of each random direction on the same grid.
     """
@@ -128,10 +128,10 @@ def find_condition(
     random: Sequence[Directions] = (),
     batch: int | None = None,
 ) -> ConditionSearch:
-    """Search for the layer, threshold and side that tell two sets of prompts apart.
+    """Search for the layer, threshold and side that best separate two sets of prompts.
 
-    The grid has every layer of the directions, thresholds 0, 0.01, ..., 1 and both
-    sides; the best one has the largest F1 score, the earliest among equals.
+    The grid covers every layer of the directions, thresholds 0, 0.01, ..., 1 and both
+    sides. The condition with the largest F1 score wins; ties keep the earliest.
 
     Args:
         model: a decoder, or a language model.
@@ -139,16 +139,16 @@ def find_condition(
         negative: prompts that should not.
         directions: one vector per layer at `resid_pre`, such as those of
             `extract(..., method=PairCenteredPCA(), site="resid_pre")`.
-        reading: tokens of the prompts that are averaged.
-        random: random directions, `directions.random(key)`: the control.
-        batch: number of prompts that the program takes at a time.
+        reading: tokens of the prompts to average.
+        random: random directions as a control, from `directions.random(key)`.
+        batch: number of prompts to run at a time.
 
     Returns:
         The condition with its score.
 
     Raises:
-        ConfigError: directions from another site.
-        ShapeError: vectors of another width than the model.
+        ConfigError: directions from a different site.
+        ShapeError: the vectors' width differs from the model's.
         SiteError: a layer that the model does not have.
     """
     bare, met = as_prompts(model, positive)
@@ -180,7 +180,7 @@ def _similarities(
     reading: AbstractReading,
     batch: int | None,
 ) -> Float[Array, "prompt layer"]:
-    """Return the similarity of each prompt with the direction of each layer."""
+    """Return the similarity of each prompt to the direction in each layer."""
     if directions.site != "resid_pre":
         raise ConfigError(
             "A condition reads the input of a layer: give directions at resid_pre, got "
@@ -201,7 +201,7 @@ def _similarities(
 def _f1(
     similarity: Float[np.ndarray, "prompt layer"], labels: Bool[np.ndarray, " prompt"]
 ) -> Float[np.ndarray, "layer threshold side"]:
-    """Return F1 of every cell, 0 where nothing is met."""
+    """Return F1 for every cell, 0 where no prompt meets the condition."""
     found = np.stack(
         [
             similarity[..., None] > THRESHOLDS.astype(np.float32),

@@ -1,4 +1,4 @@
-"""`detect`: AxBench's protocol of concept detection."""
+"""`detect`: AxBench's protocol for concept detection."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,11 +27,12 @@ class Detection(eqx.Module):
         concepts: names of the concepts.
         detectors: names of the detectors.
         auroc: area under the ROC curve, positive against negative texts.
-        strict: the same with hard negatives among the negative texts; NaN where a
+        strict: the same with hard negatives counted as negative texts; NaN where a
             concept has none.
-        threshold: score from which a text counts as positive: that of the largest
-            Youden index, scores scaled to 0 to 1 over the concept's test texts.
-        hard_accuracy: fraction of hard negatives below that threshold; NaN without any.
+        threshold: lowest score that counts as positive, chosen to maximize the Youden
+            index; scores are scaled to [0, 1] over the concept's test texts.
+        hard_accuracy: fraction of hard negatives below that threshold; NaN if a concept
+            has none.
     """
 
     concepts: tuple[str, ...] = eqx.field(static=True)
@@ -48,7 +49,7 @@ class Detection(eqx.Module):
         return cut(f"Detection({len(self.concepts)} concepts: {parts})")
 
     def means(self) -> dict[str, dict[str, float]]:
-        """Return the means over concepts, by detector."""
+        """Return the means over concepts for each detector."""
         tables = {
             "auroc": self.auroc,
             "strict": self.strict,
@@ -76,29 +77,29 @@ def detect(
     seed: int = 0,
     batch: int | None = None,
 ) -> Detection:
-    r"""Measure how well directions detect concepts, by AxBench's protocol.
+    r"""Measure how well directions detect concepts, with AxBench's protocol.
 
-    Each detector finds a direction from the tokens of a concept's training texts. A
-    text's score is the largest projection of its tokens. As in AxBench, the area under
-    the ROC curve is that of positive against negative texts, and hard negatives enter
-    the accuracy at the best threshold only; `strict` counts them as negatives.
+    Each detector fits a direction to the tokens of a concept's training texts. A
+    text's score is the largest projection among its tokens. As in AxBench, the area
+    under the ROC curve compares positive with negative texts; hard negatives enter
+    only the accuracy at the best threshold. `strict` counts them as negatives.
 
     Args:
         model: a decoder, or a language model.
         concepts: the concepts; texts, or lists of token ids for a bare model.
-        detectors: detectors by name; have `RandomDirection` among them.
-        layer: index of the block that is read.
-        site: site of the block that is read.
-        skip: number of first tokens of each text that are left out.
-        seed: seed of what detectors draw.
-        batch: number of texts that the program takes at a time.
+        detectors: detectors by name; include `RandomDirection` as a control.
+        layer: index of the block to read.
+        site: site of the block to read.
+        skip: number of tokens to skip at the start of each text.
+        seed: seed for random draws in the detectors.
+        batch: number of texts to run at a time.
 
     Returns:
         Areas, thresholds and accuracies.
 
     Raises:
         ConfigError: no concepts or no detectors.
-        ShapeError: a text without tokens after the first ones.
+        ShapeError: a text has no tokens after the skipped ones.
         SiteError: a site or layer that the model does not have.
 
     Source: Wu et al. 2025, arXiv:2501.17148.
@@ -129,7 +130,7 @@ def detect(
 
 
 class Measured(NamedTuple):
-    """Numbers of one detector on one concept."""
+    """Results of one detector on one concept."""
 
     auroc: float
     strict: float
@@ -138,7 +139,7 @@ class Measured(NamedTuple):
 
 
 def measure(scores: Float[np.ndarray, " text"], labels: Sequence[str]) -> Measured:
-    """Return areas, best threshold and accuracy on hard negatives of scored texts."""
+    """Return areas, best threshold and accuracy on hard negatives."""
     low, high = scores.min(), scores.max()
     scaled = (scores - low) / (high - low) if high > low else np.zeros_like(scores)
     kinds = np.array(labels)
@@ -151,7 +152,7 @@ def measure(scores: Float[np.ndarray, " text"], labels: Sequence[str]) -> Measur
 
 
 def threshold(scores: Float[np.ndarray, " text"], truth: Any) -> float:
-    """Return the score with the largest Youden index, the highest among equals."""
+    """Return the score with the largest Youden index; ties keep the highest."""
     places = np.unique(scores)[::-1]
     called = scores >= places[:, None]
     truth = np.asarray(truth) == 1
@@ -170,8 +171,8 @@ def _tokens(
     lengths = np.asarray(prompts.lengths)
     if lengths.min() <= skip:
         raise ShapeError(
-            f"Text {int(lengths.argmin())} has {lengths.min()} tokens, of which the "
-            f"first {skip} are left out: give longer texts."
+            f"Text {int(lengths.argmin())} has {lengths.min()} tokens, and the first "
+            f"{skip} are skipped: give longer texts."
         )
     acts = capture(bare, prompts, place, batch=batch or len(prompts), progress=False)
     wide = np.asarray(jnp.asarray(acts, jnp.float32), np.float64)

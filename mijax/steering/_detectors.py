@@ -1,4 +1,4 @@
-"""Detectors: a direction from the tokens of texts with and without a concept."""
+"""Detectors, which fit a direction to texts with and without a concept."""
 
 import abc
 
@@ -17,7 +17,7 @@ Vector = Float[np.ndarray, " embed"]
 
 
 class AbstractDetector(eqx.Module):
-    """A way to find a direction whose projections detect a concept."""
+    """A method that finds a direction whose projections detect a concept."""
 
     @abc.abstractmethod
     def vector(self, positive: Tokens, negative: Others, *, seed: int) -> Vector:
@@ -25,13 +25,13 @@ class AbstractDetector(eqx.Module):
 
         Args:
             positive: activations of the tokens of texts with the concept.
-            negative: those of texts without it.
-            seed: seed of what is drawn.
+            negative: activations of the tokens of texts without it.
+            seed: seed for random draws.
         """
 
 
 class DiffMean(AbstractDetector):
-    """Difference of the means over tokens."""
+    """Difference between the means over tokens."""
 
     def vector(self, positive: Tokens, negative: Others, *, seed: int) -> Vector:
         """Return the difference."""
@@ -39,9 +39,9 @@ class DiffMean(AbstractDetector):
 
 
 class PositivePCA(AbstractDetector):
-    """First principal component of the tokens of positive texts; its sign is open.
+    """First principal component of the tokens of positive texts.
 
-    The sign makes the largest entry positive.
+    PCA leaves the sign open; here the largest entry is positive.
     """
 
     def vector(self, positive: Tokens, negative: Others, *, seed: int) -> Vector:
@@ -50,10 +50,10 @@ class PositivePCA(AbstractDetector):
 
 
 class LAT(AbstractDetector):
-    """Linear artificial tomography: PCA of differences of random pairs of tokens.
+    """Linear artificial tomography: PCA of differences between random token pairs.
 
-    Tokens of both sets are shuffled and paired; each difference is divided by its norm.
-    The sign makes the largest entry positive.
+    Tokens from both sets are shuffled and paired, and each difference is divided by its
+    norm. The sign makes the largest entry positive.
     """
 
     def vector(self, positive: Tokens, negative: Others, *, seed: int) -> Vector:
@@ -68,10 +68,10 @@ class LAT(AbstractDetector):
 
 
 class Probe(AbstractDetector):
-    """Weights of a linear probe of tokens; AxBench fits the same one with AdamW.
+    """Weights of a linear probe on tokens; AxBench fits the same probe with AdamW.
 
     Attributes:
-        probe: a linear kind of probe with one strength of its penalty.
+        probe: a linear probe with a single penalty strength.
     """
 
     probe: AbstractLinear = eqx.field(default_factory=lambda: Logistic(l2=0.1))
@@ -84,7 +84,7 @@ class Probe(AbstractDetector):
 
 
 class RandomDirection(AbstractDetector):
-    """A random direction: the control of every other detector."""
+    """A random direction, the control for every other detector."""
 
     def vector(self, positive: Tokens, negative: Others, *, seed: int) -> Vector:
         """Return the direction."""

@@ -1,4 +1,4 @@
-"""`Directions`: steering vectors of several layers, with their origin."""
+"""`Directions`: steering vectors for several layers, with their origin."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,14 +24,14 @@ class Directions(eqx.Module):
     Attributes:
         vectors: one row per layer.
         layers: index of the block of each row.
-        site: name of the site that the vectors were read from and are added at.
-        method: name of the method that made them.
-        norm: convention of their norms: `"raw"` as the method gives them, `"unit"`, or
-            `"shared"` after `share_norms`.
+        site: name of the site where the vectors were read and are added.
+        method: name of the method that produced them.
+        norm: convention for their norms: `"raw"` as returned by the method, `"unit"`,
+            or `"shared"` after `share_norms`.
 
     Raises:
         ShapeError: vectors that are not `[layer, embed]`, or not finite.
-        SiteError: not one layer per row, or a layer twice.
+        SiteError: the number of layers and rows differs, or a layer occurs twice.
 
     Examples:
         >>> made = Directions(jnp.ones((2, 32)), layers=[1, 2])
@@ -60,10 +60,10 @@ class Directions(eqx.Module):
         self.site, self.method, self.norm = site, method, norm
 
     def __check_init__(self):
-        """Refuse vectors and layers that do not fit."""
+        """Raise if vectors and layers do not match."""
         if self.vectors.ndim != 2:
             raise ShapeError(
-                f"Steering vectors are [layer, embed], got {self.vectors.shape}."
+                f"Expected steering vectors [layer, embed], got {self.vectors.shape}."
             )
         rows = self.vectors.shape[0]
         distinct = len(set(self.layers)) == rows == len(self.layers)
@@ -74,9 +74,7 @@ class Directions(eqx.Module):
             )
         known = not isinstance(self.vectors, Tracer)
         if known and not np.isfinite(np.asarray(self.vectors, np.float32)).all():
-            raise ShapeError(
-                "Steering vectors are finite numbers, got NaN or infinity."
-            )
+            raise ShapeError("Steering vectors must be finite, got NaN or infinity.")
 
     def __repr__(self) -> str:
         rows, size = self.vectors.shape
@@ -104,7 +102,7 @@ class Directions(eqx.Module):
     def _row(self, layer: int) -> int:
         if layer not in self.layers:
             raise SiteError(
-                f"There is no vector for layer {layer}, only for {list(self.layers)}."
+                f"Layer {layer} has no vector; layers with one are {list(self.layers)}."
             )
         return self.layers.index(layer)
 
@@ -125,13 +123,13 @@ class Directions(eqx.Module):
         return self._with(self.vectors * factor, norm="raw")
 
     def random(self, key: PRNGKeyArray) -> "Directions":
-        """Return random directions with the same norms: the control of a vector.
+        """Return random directions with the same norms, as a control.
 
         Args:
-            key: key of the draw.
+            key: random key.
 
         Returns:
-            Vectors in directions that are uniform on the sphere.
+            Vectors with directions drawn uniformly from the sphere.
         """
         draw = jax.random.normal(key, self.vectors.shape, self.vectors.dtype)
         draw = draw / jnp.linalg.norm(draw, axis=-1, keepdims=True)
@@ -162,7 +160,7 @@ class Directions(eqx.Module):
         scale: AbstractScale = Raw(),  # noqa: B008 - a frozen value
         limit: AbstractLimit | None = None,
     ) -> Steer:
-        """Return the edit that adds these vectors, to be placed with `.at`.
+        """Return the edit that adds these vectors; place it with `.at`.
 
         Args:
             coefficient: strength, a number or `PerPrompt`.
@@ -176,11 +174,11 @@ class Directions(eqx.Module):
         return Steer(self.vectors, layers, coefficient, scale=scale, limit=limit)
 
     def add(self, coefficient: Any = 1.0, *, position: Any = None, **how: Any) -> Any:
-        """Return edits that add the vectors at their site, in all of their layers.
+        """Return edits that add the vectors at their site, in all their layers.
 
         Args:
             coefficient: strength, a number or `PerPrompt`.
-            position: token index, one per prompt, or a slice of those, such as
+            position: token index, one index per prompt, or a slice, such as
                 `after_prompt(prompts)`; every token by default.
             **how: `scale` and `limit`, as in `steer`.
 
@@ -201,9 +199,9 @@ class Directions(eqx.Module):
 
 
 def share_norms(several: Sequence[Directions]) -> list[Directions]:
-    """Give the vectors of several behaviors one norm per layer, the mean of theirs.
+    """Rescale the vectors of several behaviors to their mean norm in each layer.
 
-    The convention of CAA: one strength then means the same for every behavior.
+    This is CAA's convention: a strength then means the same for every behavior.
 
     Args:
         several: directions with the same site, layers and width.
@@ -225,8 +223,8 @@ def share_norms(several: Sequence[Directions]) -> list[Directions]:
     kinds = {(d.site, d.layers, d.vectors.shape) for d in several}
     if len(kinds) != 1:
         raise ConfigError(
-            "Norms are shared by directions of one site, with the same layers and "
-            f"width, got {len(kinds)} different kinds."
+            "share_norms takes directions with the same site, layers and width, got "
+            f"{len(kinds)} different combinations."
         )
     mean = jnp.stack([d.norms() for d in several]).mean(0)
     return [d._with(d.unit().vectors * mean[:, None], norm="shared") for d in several]

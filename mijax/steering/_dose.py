@@ -19,15 +19,15 @@ from mijax.steering._steer import AbstractLimit, AbstractScale, Raw
 
 
 class Doses(eqx.Module):
-    """Strengths and layers to try, and how strengths are meant.
+    """Strengths and layers to try, and the unit of the strengths.
 
     Attributes:
         strengths: strengths, for instance -2 to 2.
-        layers: layers, one at a time; all that have a vector by default.
+        layers: layers to steer, one at a time; by default, all that have a vector.
         scale: unit of the strength.
-        limit: limit of the norm after the addition.
+        limit: limit on the norm after the addition.
         controls: number of random directions with the same norms.
-        seed: seed of the controls.
+        seed: seed for the controls.
 
     Examples:
         >>> Doses([0.0, 1.0], layers=[1]).strengths
@@ -53,10 +53,10 @@ class DoseResponse(eqx.Module):
     """Effect on prompts and cost on neutral text, for each layer and strength.
 
     Attributes:
-        layers: layers, one steered at a time.
+        layers: layers, steered one at a time.
         strengths: strengths.
         effect: effect metric, in its units.
-        cost: cost metric on neutral text, minus that of the unsteered model.
+        cost: increase in the cost metric on neutral text over the unsteered model.
         random_effect: effect of each random direction.
         random_cost: cost of each random direction.
         base_effect: effect metric of the unsteered model.
@@ -92,7 +92,7 @@ class DoseResponse(eqx.Module):
         """Return the layer and strength with the largest effect at a bounded cost.
 
         Args:
-            most_cost: largest mean cost that is allowed.
+            most_cost: largest allowed mean cost.
 
         Returns:
             The layer and the strength.
@@ -104,8 +104,8 @@ class DoseResponse(eqx.Module):
         effect = np.where(cost <= most_cost, effect, -np.inf)
         if not np.isfinite(effect).any():
             raise ConfigError(
-                f"No layer and strength costs at most {most_cost:g}: the least is "
-                f"{cost.min():.3g}."
+                f"Every layer and strength costs more than {most_cost:g}: the lowest "
+                f"cost is {cost.min():.3g}."
             )
         row, column = np.unravel_index(int(effect.argmax()), effect.shape)
         return self.layers[row], self.strengths[column]
@@ -123,26 +123,26 @@ def dose_response(
     cost: AbstractMetric | None = None,
     position: Any = None,
 ) -> DoseResponse:
-    """Measure effect and cost of steering for all layers and strengths at once.
+    """Measure the effect and cost of steering for all layers and strengths at once.
 
-    Effects are one sweep and costs another; each is one compiled program, which random
-    directions with the same norms share. Neutral text is steered at every token.
+    One sweep measures the effect and another the cost. Each is one compiled program,
+    shared by the random directions. Neutral text is steered at every token.
 
     Args:
         model: a decoder, or a language model.
-        prompts: prompts on which the effect is measured.
+        prompts: prompts for measuring the effect.
         directions: one vector per layer.
         effect: effect metric on the prompts.
         neutral: prompts or texts that should not change.
         doses: strengths, layers and controls.
-        cost: cost metric on neutral text; its mean loss of the next token by default.
-        position: positions of the prompts that are steered; all by default.
+        cost: cost metric on neutral text; the mean next-token loss by default.
+        position: positions to steer in the prompts; all by default.
 
     Returns:
-        Effects and costs with those of the random directions.
+        Effects and costs, for the directions and for the random directions.
 
     Raises:
-        ShapeError: vectors of another width than the model.
+        ShapeError: the vectors' width differs from the model's.
         SiteError: a layer without a vector.
 
     Examples:
@@ -201,7 +201,7 @@ def _stacked(values: Sequence[Array], empty: tuple[int, ...]) -> Array:
 
 
 def next_token_loss(prompts: Any) -> cross_entropy:
-    """Return the metric of the mean loss of the next token, padding left out.
+    """Return the metric for the mean next-token loss, ignoring padding.
 
     Args:
         prompts: `mijax.data.Prompts` or tokens, each of at least 2 tokens.

@@ -1,4 +1,4 @@
-"""`extract`: steering vectors of all layers from two sets of prompts."""
+"""`extract`: steering vectors for all layers from two sets of prompts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,27 +37,27 @@ def extract(
     position: AbstractReading = FromEnd(1),  # noqa: B008 - a frozen value
     batch: int | None = None,
 ) -> Directions:
-    """Make one steering vector per layer from two sets of prompts.
+    """Extract one steering vector per layer from two sets of prompts.
 
-    Both sets are read in one program for all layers, whatever the lengths of the
-    prompts; the method is then applied to every layer at once.
+    One program reads both sets in all layers, even if prompt lengths differ. The method
+    is then applied to every layer at once.
 
     Args:
         model: a decoder, or a language model.
-        positive: prompts, tokens or texts that show what the vector should add.
+        positive: prompts, tokens or texts that show the behavior to add.
         negative: their counterparts without it.
-        method: how the direction is made.
-        site: site of the blocks that is read, and later added to.
-        layers: layers to make vectors for, counted from 0; all by default.
-        position: tokens that are read.
-        batch: number of prompts that the program takes at a time.
+        method: method for computing a direction.
+        site: site in the blocks to read from, and to add to later.
+        layers: layers to extract vectors for, counted from 0; all by default.
+        position: tokens to read.
+        batch: number of prompts to run at a time.
 
     Returns:
         The vectors, with site, layers, method and norm.
 
     Raises:
-        ShapeError: equal sets, different numbers of prompts where the method takes
-            pairs, or vectors that are not finite.
+        ShapeError: identical sets, different numbers of prompts for a method that
+            takes pairs, or vectors that are not finite.
         SiteError: a site or layer that the model does not have.
         PositionError: a token that a prompt does not have.
 
@@ -114,15 +114,15 @@ def median_norms(
         model: a decoder, or a language model.
         prompts: prompts, tokens or texts.
         site: site of the blocks.
-        skip: number of first tokens that are left out: their norm is often unlike that
-            of all others.
-        batch: number of prompts that the program takes at a time.
+        skip: number of tokens to skip at the start, where norms are often unlike those
+            at all other tokens.
+        batch: number of prompts to run at a time.
 
     Returns:
         One number per layer, for `LayerNumber`.
 
     Raises:
-        ShapeError: no token is left.
+        ShapeError: no tokens are left.
         SiteError: a site outside blocks, or with heads.
 
     Examples:
@@ -136,7 +136,7 @@ def median_norms(
     mask = np.array(prompts.mask)
     mask[:, :skip] = False
     if not mask.any():
-        raise ShapeError(f"No token is left after the first {skip} of each prompt.")
+        raise ShapeError(f"No tokens are left after the first {skip} of each prompt.")
     step, found = batch or len(prompts), []
     for first in range(0, len(prompts), step):
         rows = slice(first, first + step)

@@ -1,4 +1,4 @@
-"""Control vectors of llama.cpp: GGUF files of architecture `controlvector`."""
+"""llama.cpp control vectors: GGUF files with architecture `controlvector`."""
 
 import os
 import re
@@ -20,7 +20,7 @@ NAME = re.compile(r"direction\.(0|[1-9][0-9]*)")
 def save_gguf(
     directions: Directions, path: str | os.PathLike[str], *, model_hint: str
 ) -> None:
-    """Write directions as a control vector that llama.cpp reads.
+    """Save directions as a control vector for llama.cpp.
 
     The tensor `direction.{l}` is added to the output of block `l`, counted from 0.
     llama.cpp has no control vector for block 0, and takes the strength from its command
@@ -28,12 +28,12 @@ def save_gguf(
 
     Args:
         directions: vectors at `resid_post`, without one for layer 0.
-        path: the file, `.gguf`; it appears whole or not at all.
+        path: the `.gguf` file, written atomically.
         model_hint: architecture of the model, such as `"llama"`.
 
     Raises:
-        ConfigError: vectors from another site, or one for layer 0.
-        OutputError: a file that cannot be written.
+        ConfigError: vectors from a different site, or one for layer 0.
+        OutputError: the file cannot be written.
 
     Examples:
         >>> import tempfile
@@ -49,8 +49,8 @@ def save_gguf(
 
     if directions.site != SITE or 0 in directions.layers:
         raise ConfigError(
-            "A control vector of llama.cpp is added to the output of blocks 1 and "
-            f"later: give directions at {SITE} without layer 0, got {directions!r}."
+            "llama.cpp adds control vectors to the outputs of block 1 and later: give "
+            f"directions at {SITE} without layer 0, got {directions!r}."
         )
     rows = dict(zip(directions.layers, np.asarray(directions.vectors), strict=True))
 
@@ -70,18 +70,18 @@ def save_gguf(
 
 
 def load_gguf(path: str | os.PathLike[str], *, width: int | None = None) -> Directions:
-    """Read a control vector of llama.cpp or repeng.
+    """Load a control vector from llama.cpp or repeng.
 
     Args:
         path: the file.
-        width: width of the model that it is meant for, to be checked.
+        width: width of the model, to check that the vectors fit.
 
     Returns:
-        Directions at `resid_post`; their method has the file's hint of the model.
+        Directions at `resid_post`; their method includes the file's model hint.
 
     Raises:
-        LoadError: not a control vector, no vectors, vectors of unequal width or of
-            another width than the model, or a tensor with another name.
+        LoadError: the file is not a control vector or has none, widths differ from
+            each other or from the model's, or a tensor has an unexpected name.
     """
     file = Gguf(Path(path))
     found = file.fields.get("general.architecture")

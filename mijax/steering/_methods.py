@@ -1,4 +1,4 @@
-"""Methods that make a direction from the activations of two sets of prompts."""
+"""Methods that compute a direction from the activations of two sets of prompts."""
 
 import abc
 from typing import ClassVar
@@ -16,12 +16,12 @@ Vector = Float[Array, " embed"]
 
 
 class AbstractMethod(eqx.Module):
-    """A method: a direction from the activations of one layer.
+    """A method that computes a direction from the activations in one layer.
 
     Attributes:
         paired: whether prompt `i` of one set is the counterpart of prompt `i` of the
             other.
-        title: name of the method, which `Directions` record.
+        title: name of the method, recorded in `Directions`.
     """
 
     paired: ClassVar[bool]
@@ -33,9 +33,9 @@ class AbstractMethod(eqx.Module):
 
 
 class MeanDifference(AbstractMethod):
-    r"""Difference of the means of two sets, of any sizes: $\bar h_+ - \bar h_-$.
+    r"""Difference between the means of two sets of any sizes: $\bar h_+ - \bar h_-$.
 
-    The directions of refusal (Arditi et al. 2024) and of DiffMean are made so.
+    Used for refusal directions (Arditi et al. 2024) and in DiffMean.
 
     Examples:
         >>> MeanDifference()(jnp.ones((3, 2)), jnp.zeros((5, 2))).tolist()
@@ -46,15 +46,15 @@ class MeanDifference(AbstractMethod):
     title: ClassVar[str] = "mean difference"
 
     def __call__(self, positive: Positive, negative: Negative) -> Vector:
-        """Return the difference of the means."""
+        """Return the difference between the means."""
         return positive.mean(0) - negative.mean(0)
 
 
 class CAA(AbstractMethod):
     r"""Contrastive activation addition: the mean over pairs of $h_+ - h_-$.
 
-    Rimsky et al. 2024 (arXiv:2312.06681) read the token of the answer's letter, the
-    last but one of a text that ends in `"(A)"`: give `position=FromEnd(2)`.
+    Rimsky et al. 2024 (arXiv:2312.06681) read the answer letter, which is the
+    second-to-last token of a text that ends in `"(A)"`: use `position=FromEnd(2)`.
     """
 
     paired: ClassVar[bool] = True
@@ -68,9 +68,9 @@ class CAA(AbstractMethod):
 class CenteredPCA(AbstractMethod):
     r"""RepE reading, repeng's `pca_diff`: principal component of the differences.
 
-    First component of $\Delta_i = h_{+,i} - h_{-,i}$ after their mean is subtracted, so
-    the mean difference itself is removed. The sign is that of most pairs: flipped where
-    more of them have the smaller projection on the positive side. Norm 1.
+    First component of $\Delta_i = h_{+,i} - h_{-,i}$ after subtracting their mean, so
+    the mean difference itself is removed. A majority vote sets the sign: it is flipped
+    if the positive prompt has the smaller projection in most pairs. Norm 1.
 
     Source: Zou et al. 2023, arXiv:2310.01405, as repeng 0.4.0 computes it.
     """
@@ -85,10 +85,10 @@ class CenteredPCA(AbstractMethod):
 
 
 class PairCenteredPCA(AbstractMethod):
-    r"""RepE reading, repeng's `pca_center`: activations around the middle of each pair.
+    r"""RepE reading, repeng's `pca_center`: activations around each pair's midpoint.
 
     First component of $\pm\frac12 \Delta_i$: the uncentered component of the
-    differences, with the sign of most pairs. Norm 1.
+    differences, with its sign set by majority vote over pairs. Norm 1.
     """
 
     paired: ClassVar[bool] = True
@@ -101,7 +101,7 @@ class PairCenteredPCA(AbstractMethod):
 
 
 class UncenteredPCA(AbstractMethod):
-    r"""RepE reading as in steering-vectors: component of $[\Delta; -\Delta]$.
+    r"""RepE reading as in steering-vectors: first component of $[\Delta; -\Delta]$.
 
     The uncentered first component of the differences; the sign makes the mean
     projection of the differences positive. Norm 1.
@@ -121,13 +121,13 @@ class PairedLogistic(AbstractMethod):
     r"""Logistic regression without intercept on pair-centered activations.
 
     The `logistic_aggregator` of steering-vectors: classes are $\pm\frac12 \Delta_i$,
-    and the direction is the weight vector, with norm 1. In scikit-learn's terms
+    and the direction is the weight vector, with norm 1. In scikit-learn's terms,
     $\lambda = 1 / (C n)$ with $n$ examples, two for each pair.
 
     Attributes:
         inverse: scikit-learn's `C`.
-        steps: most iterations.
-        tolerance: norm of the gradient, relative to the first one, to stop at.
+        steps: maximum number of iterations.
+        tolerance: gradient norm to stop at, relative to the first one.
     """
 
     inverse: float = eqx.field(static=True, default=1.0)
@@ -150,7 +150,7 @@ class ProbeWeights(AbstractMethod):
     """The weights of a linear probe, in the units of the activations, with norm 1.
 
     Attributes:
-        probe: a linear kind of probe with one strength of its penalty.
+        probe: a linear probe with a single penalty strength.
 
     Examples:
         >>> import mijax
@@ -186,10 +186,10 @@ def _labeled(x: Array, positive: int | None = None) -> Data:
 
 
 def _component(rows: Float[Array, "row embed"]) -> Vector:
-    """Return the right singular vector of the largest singular value.
+    """Return the right singular vector with the largest singular value.
 
-    The sign makes its largest entry positive, as scikit-learn's PCA does, which decides
-    where pairs are divided evenly.
+    The sign makes its largest entry positive, as in scikit-learn's PCA. It remains
+    where the majority vote over pairs is a tie.
     """
     found = jnp.linalg.svd(rows, full_matrices=False)[2][0]
     largest = found[jnp.argmax(jnp.abs(found))]
@@ -197,7 +197,7 @@ def _component(rows: Float[Array, "row embed"]) -> Vector:
 
 
 def _by_majority(vector: Vector, delta: Float[Array, "pair embed"]) -> Vector:
-    """Flip a vector on which most positive prompts have the smaller projection."""
+    """Flip a vector if the positive prompt projects lower on it in most pairs."""
     along = delta @ vector
     return jnp.where((along < 0).sum() > (along > 0).sum(), -vector, vector)
 

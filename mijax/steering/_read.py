@@ -16,11 +16,11 @@ from mijax.data import Prompts
 
 
 class AbstractReading(eqx.Module):
-    """The tokens that a direction is read from, in prompts of any lengths."""
+    """The tokens that a direction is read from, in prompts of any length."""
 
     @abc.abstractmethod
     def mask(self, prompts: Prompts) -> Bool[np.ndarray, "prompt seq"]:
-        """Return the tokens of each prompt that are averaged."""
+        """Return the mask of tokens to average in each prompt."""
 
 
 class FromEnd(AbstractReading):
@@ -42,13 +42,13 @@ class FromEnd(AbstractReading):
         """Return one token of each prompt.
 
         Raises:
-            PositionError: a prompt without so many tokens.
+            PositionError: a prompt with fewer tokens.
         """
         lengths = np.asarray(prompts.lengths)
         if not 1 <= self.back <= lengths.min():
             raise PositionError(
-                f"FromEnd({self.back}) needs 1 to {lengths.min()}, the number of "
-                "tokens of the shortest prompt."
+                f"FromEnd({self.back}) is out of range: give 1 to {lengths.min()}, the "
+                "number of tokens in the shortest prompt."
             )
         return _columns(prompts) == (lengths - self.back)[:, None]
 
@@ -71,9 +71,9 @@ class MeanOf(AbstractReading):
     """The mean over the tokens of a named span, or of the whole prompt.
 
     Attributes:
-        name: name of the span; the whole prompt without it.
-        skip: number of first tokens of the prompt that are left out, such as 1 for a
-            token that begins every text.
+        name: name of the span; `None` for the whole prompt.
+        skip: number of tokens to skip at the start of the prompt, such as 1 for a
+            beginning-of-text token.
     """
 
     name: str | None = eqx.field(static=True, default=None)
@@ -92,7 +92,7 @@ class MeanOf(AbstractReading):
         inside = inside & (_columns(prompts) >= self.skip)
         if not inside.any(1).all():
             i = int(inside.any(1).argmin())
-            raise PositionError(f"Prompt {i} has no token to read for {self!r}.")
+            raise PositionError(f"Prompt {i} has no tokens to read for {self!r}.")
         return inside
 
 
@@ -116,7 +116,7 @@ def as_prompts(model: Any, given: Any) -> tuple[Any, Prompts]:
 
 
 def joined(first: Prompts, second: Prompts) -> Prompts:
-    """Return two batches as one, with the spans that both have."""
+    """Return two batches as one, with the spans present in both."""
     seq = max(first.tokens.shape[1], second.tokens.shape[1])
     tokens = [
         np.pad(np.asarray(p.tokens), ((0, 0), (0, seq - p.tokens.shape[1])))
@@ -157,32 +157,33 @@ def read(
         acts = capture(model, prompts[rows], Site(site))
         weight = jnp.asarray(mask[rows], jnp.float32)
         weight = weight / weight.sum(1, keepdims=True)
-        # Padding may hold anything, and 0 times infinity is NaN.
+        # Values at padding are arbitrary, and 0 times infinity is NaN.
         acts = jnp.where(mask[rows][:, None, :, None], acts, 0)
         found.append(jnp.einsum("ps,plse->ple", weight, acts.astype(jnp.float32)))
     return jnp.concatenate(found)
 
 
 def check_site(site: str) -> None:
-    """Refuse sites that do not have one vector per layer and token."""
+    """Raise unless the site has one vector per layer and token."""
     place = Site(site)
     if not place.layered or place.rank != 3:
         raise SiteError(
-            f"Steering vectors are read at a site of blocks without heads, such as "
-            f"resid_post, got {site!r}."
+            f"Expected a site in the blocks without a head axis, such as resid_post, "
+            f"got {site!r}."
         )
 
 
 def check_contrast(positive: Prompts, negative: Prompts, *, paired: str | None) -> None:
-    """Refuse two sets that do not contrast, or do not pair up where a method pairs.
+    """Raise if two sets are identical, or cannot be paired for a method that pairs.
 
     Raises:
-        ShapeError: the sets are equal, or of different sizes where pairs are needed.
+        ShapeError: the sets are identical, or their sizes differ where pairs are
+            needed.
     """
     if paired is not None and len(positive) != len(negative):
         raise ShapeError(
             f"{paired} takes pairs, got {len(positive)} positive and {len(negative)} "
-            "negative prompts: give one counterpart for each, or use MeanDifference."
+            "negative prompts: give each a counterpart, or use MeanDifference."
         )
     sets = [
         sorted(
@@ -195,6 +196,6 @@ def check_contrast(positive: Prompts, negative: Prompts, *, paired: str | None) 
     ]
     if sets[0] == sets[1]:
         raise ShapeError(
-            "The positive and the negative prompts are the same texts, so that there "
-            "is no direction between them: give two different sets."
+            "The positive and negative prompts are identical, so they define no "
+            "direction: give two different sets."
         )

@@ -1,4 +1,4 @@
-"""Representation finetuning: small trained edits of one layer."""
+"""Representation finetuning: small trained edits at one layer."""
 
 import abc
 from typing import Any
@@ -14,7 +14,7 @@ from mijax.steering._directions import Directions
 
 
 class AbstractTrained(AbstractEdit):
-    """An edit whose arrays are trained, and which changes each token by itself."""
+    """An edit with trained arrays that changes each token independently."""
 
     @property
     @abc.abstractmethod
@@ -22,7 +22,7 @@ class AbstractTrained(AbstractEdit):
         """Width of the site that it fits."""
 
     def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
-        """Refuse a site of another width."""
+        """Raise if the site's width differs from the edit's."""
         if spec.shape[-1] != self.width:
             raise ShapeError(
                 f"{type(self).__name__} has width {self.width}, and the site "
@@ -33,9 +33,9 @@ class AbstractTrained(AbstractEdit):
 class LoReFT(AbstractTrained):
     r"""Low-rank representation finetuning: $h + R^\top (W h + b - R h)$.
 
-    `R` has orthonormal rows: those of the Q factor of `free`, whose signs make the
-    diagonal of its triangular factor positive. With $W = 0$ the projection of `h` on
-    the rows of `R` is set to `b`; with $W = R$ and $b = 0$ nothing is changed.
+    `R` has orthonormal rows, from the QR decomposition of `free` with signs that make
+    the diagonal of the triangular factor positive. With $W = 0$, the projection of `h`
+    on the rows of `R` is set to `b`; with $W = R$ and $b = 0$, nothing changes.
 
     Attributes:
         free: free parameters of `R`.
@@ -89,7 +89,7 @@ class DiReFT(AbstractTrained):
 
     Attributes:
         down: `W_1`.
-        up: `W_2`, zero before training, so that nothing is changed.
+        up: `W_2`, initialized to zero, so the untrained edit changes nothing.
         bias: `b`.
 
     Examples:
@@ -128,7 +128,7 @@ class DiReFT(AbstractTrained):
 
 def _two(key: PRNGKeyArray, width: int, rank: int) -> tuple[Array, Array]:
     if not 1 <= rank <= width:
-        raise ConfigError(f"The rank is from 1 to the width {width}, got {rank}.")
+        raise ConfigError(f"The rank must be 1 to {width}, the width, got {rank}.")
     one, other = jax.random.split(key)
     shape = (rank, width)
     return jax.random.normal(one, shape), jax.random.normal(other, shape)
@@ -137,14 +137,14 @@ def _two(key: PRNGKeyArray, width: int, rank: int) -> tuple[Array, Array]:
 def top_latents(
     latents: Float[Array, "*prompt seq"], k: int
 ) -> tuple[Float[Array, "*prompt"], Float[Array, "*prompt seq"]]:
-    """Return the mean of the `k` largest latents of each prompt, and the others.
+    """Return the mean of the `k` largest latents in each prompt, and the others.
 
     Args:
         latents: latents of the tokens, 0 where a token does not count.
-        k: number of largest latents.
+        k: number of latents in the mean.
 
     Returns:
-        The means, and the latents with the `k` largest ones set to 0.
+        The means, and the latents with the `k` largest set to 0.
     """
     k = min(k, latents.shape[-1])
     values, index = jax.lax.top_k(latents, k)
@@ -156,13 +156,13 @@ class ReFTr1(eqx.Module):
     r"""One direction that both detects and steers a concept.
 
     The latent of a token is $z_t = \mathrm{ReLU}(h_t^\top v)$; the score of a text is
-    $\max_t z_t$ without its first token.
+    $\max_t z_t$ over all tokens but the first.
 
     Attributes:
         vector: `v`, with norm 1.
         layer: index of the block.
         site: name of the site.
-        largest: largest latent in the training texts of the concept.
+        largest: largest latent in the concept's training texts.
 
     Source: AxBench, Wu et al. 2025, arXiv:2501.17148.
     """
@@ -173,14 +173,14 @@ class ReFTr1(eqx.Module):
     largest: Float[Array, ""]
 
     def at(self, site: str, *, layer: int, position: Any = None) -> Any:
-        """Place the addition of `largest` times the vector."""
+        """Return a placed edit that adds `largest` times the vector."""
         return Add(self.largest * self.vector).at(site, layer=layer, position=position)
 
     def directions(self) -> Directions:
-        """Return the vector times the largest latent: strengths are AxBench's factors.
+        """Return the vector times the largest latent, so strengths match AxBench's.
 
         AxBench tries 14 factors from 0.2 to 5 on one half of the instructions and
-        scores the best one on the other half.
+        scores the best factor on the other half.
         """
         return Directions(
             (self.largest * self.vector)[None],

@@ -27,41 +27,41 @@ class AbstractReft(eqx.Module):
 
     @abc.abstractmethod
     def edit(self, params: Any, strength: Any) -> AbstractEdit:
-        """Return the edit of one text.
+        """Return the edit for one text.
 
         Args:
             params: the parameters.
-            strength: what `strengths` returned for the text.
+            strength: the text's value from `strengths`.
         """
 
     def strengths(
         self, params: Any, batch: Any, progress: Float[Array, ""]
     ) -> tuple[Any, Float[Array, ""]]:
-        """Return what differs between texts, and a penalty: nothing, by default.
+        """Return values that differ between texts, and a penalty; none by default.
 
         Args:
             params: the parameters.
             batch: tokens, lengths, starts of answers, activations.
-            progress: fraction of the training that is done.
+            progress: completed fraction of the training.
         """
         return None, jnp.zeros(())
 
     @property
     def needs_activations(self) -> bool:
-        """True if batches hold the activations at the site."""
+        """True if batches must contain the activations at the site."""
         return False
 
     def made(self, params: Any, source: Answers, place: Site) -> Any:
-        """Return the trained parameters as they are used."""
+        """Return the edit with the trained parameters."""
         return params
 
 
 class TrainLoReFT(AbstractReft):
-    """LoReFT of some rank, with AdamW and a linear decay of the learning rate.
+    """LoReFT trained with AdamW and a linearly decaying learning rate.
 
     Attributes:
         rank: rank of the edit.
-        learning_rate: learning rate of the first step.
+        learning_rate: initial learning rate.
         weight_decay: weight decay.
     """
 
@@ -83,7 +83,7 @@ class TrainLoReFT(AbstractReft):
 
 
 class TrainDiReFT(TrainLoReFT):
-    """DiReFT of some rank, trained as LoReFT is."""
+    """DiReFT, trained like LoReFT."""
 
     def start(self, key: PRNGKeyArray, width: int) -> AbstractTrained:
         """Return random weights that change nothing."""
@@ -91,18 +91,18 @@ class TrainDiReFT(TrainLoReFT):
 
 
 class TrainReFTr1(AbstractReft):
-    r"""ReFT-r1: one direction, steered by its own largest latents during training.
+    r"""ReFT-r1: one direction, scaled in training by its largest latents.
 
-    Every token gets $v$ times the mean of the `k` largest latents of its text, and the
-    loss has $\frac{\text{step}}{\text{steps}} \lambda$ times the mean of the other
-    latents. Before each step of AdamW, $v$ is divided by its norm and the part of the
-    gradient along it is removed; gradients are clipped to norm 1. The first token of a
-    text has no latent.
+    Every token receives $v$ times the mean of the `k` largest latents in its text, and
+    the loss includes $\frac{\text{step}}{\text{steps}} \lambda$ times the mean of the
+    other latents. Before each step of AdamW, $v$ is divided by its norm and the
+    gradient's component along it is removed; gradients are clipped to norm 1. The first
+    token of a text has no latent.
 
     Attributes:
-        k: number of largest latents.
+        k: number of latents in the mean.
         penalty: `λ`.
-        learning_rate: learning rate of the first step; it decays linearly to 0.
+        learning_rate: initial learning rate; it decays linearly to 0.
 
     Source: AxBench, Wu et al. 2025, arXiv:2501.17148.
     """
@@ -113,7 +113,7 @@ class TrainReFTr1(AbstractReft):
 
     @property
     def needs_activations(self) -> bool:
-        """True: latents are those of the model without the edit."""
+        """True, since latents come from the model without the edit."""
         return True
 
     def start(self, key: PRNGKeyArray, width: int) -> Float[Array, " embed"]:
@@ -124,7 +124,7 @@ class TrainReFTr1(AbstractReft):
     def strengths(
         self, params: Any, batch: Any, progress: Float[Array, ""]
     ) -> tuple[Any, Float[Array, ""]]:
-        """Return the mean of the largest latents of each text, and the penalty."""
+        """Return the mean of the largest latents in each text, and the penalty."""
         tokens, lengths, _, acts = batch
         real = real_tokens(tokens, lengths)
         latents = jnp.where(real, jax.nn.relu(acts @ params), 0)
@@ -133,7 +133,7 @@ class TrainReFTr1(AbstractReft):
         return top, progress * self.penalty * mean
 
     def edit(self, params: Any, strength: Any) -> AbstractEdit:
-        """Return the addition to one text."""
+        """Return the edit that adds the vector to one text."""
         return Add(params, strength)
 
     def optimizer(self, steps: int) -> optax.GradientTransformation:
@@ -163,7 +163,7 @@ def real_tokens(tokens: Array, lengths: Array) -> Bool[Array, "text seq"]:
 
 
 def _tangent() -> optax.GradientTransformation:
-    """Remove the part of the gradient along the parameters."""
+    """Remove the gradient's component along the parameters."""
 
     def change(updates: Any, state: Any, params: Any = None) -> Any:
         unit = params / jnp.linalg.norm(params)

@@ -1,4 +1,4 @@
-"""`select`: one direction for a behavior, chosen by what it does and what it costs."""
+"""`select`: one direction for a behavior, chosen by its effect and its cost."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -22,12 +22,12 @@ ODDS_EPSILON, KL_EPSILON = 1e-8, 1e-6
 
 
 class Rule(eqx.Module):
-    """Candidates that are discarded.
+    """Criteria that a candidate must meet.
 
     Attributes:
-        most_kl: largest divergence on prompts without the behavior.
-        least_added: smallest score that adding the direction must reach there.
-        depth: fraction of the layers that are considered, counted from the first one.
+        most_kl: largest allowed divergence on prompts without the behavior.
+        least_added: smallest allowed score there when the direction is added.
+        depth: fraction of the layers to consider, counted from the first layer.
     """
 
     most_kl: float = eqx.field(static=True, default=0.1)
@@ -36,13 +36,15 @@ class Rule(eqx.Module):
 
 
 class Scores(NamedTuple):
-    """Scores of candidates, means over validation prompts.
+    """Scores of candidates, averaged over validation prompts.
 
     Attributes:
-        ablated: score of the behavior where it is shown, without the direction; low is
-            good.
-        added: score where it is not shown, with the direction added; high is good.
-        kl: divergence of the next token there when the direction is removed, in nats.
+        ablated: behavior score with the direction ablated, on prompts that show the
+            behavior; lower is better.
+        added: behavior score with the direction added, on prompts that do not show it;
+            higher is better.
+        kl: KL divergence of the next token on those prompts when the direction is
+            ablated, in nats.
     """
 
     ablated: Float[np.ndarray, "..."]
@@ -51,19 +53,20 @@ class Scores(NamedTuple):
 
 
 class Selection(eqx.Module):
-    """The direction that was chosen, and what was measured of every candidate.
+    """The selected direction, and the scores of every candidate.
 
     Attributes:
-        direction: the chosen vector, not normalized, at its layer's input.
-        position: its token, counted from the end: -1 is the last one.
-        candidates: all mean differences; positions from the first template token on.
+        direction: the selected vector, not normalized, at its layer's input.
+        position: its token, counted from the end: -1 is the last token.
+        candidates: all mean differences, starting at the first template token.
         scores: scores of all candidates, `[position, layer]`.
-        kept: candidates that no rule discards.
-        base: scores of the unedited model where the behavior is shown, and where not.
-        control: scores of random directions with the chosen norm at the chosen layer,
-            `[control]`.
-        used: number of prompts of each set after the filter: training with and without
-            the behavior, validation with and without.
+        kept: true for candidates that pass the rule.
+        base: scores of the unedited model on prompts that show the behavior and on
+            those that do not.
+        control: scores of random directions with the selected norm at the selected
+            layer, `[control]`.
+        used: number of prompts left in each set after filtering: training with and
+            without the behavior, validation with and without.
     """
 
     direction: Directions
@@ -99,14 +102,15 @@ def select(
     key: PRNGKeyArray | None = None,
     batch: int | None = None,
 ) -> Selection:
-    r"""Choose the direction of a behavior as the direction of refusal was chosen.
+    r"""Select a direction for a behavior, as Arditi et al. (2024) did for refusal.
 
     The score of a behavior is the log odds that the next token is one it begins with,
-    $\log(P + 10^{-8}) - \log(1 - P + 10^{-8})$. Prompts that show it by themselves are
-    kept where the score is positive, the others where it is negative. Candidates are
-    the differences of the means of both sets at the input of every layer and at each of
-    the template's tokens after the instruction. Of those that pass the rule, the one is
-    chosen whose ablation leaves the lowest score. Means and scores are in float64.
+    $\log(P + 10^{-8}) - \log(1 - P + 10^{-8})$. Prompts that should show the behavior
+    are kept if their score is positive, the others if it is negative. Candidates are
+    the differences between the means of both sets, at the input of every layer and at
+    each template token after the instruction. Among candidates that pass the rule, the
+    one whose ablation leaves the lowest score is selected. Means and scores are in
+    float64.
 
     Args:
         model: a decoder, or a language model.
@@ -114,20 +118,20 @@ def select(
         validation: other prompts with and without it.
         tokens: tokens that the behavior begins with.
         template: number of tokens after the instruction in every prompt.
-        rule: candidates to discard.
-        controls: number of random directions that are scored next to the chosen one.
-        key: key of the controls; `jax.random.key(0)` by default.
-        batch: number of prompts that the program takes at a time.
+        rule: criteria that a candidate must meet.
+        controls: number of random directions to score as a control.
+        key: key for the controls; `jax.random.key(0)` by default.
+        batch: number of prompts to run at a time.
 
     Returns:
         The direction, with the scores of all candidates and of the controls.
 
     Raises:
-        ShapeError: equal sets, or tokens that the model does not have.
+        ShapeError: identical sets, or tokens that the model does not have.
         PositionError: a prompt with fewer tokens than the template.
-        ConfigError: no prompt or no candidate is left.
+        ConfigError: no prompts or no candidates are left.
 
-    Source: Arditi et al. 2024, arXiv:2406.11717, as its code selects.
+    Source: Arditi et al. 2024, arXiv:2406.11717, and its code.
     """
     bare, with_it = as_prompts(model, train[0])
     without_it = as_prompts(model, train[1])[1]
@@ -177,13 +181,14 @@ def select(
 
 
 def log_odds(logits: Any, tokens: Any) -> Float[np.ndarray, " prompt"]:
-    r"""Return the log odds that the next token is one of some, in float64.
+    r"""Return the log odds that the next token is in a given set, in float64.
 
-    $\log(P + 10^{-8}) - \log(1 - P + 10^{-8})$ with $P$ the sum of their probabilities.
+    $\log(P + 10^{-8}) - \log(1 - P + 10^{-8})$, where $P$ is the total probability of
+    the set.
 
     Args:
         logits: `[prompt, vocab]`.
-        tokens: ids of tokens.
+        tokens: token ids in the set.
 
     Returns:
         One number per prompt.
@@ -222,7 +227,7 @@ class _Judge:
         logits = self.logits(prompts)
         if self.tokens.min() < 0 or self.tokens.max() >= logits.shape[-1]:
             raise ShapeError(
-                f"Tokens are from 0 to {logits.shape[-1] - 1}, got "
+                f"Token ids must be 0 to {logits.shape[-1] - 1}, got "
                 f"{self.tokens.tolist()}."
             )
         score = log_odds(logits, self.tokens)
@@ -275,15 +280,15 @@ def _mean_differences(
         acts = np.asarray(read(model, both, batch=batch, **place), np.float64)
         found.append(acts[: len(first)].mean(0) - acts[len(first) :].mean(0))
     if not found:
-        raise ConfigError(f"`template` counts at least 1 token, got {template}.")
+        raise ConfigError(f"`template` must be 1 token or more, got {template}.")
     return np.stack(found)
 
 
 def _kept(scores: Scores, rule: Rule) -> Bool[np.ndarray, "position layer"]:
-    """Return the candidates that pass.
+    """Return true for each candidate that passes.
 
     Raises:
-        ConfigError: none does.
+        ConfigError: no candidate passes.
     """
     layers = scores.kl.shape[1]
     finite = np.isfinite(np.stack(scores)).all(0)

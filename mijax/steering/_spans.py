@@ -1,4 +1,4 @@
-"""Spans of prompts and of what follows them, for the positions of edits."""
+"""Spans of prompts and generated tokens, for the positions of edits."""
 
 from typing import Any
 
@@ -26,18 +26,18 @@ def prompt_only(prompts: Any) -> slice:
 
 
 def after_prompt(prompts: Any, *, last: int = 0) -> slice:
-    """Return the span of generated tokens, and of the last tokens of the prompt.
+    """Return the span of generated tokens and the last tokens of the prompt.
 
     Args:
         prompts: `mijax.data.Prompts`, or tokens.
-        last: number of the prompt's last tokens that belong to it, such as those of a
+        last: number of tokens at the end of the prompt to include, such as those in a
             template after the instruction.
 
     Returns:
         A slice with one start per prompt, for `position=`.
 
     Raises:
-        PositionError: more tokens than the shortest prompt has.
+        PositionError: `last` exceeds the length of the shortest prompt.
 
     Examples:
         >>> after_prompt(jnp.array([[5, 6, 7], [8, 9, 10]]), last=1).start.tolist()
@@ -54,9 +54,9 @@ def after_prompt(prompts: Any, *, last: int = 0) -> slice:
 
 
 def from_span(prompts: Any, name: str) -> slice:
-    """Return everything from the first token of a named span on.
+    """Return the span from the first token of a named span to the end.
 
-    CAA steers so: from the end of the instruction, all answer tokens included.
+    CAA steers this way, from the end of the instruction through all answer tokens.
 
     Args:
         prompts: `mijax.data.Prompts` with the span.

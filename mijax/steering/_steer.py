@@ -1,4 +1,4 @@
-"""`Steer`: steering vectors added at their layers, with the unit of the strength."""
+"""`Steer`: add steering vectors at their layers, with a unit for the strength."""
 
 import abc
 from typing import Any
@@ -13,7 +13,7 @@ from mijax.core.internal import check_per_prompt, known, reals
 
 
 class AbstractScale(eqx.Module):
-    """Unit of a strength: how far strength 1 moves an activation."""
+    """Unit of the strength: the distance that strength 1 moves an activation."""
 
     @abc.abstractmethod
     def step(
@@ -22,7 +22,7 @@ class AbstractScale(eqx.Module):
         vector: Float[Array, "*rows embed"],
         layer: Any,
     ) -> Float[Array, "..."]:
-        """Return the step of strength 1, broadcastable to `x`."""
+        """Return the step at strength 1, broadcastable to `x`."""
 
 
 class Raw(AbstractScale):
@@ -54,9 +54,9 @@ class TokenNorm(AbstractScale):
 class LayerNumber(AbstractScale):
     r"""Strength 1 adds a number per layer: $h + c\,s_l\,v / \|v\|$.
 
-    With `median_norms` of the model the strength is a fraction of the typical norm of
-    activations, so that layers compare; with the largest activation of a feature it is
-    a multiple of that.
+    With the model's `median_norms`, the strength is a fraction of the typical
+    activation norm, which makes layers comparable. With the largest activation of a
+    feature, it is a multiple of that.
 
     Attributes:
         numbers: one number for each layer of the model.
@@ -79,35 +79,36 @@ class LayerNumber(AbstractScale):
 
 
 class AbstractLimit(eqx.Module):
-    """Limit of the norm of a steered activation."""
+    """Limit on the norm of a steered activation."""
 
     @abc.abstractmethod
     def __call__(
         self, before: Float[Array, "rows embed"], after: Float[Array, "rows embed"]
     ) -> Float[Array, "rows embed"]:
-        """Return the activation that the model goes on with."""
+        """Return the activation that the model continues with."""
 
 
 class SameNorm(AbstractLimit):
-    r"""Every token keeps its norm: $h' \|h\| / \|h'\|$, as repeng's `normalize`."""
+    r"""Every token keeps its norm: $h' \|h\| / \|h'\|$, like repeng's `normalize`."""
 
     def __call__(
         self, before: Float[Array, "rows embed"], after: Float[Array, "rows embed"]
     ) -> Float[Array, "rows embed"]:
-        """Return the steered direction with the norm from before."""
+        """Return the steered activation with its original norm."""
         return after * (_norm(before) / jnp.maximum(_norm(after), _least(after)))
 
 
 class NoGrowth(AbstractLimit):
-    r"""A token keeps its norm if it would grow, as in CAST, here for every token alone.
+    r"""Tokens whose norm would grow keep it, as in CAST.
 
-    The reference rescales a whole prompt if any of its tokens grows.
+    Each token is treated separately here; the reference rescales a whole prompt if the
+    norm of any of its tokens grows.
     """
 
     def __call__(
         self, before: Float[Array, "rows embed"], after: Float[Array, "rows embed"]
     ) -> Float[Array, "rows embed"]:
-        """Return the steered activation, shortened where it is longer than before."""
+        """Return the steered activation, rescaled where its norm has grown."""
         ratio = _norm(before) / jnp.maximum(_norm(after), _least(after))
         return after * jnp.minimum(ratio, 1)
 
@@ -115,19 +116,20 @@ class NoGrowth(AbstractLimit):
 class Steer(AbstractEdit):
     r"""Adds steering vectors, each at its layer: $h_l \mapsto h_l + c\,s(h_l)\,v_l$.
 
-    Layers without a vector, and tokens with strength 0, keep their activation bit for
-    bit. `Directions.steer` makes it; a sweep can run over `layer` and `coefficient`.
+    Activations in layers without a vector, and at tokens with strength 0, are bitwise
+    unchanged. `Directions.steer` returns this edit; a sweep can vary `layer` and
+    `coefficient`.
 
     Attributes:
         vectors: `[layer, embed]`, or `PerPrompt` of `[prompt, layer, embed]`.
         layers: index of the block of each vector.
         coefficient: strength `c`, a number or one per prompt, `PerPrompt`.
         scale: unit of the strength, the factor `s`.
-        limit: limit of the norm after the addition, or `None`.
+        limit: limit on the norm after the addition, or `None`.
 
     Raises:
-        ShapeError: vectors of another width than the site, or a coefficient that is
-            not a number.
+        ShapeError: the vectors' width differs from the site's, or a coefficient is not
+            a number.
         SiteError: a layer that the model does not have, not one layer per vector, or a
             site outside blocks.
 
@@ -163,18 +165,18 @@ class Steer(AbstractEdit):
         rank = self.coefficient.values.ndim - 1 if each else self.coefficient.ndim
         if rank:
             raise ShapeError(
-                "A strength is one number; for one per prompt give "
+                "A strength is a single number; for one per prompt, give "
                 "mijax.PerPrompt([...])."
             )
 
     def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
-        """Refuse vectors of another width or layer, and operands of other prompts."""
+        """Raise if the vectors or per-prompt operands do not fit the model or batch."""
         each = isinstance(self.vectors, PerPrompt)
         shape = self.vectors.values.shape[1:] if each else self.vectors.shape
         if len(spec.shape) != 3:
             raise SiteError(
-                "Steering vectors have a layer: place them at a site of blocks without "
-                "heads, such as resid_post; elsewhere use mijax.Add."
+                "Steering vectors have a layer: place them at a site in the blocks "
+                "without a head axis, such as resid_post, or use mijax.Add."
             )
         layers = spec.shape[0]
         _check_width(shape, spec.shape[-1])

@@ -22,7 +22,7 @@ ANSWER = "answer"
 
 
 class _Objective(train.AbstractObjective):
-    """Cross-entropy of answer tokens under the edit, with the method's penalty."""
+    """Cross-entropy of answer tokens under the edit, plus the method's penalty."""
 
     model: AbstractModel
     kind: AbstractReft
@@ -34,7 +34,7 @@ class _Objective(train.AbstractObjective):
     ends: tuple[int, int] | None = eqx.field(static=True)
 
     def key(self) -> PRNGKeyArray:
-        """Return the key of the seed."""
+        """Return the key made from the seed."""
         return jax.random.key(self.seed)
 
     def start(self, key: PRNGKeyArray) -> tuple[Any, None]:
@@ -44,7 +44,7 @@ class _Objective(train.AbstractObjective):
     def loss(
         self, params: Any, memory: None, batch: Any, step: train.Step
     ) -> tuple[Float[Array, ""], tuple[dict[str, Array], None]]:
-        """Return the mean over answer tokens, and the penalty."""
+        """Return the mean loss over answer tokens plus the penalty."""
         progress = step.index / self.steps
         strengths, penalty = self.kind.strengths(params, batch, progress)
         tokens, lengths, begin, _ = batch
@@ -69,7 +69,7 @@ class _Objective(train.AbstractObjective):
 
 
 def _placed(edit: Any, site: str, layer: Any, begin: Any, ends: Any) -> list[Any]:
-    """Place an edit at every token, or at both ends of what precedes the answer."""
+    """Place an edit at every token, or at both ends of the text before the answer."""
     if ends is None:
         return [edit.at(site, layer=layer)]
     first, last = ends
@@ -79,14 +79,14 @@ def _placed(edit: Any, site: str, layer: Any, begin: Any, ends: Any) -> list[Any
 
 
 class Trained(eqx.Module):
-    """A trained edit and its place.
+    """A trained edit with its layer and site.
 
     Attributes:
-        edit: the edit; of ReFT-r1 a `ReFTr1`, which both detects and steers.
+        edit: the edit; for ReFT-r1 a `ReFTr1`, which both detects and steers.
         layer: index of the block.
         site: name of the site.
-        ends: numbers of first and last tokens before the answer that are edited;
-            `None` for every token.
+        ends: number of first and last tokens before the answer to edit; `None` for
+            every token.
         losses: loss of each step, penalties included.
     """
 
@@ -97,10 +97,10 @@ class Trained(eqx.Module):
     losses: Float[np.ndarray, " step"]
 
     def edits(self, prompts: Any = None) -> list[Any]:
-        """Return the placed edits for prompts, whose answers are still to come.
+        """Return the placed edits for prompts without their answers.
 
         Args:
-            prompts: prompts, whose ends are needed where only those are edited.
+            prompts: the prompts; required if only their ends are edited.
 
         Returns:
             Placed edits, for `run` and `generate`.
@@ -109,7 +109,7 @@ class Trained(eqx.Module):
             return [self.edit.at(self.site, layer=self.layer)]
         if not isinstance(prompts, PromptsLike):
             raise ConfigError(
-                f"This edit is placed at the ends {self.ends} of a prompt: give the "
+                f"This edit applies at the ends {self.ends} of a prompt: pass the "
                 "prompts."
             )
         begin = jnp.asarray(prompts.lengths, jnp.int32)
@@ -129,29 +129,29 @@ def train_reft(
     ends: tuple[int, int] | None = None,
     seed: int = 0,
 ) -> Trained:
-    """Train a small edit of one layer so that prompts get their answers.
+    """Train a small edit at one layer to produce given answers.
 
-    Only the edit is trained, by `mijax.train.fit`; the loss is the cross-entropy of the
-    tokens of the answers.
+    `mijax.train.fit` trains only the edit; the loss is the cross-entropy of the answer
+    tokens.
 
     Args:
         model: a decoder, or a language model.
         kind: method, with its hyperparameters.
-        prompts: texts with the span `"answer"`, which reaches to the end of each.
+        prompts: texts with the span `"answer"`, which ends at the end of each text.
         layer: index of the block.
         steps: number of updates.
         site: site of the block.
-        batch: texts of an update.
-        ends: numbers of first and last tokens before the answer that are edited, the
-            `"f7+l7"` of pyreft; every token, the answer included, by default.
-        seed: seed of parameters and order.
+        batch: number of texts per update.
+        ends: number of first and last tokens before the answer to edit, such as
+            pyreft's `"f7+l7"`; every token, including the answer, by default.
+        seed: seed for the parameters and the order.
 
     Returns:
         The trained edit.
 
     Raises:
         PositionError: prompts without the span `"answer"`.
-        ConfigError: more texts in a batch than there are, or less than one step.
+        ConfigError: a batch larger than the number of texts, or less than one step.
         SiteError: a site or layer that the model does not have.
         TrainingError: a loss that is not finite.
 
@@ -170,10 +170,10 @@ def train_reft(
     begin = prompts.find(ANSWER)[0]
     if not 1 <= batch <= len(prompts):
         raise ConfigError(
-            f"Batches have 1 to {len(prompts)} texts, all of them, got {batch}."
+            f"batch must be 1 to {len(prompts)}, the number of texts, got {batch}."
         )
     place = Site(site, layer=layer)
-    # Read without the edit, which does not change what is before it.
+    # Read without the edit, which leaves earlier activations unchanged.
     acts = jnp.asarray(capture(bare, prompts, place)).astype(jnp.float32)
     width = acts.shape[-1]
     kept = acts if kind.needs_activations else None

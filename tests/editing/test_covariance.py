@@ -57,7 +57,7 @@ def test_a_stream_of_tokens(model):
     assert found.count == whole.count == TOKENS.size
     np.testing.assert_allclose(found.moments, whole.moments, rtol=1e-5, atol=1e-6)
     endless = mijax.data.Tokens(corpus, seq=12, batch=5)
-    with pytest.raises(mijax.MijaxError, match="no end"):
+    with pytest.raises(mijax.MijaxError, match="never ends"):
         covariance(model, endless, layers=[1])
 
 
@@ -102,7 +102,7 @@ def test_file_round_trip_and_refusals(model, tmp_path):
     with pytest.raises(mijax.MijaxError, match=r"layers \[0, 1\], got layer 2"):
         again.at(2)
     mijax.editing.save(WeightEdit(()), path)
-    with pytest.raises(mijax.MijaxError, match="not a file of"):
+    with pytest.raises(mijax.MijaxError, match="not a covariance file"):
         load_covariance(path)
 
 

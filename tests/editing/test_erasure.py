@@ -200,9 +200,9 @@ def test_refused_input():
         ("activations .example, embed.", X, LABELS[:5], LEACE()),
         ("2 examples or more", X[:1], LABELS[:1], LEACE()),
         ("not finite", X * np.nan, LABELS, LEACE()),
-        ("takes classes", X, GOLDEN["number"], INLP()),
-        ("takes classes", X, GOLDEN["number"], Quadratic()),
-        ("2 classes or more", X, np.zeros(60, int), Quadratic()),
+        ("takes class labels", X, GOLDEN["number"], INLP()),
+        ("takes class labels", X, GOLDEN["number"], Quadratic()),
+        ("2 or more classes", X, np.zeros(60, int), Quadratic()),
     ]:
         with pytest.raises(mijax.MijaxError, match=match) as error:
             fit_eraser(x, labels, method=method)
@@ -211,7 +211,7 @@ def test_refused_input():
     wide = Eraser(jnp.ones((32, 1)), jnp.ones((1, 32)), jnp.ones(32))
     with pytest.raises(mijax.MijaxError, match="affine=False"):
         wide.into(llama, "mlp_out", layer=1)
-    with pytest.raises(mijax.MijaxError, match="not 'resid_post'"):
+    with pytest.raises(mijax.MijaxError, match="got 'resid_post'"):
         wide.into(model, "resid_post", layer=1)
     small = fit_eraser(X, LABELS, method=LEACE()).at("resid_post", layer=1)
     with pytest.raises(mijax.MijaxError, match="8 features"):

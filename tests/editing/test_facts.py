@@ -101,9 +101,9 @@ def test_refused_facts(unchecked):
 def test_refused_requests():
     for match, given in [
         ("no tokens", ([[[5, 6], [5]]], [[0, 0]], [[]])),
-        ("position 2 of a prompt of 2 tokens", ([[[5, 6], [5]]], [[2, 0]], [[7]])),
-        ("a prompt per context and one more", ([[[5, 6]]], [[0]], [[7]])),
-        ("a prompt per context and one more", ([[[5], [5]]], [[0]], [[7]])),
+        ("position 2 in a prompt with 2 tokens", ([[[5, 6], [5]]], [[2, 0]], [[7]])),
+        ("one prompt per context plus one more", ([[[5, 6]]], [[0]], [[7]])),
+        ("one prompt per context plus one more", ([[[5], [5]]], [[0]], [[7]])),
     ]:
         with pytest.raises(mijax.MijaxError, match=match):
             Requests.from_ids(*given)

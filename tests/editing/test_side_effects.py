@@ -186,7 +186,7 @@ def test_edits_of_activations_and_refusals(lm, edit):
     assert found.edited.entropy.shape == (0,)
     assert found.edited.interval("divergence") is None
     for match, given in [
-        ("needs placebo=", (lm, zero, FACTS)),
+        ("give placebo=", (lm, zero, FACTS)),
         ("give a language model", (lm.model, edit, FACTS)),
         ("true target", (lm, edit, Fact("{} is in", "Ann", "Rome"))),
     ]:
@@ -233,13 +233,13 @@ def test_transplanted_nodes_compute_as_in_the_donor():
 def test_refused_nodes():
     model, llama = cases.model("gpt2"), cases.model("llama")
     for match, call in [
-        ("no head or MLP", lambda: scale_nodes(model, ["x1"], factor=0.0)),
+        ("not a head or MLP", lambda: scale_nodes(model, ["x1"], factor=0.0)),
         ("each once", lambda: scale_nodes(model, ["m1", "m1"], factor=0.0)),
         ("each once", lambda: scale_nodes(model, "m1", factor=0.0)),
         ("heads 0 to 3, got a1.h4", lambda: scale_nodes(model, ["a1.h4"], factor=0.0)),
         ("layers 0 to 2, got layer 3", lambda: scale_nodes(model, ["m3"], factor=0.0)),
         ("share 2 keys", lambda: transplant_nodes(llama, llama, ["a1.h1"])),
-        ("models of one shape", lambda: transplant_nodes(model, llama, ["m1"])),
+        ("models of the same shape", lambda: transplant_nodes(model, llama, ["m1"])),
     ]:
         with pytest.raises(mijax.MijaxError, match=match):
             call()

@@ -93,11 +93,11 @@ def test_supernodes_and_top_logits(planted):
 
 BAD = {
     "two prompts": ({"prompt": [[1, 2], [3, 4]]}, "one prompt"),
-    "left out": ({"left_out": 5}, "positions to leave out"),
-    "no feature": ({"features": 0}, "at least 1 feature"),
-    "no target": ({"targets": []}, "Targets are"),
+    "left out": ({"left_out": 5}, "left_out must be below"),
+    "no feature": ({"features": 0}, "features must be 1 or more"),
+    "no target": ({"targets": []}, "list of token ids"),
     "target": ({"targets": [99]}, "token ids from 0 to 19"),
-    "same target": ({"targets": [3, 3]}, "different"),
+    "same target": ({"targets": [3, 3]}, "distinct"),
 }
 
 
@@ -112,7 +112,7 @@ def test_refused(planted, name):
 def test_refused_dictionaries(planted):
     model, _ = planted
     sae = d.untrained(d.ReLU(), d.SAE(EMBED), latents=8, key=jax.random.key(0))
-    with pytest.raises(ValueError, match="Expected a Transcoder"):
+    with pytest.raises(ValueError, match="Expected Transcoders"):
         graphs.Replacement.of(model, {0: sae})
     with pytest.raises(KeyError, match="layers 0 to 1"):
         graphs.Replacement.of(model, {5: sae})

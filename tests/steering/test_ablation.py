@@ -197,11 +197,11 @@ def test_log_odds():
     ("options", "message"),
     [
         ({"rule": steering.Rule(most_kl=-1.0)}, "No candidate passes: of 6"),
-        ({"tokens": [64]}, "from 0 to 63"),
+        ({"tokens": [64]}, "must be 0 to 63"),
         ({"tokens": []}, "got none"),
         ({"tokens": [41]}, "None of 8 prompts shows"),
         ({"template": 5}, "shortest prompt"),
-        ({"template": 0}, "at least 1"),
+        ({"template": 0}, "1 token or more"),
     ],
 )
 def test_bad_selection(planted, options, message):
@@ -216,7 +216,10 @@ def test_bad_selection(planted, options, message):
     [
         (lambda: steering.orthogonalize(cases.model("sandwich"), R), "linear_writes"),
         (lambda: steering.orthogonalize(cases.model("gpt2"), R[:16]), "model width 32"),
-        (lambda: steering.orthogonalize(object(), R), "a Transformer, got object"),
+        (
+            lambda: steering.orthogonalize(object(), R),
+            "Expected a Transformer to orthogonalize, got object",
+        ),
         (
             lambda: mijax.run(
                 cases.model("gpt2"), cases.CLEAN, steering.ablate_direction(R[:16])

@@ -167,7 +167,7 @@ def test_a_file_of_concepts(tmp_path):
         ([*ROWS, {"concept": "rain"}], "line 6: expected a JSON object"),
         ([ROW | {"label": "hard negative"}], "hard negatives in test only"),
         ([ROW | {"split": "dev"}], "split 'dev'"),
-        ([ROW | {"text": 3}], "object of texts"),
+        ([ROW | {"text": 3}], "object of strings"),
         (ROWS[1:], "needs positive and negative"),
         (ROWS[:3], "needs positive and negative"),
         ([], "has no concepts"),

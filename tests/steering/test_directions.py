@@ -153,13 +153,13 @@ def test_medians_leave_padding_and_first_tokens_out():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: extract(m, POSITIVE[:1], POSITIVE[:1]), "same texts"),
+        (lambda m: extract(m, POSITIVE[:1], POSITIVE[:1]), "are identical"),
         (
             lambda m: extract(m, [[1, 2], [3, 4]], [[5, 6]], method=steering.CAA()),
             "CAA takes pairs, got 2 positive and 1",
         ),
         (lambda m: extract(m, [[1, 2]], [[3, 4]], layers=[3]), "layers 0 to 2"),
-        (lambda m: extract(m, [[1, 2]], [[3, 4]], site="z"), "without heads"),
+        (lambda m: extract(m, [[1, 2]], [[3, 4]], site="z"), "without a head axis"),
         (
             lambda m: extract(m, [[1, 2]], [[3, 4]], position=FromEnd(3)),
             "shortest prompt",
@@ -171,7 +171,10 @@ def test_medians_leave_padding_and_first_tokens_out():
         (lambda m: Directions(jnp.ones((2, 3)), layers=[1, 1]), "2 different layers"),
         (lambda m: Directions(jnp.ones(3), layers=[1]), "layer, embed"),
         (lambda m: Directions(jnp.array([[jnp.nan]]), layers=[0]), "finite"),
-        (lambda m: Directions(jnp.ones((1, 3)), layers=[1]).vector(2), "for layer 2"),
+        (
+            lambda m: Directions(jnp.ones((1, 3)), layers=[1]).vector(2),
+            "Layer 2 has no vector",
+        ),
     ],
 )
 def test_bad_input(call, message):

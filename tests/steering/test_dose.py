@@ -95,7 +95,7 @@ def test_the_best_cell_is_bounded_by_its_cost(found):
     layer, strength = found.best(0.0)
     cell = found.layers.index(layer), found.strengths.index(strength)
     assert effect[cell] == effect[cost <= 0].max()
-    with pytest.raises(mijax.MijaxError, match="costs at most -100"):
+    with pytest.raises(mijax.MijaxError, match="costs more than -100"):
         found.best(-100.0)
     assert found.effects().mean.shape == found.costs().low.shape == (2, 3)
 
@@ -133,7 +133,7 @@ def test_curves_are_means_with_the_range_of_random_directions(found):
 def test_bad_input():
     model = cases.model("gpt2")
     options = {"effect": EFFECT, "neutral": NEUTRAL}
-    with pytest.raises(mijax.MijaxError, match="no vector for layer 5"):
+    with pytest.raises(mijax.MijaxError, match="Layer 5 has no vector"):
         steering.dose_response(
             model, PROMPTS, MADE, doses=Doses([1.0], layers=[5]), **options
         )

@@ -78,6 +78,6 @@ def test_bad_files(tmp_path, options, message):
     ],
 )
 def test_what_llama_cpp_cannot_read_is_not_written(tmp_path, made):
-    with pytest.raises(mijax.MijaxError, match="blocks 1 and later"):
+    with pytest.raises(mijax.MijaxError, match="block 1 and later"):
         save_gguf(made, tmp_path / "none.gguf", model_hint="llama")
     assert not list(tmp_path.iterdir())

@@ -140,7 +140,7 @@ def test_r1_finds_a_unit_vector_that_steers():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: LoReFT.start(jax.random.key(0), width=4, rank=5), "rank is from 1"),
+        (lambda m: LoReFT.start(jax.random.key(0), width=4, rank=5), "rank must be 1"),
         (
             lambda m: steering.train_reft(
                 m, TrainLoReFT(), QUESTIONS, layer=1, steps=1
@@ -151,7 +151,7 @@ def test_r1_finds_a_unit_vector_that_steers():
             lambda m: steering.train_reft(
                 m, TrainLoReFT(), PROMPTS, layer=1, steps=1, batch=9
             ),
-            "1 to 8 texts",
+            "batch must be 1 to 8",
         ),
         (
             lambda m: steering.train_reft(m, TrainLoReFT(), PROMPTS, layer=3, steps=1),

@@ -298,9 +298,9 @@ def test_a_clamped_latent_keeps_the_error():
         (lambda: Steer(VECTORS[:1], [0, 1]).at("resid_post"), "1 steering vectors"),
         (lambda: Steer(VECTORS, [1, 1]).at("resid_post"), "2 different layers"),
         (lambda: MADE.steer().at("embed"), "have a layer"),
-        (lambda: MADE.steer().at("z"), "without heads"),
+        (lambda: MADE.steer().at("z"), "without a head axis"),
         (lambda: MADE.add(scale=steering.LayerNumber([1.0])), "each of 3 layers"),
-        (lambda: MADE.add(jnp.ones(3)), "strength is one number"),
+        (lambda: MADE.add(jnp.ones(3)), "strength is a single number"),
         (lambda: MADE.add(position=PROMPTS.span("end")), "no place 'end'"),
         (lambda: steering.after_prompt(PROMPTS, last=6), "0 to 5, got 6"),
         (
