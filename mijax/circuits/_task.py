@@ -24,6 +24,8 @@ from mijax.core.internal import (
     check_prompts,
     check_scores,
     checked_scores,
+    known,
+    length_of,
     lengths_of,
     masked_lengths,
 )
@@ -53,7 +55,7 @@ class Counterfactual(AbstractAblation):
                 "another ablation."
             )
         corrupt = example_of(task.corrupt, prompt)
-        inputs = enter(model, graph, corrupt, task.lengths[prompt])
+        inputs = enter(model, graph, corrupt, length_of(task.masked(model), prompt))
         return connected(model, graph, inputs).senders
 
 
@@ -128,6 +130,7 @@ class Task(eqx.Module):
     lengths: Int[Array, " batch"]
     metric: Any
     ablation: AbstractAblation
+    padded: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -140,6 +143,11 @@ class Task(eqx.Module):
         if isinstance(clean, Prompts) and isinstance(corrupt, Prompts):
             aligned(clean, corrupt)
         self.clean, self.lengths = batch(clean)
+        lengths = known(self.lengths)
+        # Without padding nothing is masked, so that no number changes by rounding.
+        self.padded = is_tokens(self.clean) and (
+            lengths is None or bool(np.any(lengths < self.clean.shape[-1]))
+        )
         self.corrupt = None if corrupt is None else batch(corrupt)[0]
         shapes = [shapes_of(inputs) for inputs in (self.clean, self.corrupt)]
         if corrupt is not None and shapes[0] != shapes[1]:
@@ -189,6 +197,10 @@ class Task(eqx.Module):
     def __len__(self) -> int:
         return jax.tree.leaves(self.clean)[0].shape[0]
 
+    def masked(self, model: Any) -> Int[Array, " batch"] | None:
+        """Return the lengths of prompts where a model has to mask padding."""
+        return self.lengths if self.padded and not model.causal else None
+
 
 def batch(prompts: Any) -> tuple[Any, Int[Array, " batch"]]:
     """Returns tokens and lengths of prompts or of bare tokens; a tree has length 0.
@@ -229,7 +241,7 @@ def example_of(inputs: Any, prompt: Any) -> Any:
 def enter_clean(model: Model, graph: Graph, task: Task, prompt: Any) -> Inputs:
     """Embed a clean prompt of a task."""
     tokens = example_of(task.clean, prompt)
-    return enter(model, graph, tokens, task.lengths[prompt])
+    return enter(model, graph, tokens, length_of(task.masked(model), prompt))
 
 
 def shapes_of(inputs: Any) -> Any:

@@ -55,9 +55,7 @@ def contract(
     member: dict[int, int] = {}
     for number, (label, group) in enumerate(groups.items()):
         if label in place:
-            raise ConfigError(
-                f"The label {label!r} is the name of a node: choose another."
-            )
+            raise ConfigError(f"The label {label!r} names a node: choose another.")
         for name in group:
             if name not in place:
                 raise SiteError(f"The graph has no node {name!r} (group {label!r}).")

@@ -92,7 +92,7 @@ class Known(eqx.Module):
 @eqx.filter_jit
 def _known(model: AbstractModel, graph: Graph, task: Task) -> Known:
     """Runs clean prompts and references."""
-    masked = None if model.causal else task.lengths
+    masked = task.masked(model)
     base = run_base(model, task.clean, "embed", task.metric, lengths=masked)
 
     def one(prompt: Array) -> Array:

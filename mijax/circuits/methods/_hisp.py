@@ -18,7 +18,7 @@ from mijax.circuits.forward._graph import Graph
 from mijax.circuits.forward._streams import Model, with_blocks
 from mijax.circuits.methods._gradients import attributed, gradients
 from mijax.core import AbstractEdit, Place, compose
-from mijax.core.internal import Layered, metric_of, site_shapes
+from mijax.core.internal import Layered, length_of, metric_of, site_shapes
 
 LEVELS = ("edge", "node")
 SMALLEST = 1e-6
@@ -139,7 +139,7 @@ def read_importance(
 
     def value(shares: dict[str, Array]) -> Array:
         edits = compose([Share(Layered(one)).at(name) for name, one in shares.items()])
-        length = None if model.causal else task.lengths[prompt]
+        length = length_of(task.masked(model), prompt)
         tokens = task.clean[prompt]
         return metric_of(model, task.metric, tokens, edits, prompt, length=length)
 
