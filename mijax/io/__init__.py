@@ -14,6 +14,7 @@ from mijax.io._json import read_json as read_json
 from mijax.io._lock import locked as locked
 from mijax.io._manifest import check_files as check_files
 from mijax.io._mxfp4 import Mxfp4Tensors as Mxfp4Tensors
+from mijax.io._onnx import OnnxFile as OnnxFile
 from mijax.io._record import Index as Index
 from mijax.io._record import Indices as Indices
 from mijax.io._record import Key as Key

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import PRNGKeyArray
 
 from mijax._errors import LoadError, nearest
-from mijax.io import SafeTensors, Tensors, TorchFile, digest
+from mijax.io import OnnxFile, SafeTensors, Tensors, TorchFile, digest
 from mijax.models._cifar_resnet import CIFAR_RESNET
 from mijax.models._clip import CLIP_FAMILY
 from mijax.models._convnext import CONVNEXT
@@ -106,6 +106,7 @@ def load_image_model(
     *,
     input: ImageInput | Letterbox | None = None,
     dtype: DTypeLike = jnp.float32,
+    ignore: tuple[str, ...] = (),
 ) -> ImageModel:
     """Load an image model from a file of weights.
 
@@ -113,22 +114,25 @@ def load_image_model(
         spec: a name of `image_presets`, such as `"yolo26n"` or `"mobilenet-v2"`, or a
             spec.
         path: a `.safetensors` file, or one that torch wrote of a dictionary of tensors
-            (`.pt`, `.pth`, `.bin`; no pickle is run), with names as the model's page
-            describes them.
+            (`.pt`, `.pth`, `.bin`; no pickle is run), or an `.onnx` file, with names as
+            the model's page describes them.
         input: preprocessing; that of the name by default.
         dtype: precision of the weights.
+        ignore: starts of the names of tensors that belong to another model in the file,
+            such as `("decoder.",)`.
 
     Returns:
         The model, its preprocessing, spec, source and digest.
 
     Raises:
         LoadError: no such name, a file that is broken, or a tensor that is missing,
-            unused or of another shape.
+            unused or of another shape, or a start that no name has.
     """
     check_dtype(dtype)
     family, preset = _family_of(spec)
-    file = Path(path)
-    tensors: Tensors = TorchFile(file) if file.suffix in TORCH else SafeTensors(file)
+    tensors = _opened(Path(path))
+    if ignore:
+        tensors = _Without(tensors, ignore)
     if family.renamed is not None:
         tensors = family.renamed(tensors)
     if family.build is not None:
@@ -140,6 +144,31 @@ def load_image_model(
     source = os.fspath(path)
     given = preset.input if input is None else input
     return ImageModel(model, given, preset.spec, source, digest(tensors.files))
+
+
+def _opened(file: Path) -> Tensors:
+    """Open a file of weights by its ending."""
+    if file.suffix == ".onnx":
+        return OnnxFile(file)
+    return TorchFile(file) if file.suffix in TORCH else SafeTensors(file)
+
+
+class _Without:
+    """Tensors of a file whose names do not have certain starts."""
+
+    def __init__(self, source: Tensors, starts: tuple[str, ...]) -> None:
+        self.path, self.files, self.read = source.path, source.files, source.read
+        for start in starts:
+            if not any(name.startswith(start) for name in source.shapes):
+                raise LoadError(
+                    f"{source.path}: no tensor begins with '{start}'. Leave it out of "
+                    "ignore."
+                )
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            name: shape
+            for name, shape in source.shapes.items()
+            if not name.startswith(starts)
+        }
 
 
 def _family_of(spec: Any) -> tuple[Family, Preset]:

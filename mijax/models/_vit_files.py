@@ -27,6 +27,9 @@ NAMES = (
     (r"(embeddings\.)?(cls_token|class_embedding)$", "cls"),
     (r"reg_token$|embeddings\.register_tokens$", "registers"),
     (r"pos_embed(ding)?$|embeddings\.position_embeddings?(\.weight)?$", "positions"),
+    # An export to ONNX has positions in two parts.
+    (r"embeddings\.Concat_\d+$", "first_position"),
+    (r"embeddings\.Reshape_\d+$", "patch_positions"),
     (r"norm_pre\.|pre_layrnorm\.", "pre_norm."),
     (r"norm\.|fc_norm\.|layernorm\.|post_layernorm\.", "norm."),
     (r"head\.|classifier\.", "head."),
@@ -63,6 +66,7 @@ UNUSED = re.compile(
     r".*(mask_token|position_ids)$|pooler\.dense\.(weight|bias)$", re.DOTALL
 )
 SCALED = {"o": "scale_1", "out": "scale_2"}
+SPLIT = ("first_position", "patch_positions")
 TOKENS = ("cls", "registers", "positions")
 LAYER = re.compile(r"(layers\.\d+\.)(\w+)\.(weight|bias)$")
 
@@ -134,6 +138,10 @@ class VisionTensors:
     def _split(self, named: Mapping[str, str]) -> dict[str, Part]:
         """Return plain parts, and queries, keys and values of fused ones."""
         parts: dict[str, Part] = {}
+        if all(name in named for name in SPLIT):
+            names = tuple(named[name] for name in SPLIT)
+            parts["positions"] = _joined(names, self.source.shapes)
+            named = {k: name for k, name in named.items() if k not in SPLIT}
         for ours, name in named.items():
             shape = self.source.shapes[name]
             if ours in TOKENS and shape:
@@ -178,6 +186,17 @@ def _flat_patch(name: str, shape: tuple[int, ...]) -> Part:
         return x.reshape(-1, side, side, channels).transpose(0, 3, 1, 2)
 
     return Part((name,), (shape[0], channels, side, side), make)
+
+
+def _joined(names: tuple[str, ...], shapes: Mapping[str, tuple[int, ...]]) -> Part:
+    """Return two tensors of positions as one table."""
+    width = shapes[names[0]][-1]
+    count = sum(math.prod(shapes[name]) for name in names) // width
+
+    def make(*parts: np.ndarray) -> np.ndarray:
+        return np.concatenate([x.reshape(-1, width) for x in parts])
+
+    return Part(names, (count, width), make)
 
 
 def _times(x: np.ndarray, scale: np.ndarray) -> np.ndarray:

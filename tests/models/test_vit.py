@@ -76,6 +76,21 @@ def test_names_of_modules_are_read_too(tmp_path):
     np.testing.assert_allclose(out, golden["out"], atol=1e-4)
 
 
+def test_positions_in_two_parts_and_tensors_of_another_model(tmp_path):
+    golden, path = arrays_of("dinov2"), tmp_path / "model.safetensors"
+    tensors = weights_of(golden)
+    positions = tensors.pop("embeddings.position_embeddings")
+    tensors["embeddings.Concat_6"] = positions[:, :1]
+    tensors["embeddings.Reshape_1"] = positions[:, 1:]
+    tensors["decoder.bias"] = np.ones(2, np.float32)
+    save_safetensors(tensors, path)
+    model = models.load_image_model(SPECS["dinov2"], path, ignore=("decoder.",)).model
+    acts = run(model, jnp.asarray(golden["image"]))[1]
+    np.testing.assert_allclose(acts["resid_final"], golden["out"], atol=1e-4)
+    with pytest.raises(LoadError, match=r"no tensor begins with 'coder\.'"):
+        models.load_image_model(SPECS["dinov2"], path, ignore=("coder.",))
+
+
 def test_a_model_on_tokens_is_a_decoder_with_the_same_logits(tmp_path):
     model, golden = loaded("vit", tmp_path)
     first = jnp.asarray(golden["image"])

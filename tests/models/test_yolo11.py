@@ -119,3 +119,17 @@ def test_bad_files_and_arguments_are_refused(golden, ran, tmp_path):
         models.non_max_suppression(
             ran[1], input=Letterbox(), shape=(96, 96), overlap=2.0
         )
+
+
+def test_boxes_of_different_classes_do_not_suppress_each_other():
+    boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 9], [0, 0, 9, 8], [20, 0, 29, 9]])
+    logits = np.array([[3, 0], [0, 2], [2.5, 0], [-3, -4]])
+    output = models.DetectorOutput(jnp.asarray(boxes, jnp.float32), jnp.asarray(logits))
+    arguments = {"input": Letterbox(size=32), "shape": (32, 32)}
+    found = models.non_max_suppression(output, **arguments)
+    # The third overlaps the first by 8 / 9; the score of the last is below 0.25.
+    assert found.anchors.tolist() == [0, 1]
+    assert found.classes.tolist() == [0, 1]
+    np.testing.assert_allclose(found.scores, 1 / (1 + np.exp([-3, -2])), rtol=1e-6)
+    more = models.non_max_suppression(output, **arguments, overlap=0.9, least=0.0)
+    assert more.anchors.tolist() == [0, 2, 1, 3]
