@@ -1,4 +1,4 @@
-"""Reading the residual stream in the vocabulary."""
+"""Lenses: decode the residual stream into the vocabulary."""
 
 from mijax.lens._backward import BackwardReading as BackwardReading
 from mijax.lens._backward import backward_lens as backward_lens

@@ -1,4 +1,4 @@
-"""The backward lens: gradients of MLPs, read in the vocabulary."""
+"""The backward lens: MLP gradients, decoded into the vocabulary."""
 
 from typing import Any
 
@@ -21,16 +21,16 @@ from mijax.nn.internal import readout_of
 
 
 class BackwardReading(eqx.Module):
-    """Gradient of each MLP's matrices at one update, as tokens.
+    """Gradients of each MLP's matrices for one update, decoded into tokens.
 
-    The gradient of a matrix is a sum over tokens of an input times a gradient of an
-    output; both sides that are as wide as the stream are read.
+    The gradient of a matrix is a sum over tokens of an input times an output gradient.
+    The lens decodes the factors that have the width of the stream.
 
     Attributes:
-        inputs: tokens that the input of the first matrix reads highest,
+        inputs: top tokens when decoding the input of the first matrix,
             `[*batch, layer, seq, k]`.
-        updates: tokens that a step of gradient descent writes into the second matrix:
-            those that the gradient of its output reads lowest.
+        updates: tokens that a step of gradient descent writes into the second matrix,
+            those with the lowest logits when decoding its output gradient.
         strength: norm of that gradient, `[*batch, layer, seq]`; 0 where the token has
             no effect on the loss.
     """
@@ -44,29 +44,30 @@ class BackwardReading(eqx.Module):
 def backward_lens(
     model: ModelLike, tokens: Any, target: Any, *, position: Any = None, top: int = 5
 ) -> BackwardReading:
-    r"""Read what a step of gradient descent would write into each MLP.
+    r"""Decode the update that gradient descent would write into each MLP.
 
-    For $y = x W$ the gradient is $\sum_t x_t^\top \delta_t$ with $\delta_t = \partial L
+    For $y = x W$, the gradient is $\sum_t x_t^\top \delta_t$ with $\delta_t = \partial L
     / \partial y_t$, and $L$ the negative log likelihood of the target (Katz et al.
-    2024, arXiv:2402.12865). The forward $x_t$ of the first matrix and the backward
-    $\delta_t$ of the second one's output are read with the plain unembedding; since a
-    step is $-\eta\,\delta$, the lowest logits of $\delta$ are what it writes.
+    2024, arXiv:2402.12865). The plain unembedding decodes the forward input $x_t$ of
+    the first matrix and the backward gradient $\delta_t$ at the second matrix's output.
+    Since a step is $-\eta\,\delta$, it writes the tokens with the lowest logits of
+    $\delta$.
 
     Args:
         model: a decoder whose blocks state `linear_writes`, or a language model
             (`mijax.models.load(...)`).
         tokens: token ids of one prompt or of a batch, or `mijax.data.Prompts`.
-        target: token that the update should make likely, one or one per prompt.
-        position: where it should follow, one or one per prompt; the last token by
-            default (`prompts.last` where prompts are padded).
-        top: number of tokens at each place.
+        target: token that the update should make more likely, one or one per prompt.
+        position: position that predicts it, one or one per prompt; the last token by
+            default (`prompts.last` if prompts are padded).
+        top: number of tokens to return at each position.
 
     Returns:
-        Tokens of inputs and updates of every layer and position.
+        Tokens for the inputs and updates at every layer and position.
 
     Raises:
         SiteError: a model without MLPs.
-        FrameError: a model that states no `readout` or `linear_writes`.
+        FrameError: a model without a `readout` or `linear_writes`.
 
     Examples:
         >>> import jax, mijax
@@ -79,7 +80,7 @@ def backward_lens(
     check_linear_writes(model, "backward_lens")
     head = readout_of(model, "backward_lens", linear=False).head
     if getattr(model.blocks, "mlp", None) is None:
-        raise SiteError("The model has no MLPs, so no update of them to read.")
+        raise SiteError("The model has no MLPs, so it has no MLP updates to decode.")
     check_top(top, head.weight.shape[0])
     ids = as_tokens(given)
     if position is None:
@@ -99,7 +100,7 @@ def backward_lens(
 def _read(
     table: Float[Array, "vocab embed"], inputs: Array, delta: Array, top: int
 ) -> BackwardReading:
-    """Read one layer and prompt after the other."""
+    """Decode one layer and prompt at a time."""
     shape = inputs.shape
 
     def best(x: Float[Array, "seq embed"]) -> Int[Array, "seq k"]:

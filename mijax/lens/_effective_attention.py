@@ -1,4 +1,4 @@
-"""Recurrent mixers as attention: the weight with which tokens read earlier ones."""
+"""Recurrent mixers as attention: the weights with which tokens read earlier ones."""
 
 from typing import Any
 
@@ -17,26 +17,26 @@ from mijax.nn import AbstractMixer
 def effective_attention(
     model: Any, tokens: Any, edits: Any = None, *, layer: int
 ) -> Float[Array, "*batch heads seq key_seq"]:
-    r"""Returns the matrix by which a recurrent mixer maps its inputs to its outputs.
+    r"""Return the matrix that maps a recurrent mixer's inputs to its outputs.
 
-    The scan of a state-space model is linear in its inputs once step sizes and vectors
-    are given, so it equals a product with a causal matrix over tokens, as attention
-    does (Ali et al. 2024, arXiv:2403.01590). The matrix is exact: the product with the
-    inputs of the scan, plus the term that skips the state, is `mixer_scan`. Its rows do
-    not sum to 1, and entries may be negative.
+    For given step sizes and vectors, the scan of a state-space model is linear in its
+    inputs, so it equals a product with a causal matrix over tokens, like attention (Ali
+    et al. 2024, arXiv:2403.01590). The matrix is exact: its product with the scan's
+    inputs, plus the term that skips the state, equals `mixer_scan`. Rows do not sum to
+    1, and entries may be negative.
 
     Args:
         model: a model whose blocks have a recurrent mixer, or a language model.
         tokens: token ids of one prompt, or of a batch, or `mijax.data.Prompts`; with a
             language model also a text or a list of texts.
-        edits: placed edits, a list of them, or `None`. Those at `mixer_state` do not
-            enter the matrix.
+        edits: placed edits, a list of them, or `None`. Edits at `mixer_state` do not
+            affect the matrix.
         layer: index of the block.
 
     Returns:
-        The matrix of each head; in Mamba a head is a channel. It takes
-        `heads * seq * key_seq` numbers for each prompt. Layers that have attention in
-        place of the mixer are 0.
+        The matrix for each head; in Mamba, a head is a channel. It takes
+        `heads * seq * key_seq` numbers for each prompt. Layers with attention instead
+        of the mixer are 0.
 
     Raises:
         SiteError: blocks without a recurrent mixer, or a layer that does not exist.
@@ -59,10 +59,10 @@ def effective_attention(
 
 
 def mixer_of(model: AbstractModel) -> AbstractMixer:
-    """Returns the stacked mixers of a model.
+    """Return the stacked mixers of a model.
 
     Raises:
-        SiteError: it has none.
+        SiteError: the model has no mixers.
     """
     blocks = unedited(model).blocks
     mixer = getattr(blocks, "mixer", None)

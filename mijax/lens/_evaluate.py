@@ -1,4 +1,4 @@
-"""Quality of a lens: how close each layer decodes to the model's output."""
+"""Quality of a lens: the distance of each layer's decoding from the model's output."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,16 +18,16 @@ from mijax.lens._tuned import TunedLens
 
 
 class LensEvaluation(eqx.Module):
-    """Quality of a lens by layer, means over all tokens, in nats.
+    """Quality of a lens by layer, averaged over all tokens, in nats.
 
     Attributes:
         kl: divergence of the lens from the model's output, `KL(model || lens)`.
-        cross_entropy: of the token that follows, under the lens.
-        entropy: of the lens.
-        bias: divergence of the mean probabilities, `KL(mean model || mean lens)`: how
-            much the lens prefers some tokens whatever the text.
-        model_cross_entropy: of the token that follows, under the model.
-        model_entropy: of the model.
+        cross_entropy: cross-entropy of the next token under the lens.
+        entropy: entropy of the lens's predictions.
+        bias: divergence of the mean probabilities, `KL(mean model || mean lens)`: the
+            lens's preference for some tokens regardless of the text.
+        model_cross_entropy: cross-entropy of the next token under the model.
+        model_entropy: entropy of the model's predictions.
         tokens: number of tokens.
     """
 
@@ -43,7 +43,7 @@ class LensEvaluation(eqx.Module):
         """Return the cross-entropy in bits per byte of the text.
 
         Args:
-            size: number of bytes of the text of all tokens.
+            size: number of bytes in the text.
         """
         return self.cross_entropy * self.tokens / (size * float(np.log(2.0)))
 
@@ -52,7 +52,7 @@ class LensEvaluation(eqx.Module):
 def evaluate_lens(
     model: ModelLike, tokens: Any, lens: AbstractLens | None = None
 ) -> LensEvaluation:
-    """Compare what a lens reads at every layer with the model's output.
+    """Compare a lens's predictions at every layer with the model's output.
 
     Compare lenses at the same site: the tuned lens reads `resid_pre`, so its baseline
     is `LogitLens("resid_pre")` and its control `RotatedLens(lens, key)`.
@@ -67,8 +67,8 @@ def evaluate_lens(
         Divergence, cross-entropy, entropy and bias by layer.
 
     Raises:
-        SiteError: a lens of another site than the residual stream.
-        ShapeError: a lens of another size, or prompts without a following token.
+        SiteError: the lens does not read the residual stream.
+        ShapeError: the lens does not fit the model, or no prompt has a next token.
 
     Examples:
         >>> import jax, mijax
@@ -85,7 +85,7 @@ def evaluate_lens(
     sums = _sums(model, lens, site, ids, jnp.asarray(lengths))
     count, following = int(lengths.sum()), int((lengths - 1).sum())
     if not following:
-        raise ShapeError("Every prompt is one token, which nothing follows.")
+        raise ShapeError("Every prompt has one token: give prompts with 2 or more.")
     p, q = sums["p"] / count, sums["q"] / count
     log_ratio = jnp.where(p > 0, jnp.log(p) - jnp.log(q), 0.0)
     return LensEvaluation(
@@ -111,12 +111,12 @@ def lens_transfer(
         lens: the lens.
 
     Returns:
-        Mean divergence from the model's output in nats, `[map, stream]`: the diagonal
-        is `evaluate_lens(...).kl`. A lens that reads what its layer holds, and no more,
-        has the least of each column on the diagonal.
+        Mean divergence from the model's output in nats, `[map, stream]`; the diagonal
+        is `evaluate_lens(...).kl`. If each map fits its own layer best, the minimum of
+        each column is on the diagonal.
 
     Raises:
-        ShapeError: a lens of another size.
+        ShapeError: the lens does not fit the model.
 
     Examples:
         >>> import jax, jax.numpy as jnp, mijax
@@ -154,7 +154,7 @@ def _log_softmax(logits: Array) -> Array:
 
 
 def _run(model: AbstractModel, tokens: Array, length: Array) -> Any:
-    """Return log probabilities of the model, and its activations in the blocks."""
+    """Return the model's log probabilities and its activations in the blocks."""
     options = {} if model.causal else {"length": length}
     logits, acts = model(tokens, **options)
     return _log_softmax(logits), acts.blocks
@@ -168,7 +168,7 @@ def _sums(
     tokens: Int[Array, "prompt seq"],
     lengths: Int[Array, " prompt"],
 ) -> dict[str, Array]:
-    """Add up the numbers of all tokens, one prompt and layer at a time."""
+    """Sum statistics over all tokens, one prompt and layer at a time."""
     end = ending(model)
 
     def one(ids: Array, length: Array) -> dict[str, Array]:
@@ -205,7 +205,7 @@ def _transfer(
     tokens: Int[Array, "prompt seq"],
     lengths: Int[Array, " prompt"],
 ) -> Float[Array, "map stream"]:
-    """Add up the divergence of every map on every stream."""
+    """Sum the divergence of every map on every stream."""
     end = ending(model)
     maps = jax.tree.map(lambda a: a[:, None], lens)
 
@@ -228,13 +228,13 @@ def _transfer(
 def _kl(
     log_p: Float[Array, "seq vocab"], log_q: Float[Array, "seq vocab"], real: Array
 ) -> Float[Array, ""]:
-    """Add up `KL(p || q)` over real positions."""
+    """Sum `KL(p || q)` over positions that are not padding."""
     each = (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
     return jnp.where(real, each, 0.0).sum()
 
 
 def _total(one: Callable[[Array, Array], Any], *inputs: Array) -> Any:
-    """Add up a function's values, one prompt after the other."""
+    """Sum a function's values, one prompt at a time."""
     shapes = jax.eval_shape(one, *(a[0] for a in inputs))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 

@@ -1,4 +1,4 @@
-"""The future lens: what a state says about tokens further ahead."""
+"""The future lens: predict later tokens from the current state."""
 
 from typing import Any
 
@@ -37,9 +37,9 @@ class AffineMap(eqx.Module):
 class FutureLens(AbstractLens):
     r"""The linear future lens: $\ell_{l,t} = W_U\,\mathrm{LN}(A_l h_{l,t} + b_l)$.
 
-    The map predicts the last stream `offset` positions later, $h_{L-1,t+n}$, so it
-    decodes to what the model says there (Pal et al. 2023, arXiv:2311.04897, the linear
-    variant). `fit_future_lens` makes one.
+    The map predicts the final stream `offset` positions later, $h_{L-1,t+n}$, so it
+    decodes to the model's prediction there (the linear variant in Pal et al. 2023,
+    arXiv:2311.04897). `fit_future_lens` fits one.
 
     Attributes:
         weight: $A_l$, `[layer, embed out, embed in]`.
@@ -58,7 +58,7 @@ class FutureLens(AbstractLens):
 
     @property
     def site(self) -> str:
-        """Site that is read: the output of every block."""
+        """Site that the lens reads: the output of every block."""
         return "resid_post"
 
     @property
@@ -67,7 +67,7 @@ class FutureLens(AbstractLens):
         return self.weight.shape[0]
 
     def check(self, model: Any, layers: int, embed: int) -> None:
-        """Refuse a model of another size."""
+        """Raise if the lens does not fit the model's size."""
         check_fit("future lens", (self.rows, self.weight.shape[-1]), layers, embed)
 
     def __call__(
@@ -80,12 +80,12 @@ class FutureLens(AbstractLens):
 
 
 class FutureEvaluation(eqx.Module):
-    """How well a lens finds what the model says `offset` positions later.
+    """Accuracy of a lens for the model's prediction `offset` positions later.
 
     Attributes:
-        precision: fraction of places where the model's most likely token is among the
-            first k of the lens, `[layer, k]`.
-        surprisal: mean of minus the log probability of that token, `[layer]`, in nats.
+        precision: fraction of positions where the model's most likely token is among
+            the lens's top k, `[layer, k]`.
+        surprisal: mean negative log probability of that token, `[layer]`, in nats.
         ks: the values of k.
     """
 
@@ -100,13 +100,13 @@ def fit_affine_map(x: Any, y: Any) -> AffineMap:
 
     Args:
         x: inputs, `[*rows, in]`.
-        y: outputs of the same rows, `[*rows, out]`.
+        y: outputs for the same rows, `[*rows, out]`.
 
     Returns:
-        The map of the least squared error; of several, the one with the least norm.
+        The map with the least squared error; ties take the minimum norm.
 
     Raises:
-        ShapeError: numbers of rows that differ.
+        ShapeError: the numbers of rows differ.
 
     Examples:
         >>> x = np.random.default_rng(0).standard_normal((9, 2))
@@ -117,8 +117,8 @@ def fit_affine_map(x: Any, y: Any) -> AffineMap:
     given, goal = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if given.shape[:-1] != goal.shape[:-1] or given.ndim < 2:
         raise ShapeError(
-            f"A map takes rows of inputs and outputs, got shapes {given.shape} and "
-            f"{goal.shape}."
+            f"Expected inputs and outputs with the same rows, got shapes "
+            f"{given.shape} and {goal.shape}."
         )
     rows = given.reshape(-1, given.shape[-1])
     ones = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
@@ -129,12 +129,12 @@ def fit_affine_map(x: Any, y: Any) -> AffineMap:
 
 @checked
 def fit_future_lens(model: ModelLike, tokens: Any, *, offset: int = 1) -> FutureLens:
-    """Fit a linear future lens, every layer by least squares.
+    """Fit a linear future lens by least squares in every layer.
 
     Args:
         model: any `AbstractModel`, or a language model (`mijax.models.load(...)`).
-        tokens: token ids of a batch, `mijax.data.Prompts`, or a list of texts; more
-            tokens than the stream is wide.
+        tokens: token ids of a batch, `mijax.data.Prompts`, or a list of texts, with
+            more tokens than the stream's width.
         offset: number of positions ahead; 0 is this position.
 
     Returns:
@@ -175,23 +175,22 @@ def evaluate_future(
     offset: int,
     ks: tuple[int, ...] = (1, 5, 10),
 ) -> FutureEvaluation:
-    """Compare what a lens reads with what the model says `offset` positions later.
+    """Compare a lens with the model's predictions `offset` positions later.
 
     The baseline is `LogitLens()`, the control `RotatedLens(lens, key)`.
 
     Args:
         model: any `AbstractModel`, or a language model (`mijax.models.load(...)`).
-        tokens: token ids of a batch, `mijax.data.Prompts`, or a list of texts, that the
-            lens was not fitted on.
+        tokens: held-out token ids of a batch, `mijax.data.Prompts`, or a list of texts.
         lens: the lens.
         offset: number of positions ahead.
-        ks: lengths of the lists in which the token is looked for.
+        ks: values of k for the precision.
 
     Returns:
         Precision and surprisal by layer.
 
     Raises:
-        ConfigError: a negative offset, or a length below 1.
+        ConfigError: a negative offset, or a k below 1.
         ShapeError: no prompt is longer than the offset.
 
     Examples:
@@ -203,7 +202,7 @@ def evaluate_future(
         [1.0, 1.0, 1.0]
     """
     if not ks or min(ks) < 1:
-        raise ConfigError(f"Precision is of the first k tokens, k >= 1, got {ks}.")
+        raise ConfigError(f"ks must be numbers of tokens, 1 or more, got {ks}.")
     model, given = opened(model, tokens)
     real = _real(given, offset)
     logits = capture(model, given, Site("logits"))
@@ -226,11 +225,9 @@ def evaluate_future(
 
 
 def _real(given: Any, offset: int) -> np.ndarray:
-    """Return the places that have a token `offset` later, `[prompt, seq - offset]`."""
+    """Return a mask of tokens with one `offset` later, `[prompt, seq - offset]`."""
     if offset < 0:
-        raise ConfigError(
-            f"A future lens looks 0 or more positions ahead, got {offset}."
-        )
+        raise ConfigError(f"offset must be 0 or more positions ahead, got {offset}.")
     ids = np.asarray(as_tokens(given))
     ids = ids[None] if ids.ndim == 1 else ids
     lengths = padded_lengths(given, ids.shape[1])

@@ -1,4 +1,4 @@
-"""The Jacobian lens: the mean effect of each layer's stream on the last one."""
+"""The Jacobian lens: the mean effect of each layer's stream on the final one."""
 
 from typing import Any
 
@@ -23,13 +23,14 @@ class JacobianLens(AbstractLens):
     maps the output of block $l$ to the output of the last block, before the final norm;
     the last layer is the identity (Gurnee et al. 2026, "Verbalizable Representations
     Form a Global Workspace in Language Models",
-    transformer-circuits.pub/2026/workspace). `fit_jacobian_lens` makes one,
-    `load_jacobian_lens` reads published ones. It belongs to the weights as they were
-    loaded: models with folded or centered weights are refused.
+    transformer-circuits.pub/2026/workspace). `fit_jacobian_lens` fits one, and
+    `load_jacobian_lens` loads published ones. A lens is valid only for the weights as
+    loaded: models with folded or centered weights raise an error.
 
     Attributes:
-        jacobian: $J_l$ of every layer but the last, `[layer - 1, embed out, embed in]`.
-        prompts: number of prompts of the mean.
+        jacobian: $J_l$ for every layer except the last,
+            `[layer - 1, embed out, embed in]`.
+        prompts: number of prompts in the mean.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -43,23 +44,23 @@ class JacobianLens(AbstractLens):
 
     @property
     def site(self) -> str:
-        """Site that is read: the output of every block."""
+        """Site that the lens reads: the output of every block."""
         return "resid_post"
 
     @property
     def rows(self) -> int:
-        """Number of layers, the last one included."""
+        """Number of layers, including the last one."""
         return len(self.jacobian) + 1
 
     def check(self, model: Any, layers: int, embed: int) -> None:
-        """Refuse a model of another size, or with processed weights."""
+        """Raise if the lens does not fit the model's size or weight processing."""
         check_fit("Jacobian lens", (self.rows, self.jacobian.shape[-1]), layers, embed)
         check_raw(model)
 
     def __call__(
         self, x: Float[Array, "prompt layer position embed"]
     ) -> Float[Array, "prompt layer position embed"]:
-        """Transport the stream of every layer, in float32 at least."""
+        """Map the stream of every layer, in float32 or higher precision."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         moved = jnp.einsum("plte,lfe->pltf", wide[:, :-1], self.jacobian)
         return jnp.concatenate([moved, wide[:, -1:]], axis=1).astype(x.dtype)
@@ -69,15 +70,16 @@ class JacobianLens(AbstractLens):
     ) -> Float[Array, "layer token embed"]:
         r"""Return the direction of each token at every layer, $v = J_l^\top W_U[t]$.
 
-        The weight of the final norm is not in it.
+        It does not include the weight of the final norm.
 
         Args:
             model: the model that the lens was fitted on.
             tokens: a token id, or a list of them.
 
         Raises:
-            ShapeError: a model of another size, or a token beyond its vocabulary.
-            FrameError: processed weights, or a model that states no `readout`.
+            ShapeError: the lens does not fit the model, or a token is not in its
+                vocabulary.
+            FrameError: processed weights, or a model without a `readout`.
         """
         head = readout_of(model, "vectors", linear=False).head.weight
         self.check(model, model.n_layers, head.shape[-1])
@@ -88,10 +90,10 @@ class JacobianLens(AbstractLens):
 
 
 def known_tokens(tokens: Any, vocab: int) -> Int[np.ndarray, "..."]:
-    """Return token ids; refuse others.
+    """Return checked token ids.
 
     Raises:
-        ShapeError: ids that are not in the vocabulary, or none.
+        ShapeError: ids outside the vocabulary, or no ids.
     """
     ids = np.asarray(integers(tokens, "A token id (of a text: tokenizer.token(text))"))
     if ids.ndim > 1 or not ids.size or not 0 <= ids.min() <= ids.max() < vocab:
@@ -102,7 +104,7 @@ def known_tokens(tokens: Any, vocab: int) -> Int[np.ndarray, "..."]:
 
 
 def check_raw(model: Any) -> None:
-    """Refuse a model whose weights were processed.
+    """Raise if the model's weights were processed.
 
     Raises:
         FrameError: folded or centered weights.
@@ -112,6 +114,6 @@ def check_raw(model: Any) -> None:
     frame = getattr(model, "frame", ())
     if frame:
         raise FrameError(
-            "A Jacobian lens belongs to weights as they were loaded, but this model "
-            f"has {', '.join(frame)} applied: use the loaded model."
+            "A Jacobian lens is valid for weights as loaded, but this model has "
+            f"{', '.join(frame)} applied: use the loaded model."
         )

@@ -23,7 +23,7 @@ from mijax.core import (
 from mijax.core.internal import as_tokens, checked, opened, padded_lengths
 from mijax.lens._jacobian import JacobianLens
 
-# |cos| of two directions from which an exchange is warned of, and refused.
+# |cos| between two directions at which a swap warns, and raises.
 CLOSE, SAME = 0.99, 0.999
 
 
@@ -41,18 +41,18 @@ def steer_concept(
     r"""Add a token's direction, in units of the stream.
 
     $h \leftarrow h + \alpha\, \mathrm{median}_t \lVert h_t \rVert\, \hat v$. The median
-    over a prompt's positions is taken in the clean run, at each layer; the same edit
-    then serves generation and sweeps. The control is a random direction of the same
-    length.
+    over a prompt's positions comes from the clean run at each layer, so the same edit
+    works in generation and sweeps. As a control, use a random direction with the same
+    norm.
 
     Args:
         lens: the lens.
         model: the model.
-        tokens: the prompts that are steered.
+        tokens: the prompts to steer.
         concept: id of the token.
-        layers: layers whose output is steered.
-        alpha: strength, in median norms; -4 steers away.
-        position: where, as for `Add(...).at`; everywhere by default.
+        layers: layers whose output to steer.
+        alpha: strength in median norms; negative values steer away.
+        position: position, as for `Add(...).at`; every position by default.
 
     Returns:
         Edits for `run`, `generate` and `sweep`.
@@ -77,7 +77,7 @@ def steer_concept(
     if lengths is not None:
         padding = np.arange(norms.shape[-1]) >= np.asarray(lengths)[:, None]
         norms = np.where(padding[:, None], np.nan, norms)
-    # As in torch, the lower of two middle values.
+    # As in torch, the median is the lower of two middle values.
     median = np.nanquantile(norms, 0.5, axis=-1, method="lower")
     batched = as_tokens(given).ndim == 2
     placed = []
@@ -97,24 +97,24 @@ def ablate_concepts(
     layers: Sequence[int],
     position: Any = None,
 ) -> Any:
-    r"""Remove the span of tokens' directions: $h \leftarrow h - Q Q^\top h$.
+    r"""Remove the span of token directions: $h \leftarrow h - Q Q^\top h$.
 
     $Q$ is an orthonormal basis of the span. Directions are far from orthogonal, so
-    that removing one after the other would bring back parts of the first.
+    removing them one by one would bring back parts of the earlier ones.
 
     Args:
         lens: the lens.
         model: the model.
         concepts: ids of the tokens.
-        layers: layers whose output is edited.
-        position: where; everywhere by default.
+        layers: layers whose output to edit.
+        position: position to edit; every position by default.
 
     Returns:
         Edits for `run`, `generate` and `sweep`.
 
     Raises:
-        ShapeError: a layer or token that the model does not have, or directions that
-            depend on each other.
+        ShapeError: a layer or token that the model does not have, or linearly
+            dependent directions.
     """
     vectors = _vectors(lens, model, concepts, layers)
     at = {"position": position}
@@ -136,21 +136,21 @@ def swap_concepts(
     alpha: float = 1.0,
     position: Any = None,
 ) -> Any:
-    r"""Exchange two tokens' coordinates at one layer.
+    r"""Swap two tokens' coordinates at one layer.
 
     $h \leftarrow h + \alpha V (\sigma(c) - c)$ with $V = [v_s, v_t]$ and $c = V^+ h$.
-    Coordinates are read from the run itself, so a second exchange at a later layer
-    would undo the first: several layers are refused. `clamp_concepts` sets the
-    exchanged coordinates of the clean run at any number of layers.
+    Coordinates are read from the run itself, so a second swap at a later layer would
+    undo the first, and several layers raise an error. `clamp_concepts` sets the swapped
+    coordinates from the clean run at any number of layers.
 
     Args:
         lens: the lens.
         model: the model.
-        source: id of the token that the stream holds.
-        target: id of the token that it should hold.
-        layers: the layer whose output is edited, in a list.
-        alpha: strength; 2 is the "double strength" of the paper.
-        position: where; everywhere by default.
+        source: id of the token to replace.
+        target: id of the token to put in its place.
+        layers: a list with the one layer whose output to edit.
+        alpha: strength; 2 is the paper's "double strength".
+        position: position to edit; every position by default.
 
     Returns:
         An edit for `run`, `generate` and `sweep`.
@@ -165,8 +165,8 @@ def swap_concepts(
     """
     if len(layers) != 1:
         raise ConfigError(
-            f"An exchange of live coordinates at {len(layers)} layers undoes itself: "
-            "give one layer, or use clamp_concepts."
+            f"A swap at {len(layers)} layers would undo itself: give one layer, or use "
+            "clamp_concepts."
         )
     vectors = _pair(lens, model, source, target, layers)[0]
     edit = _Exchange(vectors, jnp.linalg.pinv(vectors.T), jnp.float32(alpha))
@@ -184,7 +184,7 @@ def clamp_concepts(
     layers: Sequence[int],
     alpha: float = 1.0,
 ) -> Any:
-    r"""Set two tokens' coordinates to the exchanged ones of the clean run.
+    r"""Set two tokens' coordinates to their swapped values in the clean run.
 
     $h \leftarrow h + \alpha V (\sigma(V^+ h_{\text{clean}}) - V^+ h)$ at every layer of
     a band; at $\alpha = 1$ a second application changes nothing.
@@ -192,10 +192,10 @@ def clamp_concepts(
     Args:
         lens: the lens.
         model: the model.
-        tokens: the prompts, which are run once without edits.
-        source: id of the token that the stream holds.
-        target: id of the token that it should hold.
-        layers: layers whose output is edited.
+        tokens: the prompts, run once without edits.
+        source: id of the token to replace.
+        target: id of the token to put in its place.
+        layers: layers whose output to edit.
         alpha: fraction of the way to the new coordinates.
 
     Returns:
@@ -220,7 +220,7 @@ def clamp_concepts(
 
 
 class _Exchange(AbstractEdit):
-    """Moves two coordinates to each other's values, of this run or of a clean one."""
+    """Swap two coordinates, with values from this run or from a clean one."""
 
     vectors: Float[Array, "2 embed"]
     inverse: Float[Array, "2 embed"]
@@ -228,12 +228,12 @@ class _Exchange(AbstractEdit):
     clean: Patch | None = None
 
     def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
-        """Refuse a clean run of other prompts."""
+        """Raise if the clean run is for other prompts."""
         if self.clean is not None:
             self.clean.check_operand(spec, rows, batch)
 
     def __call__(self, x: Float[Array, "rows ..."], place: Any) -> Array:
-        """Return the rows with exchanged coordinates."""
+        """Return the rows with swapped coordinates."""
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         now = wide @ self.inverse.T
         other = now
@@ -246,12 +246,12 @@ class _Exchange(AbstractEdit):
 def _vectors(
     lens: JacobianLens, model: AbstractModel, concepts: Any, layers: Sequence[int]
 ) -> Float[Array, "chosen token embed"]:
-    """Return the directions of tokens at some layers."""
+    """Return token directions at some layers."""
     chosen = np.asarray(layers)
     fine = chosen.ndim == 1 and chosen.size and chosen.dtype.kind in "iu"
     if not fine or chosen.min() < 0 or chosen.max() >= model.n_layers:
         raise ShapeError(
-            f"Layers are a list of indices from 0 to {model.n_layers - 1}, got "
+            f"Layers must be a list of indices from 0 to {model.n_layers - 1}, got "
             f"{layers!r}."
         )
     return lens.vectors(model, concepts)[chosen]
@@ -264,7 +264,7 @@ def _pair(
     target: int,
     layers: Sequence[int],
 ) -> Float[Array, "chosen 2 embed"]:
-    """Return two tokens' directions; refuse those that cannot be told apart."""
+    """Return two tokens' directions; raise if they are nearly parallel."""
     vectors = _vectors(lens, model, [source, target], layers)
     units = vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
     cosines = np.abs(np.asarray((units[:, 0] * units[:, 1]).sum(-1)))
@@ -272,12 +272,12 @@ def _pair(
     if not cosines[worst] < SAME:
         raise ShapeError(
             f"Directions of tokens {source} and {target} at layer {layers[worst]} have "
-            f"a cosine of {cosines[worst]:.4f}: give tokens that are further apart."
+            f"a cosine of {cosines[worst]:.4f}: give tokens that are farther apart."
         )
     if cosines[worst] >= CLOSE:
         warnings.warn(
             f"Directions of tokens {source} and {target} at layer {layers[worst]} have "
-            f"a cosine of {cosines[worst]:.4f}, so that exchanges are large.",
+            f"a cosine of {cosines[worst]:.4f}, so swaps make large changes.",
             UserWarning,
             stacklevel=3,
         )

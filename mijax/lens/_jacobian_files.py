@@ -1,4 +1,4 @@
-"""Files of Jacobian lenses: published ones of torch, and safetensors."""
+"""Jacobian lens files: published torch files, and safetensors."""
 
 import os
 import warnings
@@ -26,42 +26,42 @@ def load_jacobian_lens(
 ) -> JacobianLens:
     """Load a Jacobian lens.
 
-    Reads what `save_jacobian_lens` writes, the artifacts of the reference and of
-    TransformerLens (`J`, `n_prompts`, `source_layers`, `d_model`; such as those of
-    `neuronpedia/jacobian-lens`), and checkpoints of their fits (`jacobian_sum`,
-    `n_done`). Files of torch are read without running their pickle.
+    Supports files from `save_jacobian_lens`, artifacts of the reference implementation
+    and of TransformerLens (`J`, `n_prompts`, `source_layers`, `d_model`; such as those
+    in `neuronpedia/jacobian-lens`), and checkpoints of their fits (`jacobian_sum`,
+    `n_done`). Torch files are read without running their pickle code.
 
     Args:
         path: a `.safetensors` or `.pt` file.
-        model: the model that the lens is for; its size is compared, and its
-            unembedding where the file has a hash of it.
+        model: the model for the lens, to check its size and, if the file has a hash,
+            its unembedding.
 
     Returns:
         The lens, in float32.
 
     Raises:
-        LoadError: the file is missing, damaged, not a Jacobian lens of all layers, or
-            for a model of another size.
+        LoadError: the file is missing, damaged, not a Jacobian lens for all layers, or
+            for a model of a different size.
         FrameError: a model with processed weights.
 
     Warns:
-        UserWarning: the lens was fitted with another unembedding.
+        UserWarning: the lens was fitted with a different unembedding.
     """
     path = Path(path)
     reader = _read_own if path.suffix == OWN else _read_torch
     layers, prompts, expected = reader(path)
     if sorted(layers) != list(range(len(layers))) or not layers:
         raise LoadError(
-            f"{path} has Jacobians of layers {sorted(layers)}, expected every layer "
-            "from 0 to the last but one."
+            f"{path} has Jacobians for layers {sorted(layers)}, expected every layer "
+            "but the last, starting at 0."
         )
     matrices = [layers[i] for i in range(len(layers))]
     shapes = {a.shape for a in matrices}
     width = matrices[0].shape[-1]
     if shapes != {(width, width)}:
-        raise LoadError(f"{path} has Jacobians of shapes {sorted(shapes)}.")
+        raise LoadError(f"{path} has Jacobians with shapes {sorted(shapes)}.")
     if prompts < 1:
-        raise LoadError(f"{path} is the mean of {prompts} prompts, expected 1 or more.")
+        raise LoadError(f"{path} averages {prompts} prompts, expected 1 or more.")
     if model is not None:
         _compare(path, (len(matrices) + 1, width), model, expected)
     stacked = np.stack([np.asarray(a, np.float32) for a in matrices])
@@ -79,21 +79,24 @@ def save_jacobian_lens(
     metadata: Mapping[str, str] | None = None,
     dtype: Any = None,
 ) -> None:
-    """Write a Jacobian lens to one file, which appears atomically.
+    """Save a Jacobian lens atomically to one file.
 
     Args:
         lens: the lens.
         path: `.safetensors`, or `.pt` for the reference and TransformerLens.
-        model: the model that it was fitted on, whose unembedding is hashed.
-        metadata: further texts by name, such as the corpus.
-        dtype: of the file; float16 in `.pt` as published lenses, float32 otherwise.
+        model: the model that it was fitted on, to store a hash of its unembedding.
+        metadata: further metadata by name, such as the corpus.
+        dtype: dtype in the file; by default float16 in `.pt`, like published lenses,
+            and float32 otherwise.
 
     Raises:
-        OutputError: another suffix, or a file that cannot be written.
+        OutputError: a different suffix, or the file cannot be written.
     """
     path = Path(path)
     if path.suffix not in (TORCH, OWN):
-        raise OutputError(f"A Jacobian lens is a .safetensors or .pt file, got {path}.")
+        raise OutputError(
+            f"Expected a path with suffix .safetensors or .pt, got {path}."
+        )
     note = dict(metadata or {})
     known = {} if model is None else {HASH: unembedding_hash(model)}
     usual = np.float16 if path.suffix == TORCH else np.float32
@@ -119,7 +122,7 @@ Parts = tuple[dict[int, np.ndarray], int, str | None]
 
 
 def _read_own(path: Path) -> Parts:
-    """Read a file of safetensors."""
+    """Read a safetensors file."""
     file = SafeTensors(path)
     if COUNT not in file.shapes or file.shapes[COUNT] != ():
         raise LoadError(f"{path} is not a Jacobian lens: it has no number {COUNT!r}.")
@@ -132,7 +135,7 @@ def _read_own(path: Path) -> Parts:
 
 
 def _read_torch(path: Path) -> Parts:
-    """Read an artifact, or a checkpoint of a fit, whose sums become means."""
+    """Read an artifact, or a fit's checkpoint, converting its sums to means."""
     file = TorchFile(path)
     values = file.values
     sums = any(name.startswith("jacobian_sum.") for name in file.shapes)
@@ -151,14 +154,14 @@ def _read_torch(path: Path) -> Parts:
     }
     for name, (value, fine) in facts.items():
         if not fine:
-            raise LoadError(f"{path} has {name} {value}, which its Jacobians are not.")
+            raise LoadError(f"{path} has {name} {value}, unlike its Jacobians.")
     if sums:
         layers = {i: a.astype(np.float32) / max(prompts, 1) for i, a in layers.items()}
     return layers, prompts, values.get(f"metadata.{HASH}")
 
 
 def _layer(path: Path, name: str, prefix: str) -> int:
-    """Return the layer of a tensor's name."""
+    """Return the layer in a tensor's name."""
     layer = name.removeprefix(prefix)
     if layer == name or not layer.isdigit():
         raise LoadError(f"{path} has the tensor {name!r}, expected {prefix}0, ...")
@@ -168,7 +171,7 @@ def _layer(path: Path, name: str, prefix: str) -> int:
 def _compare(
     path: Path, sizes: tuple[int, int], model: AbstractModel, expected: str | None
 ) -> None:
-    """Refuse a model of another size or frame, and warn of another unembedding."""
+    """Raise if the lens does not fit the model; warn if the unembedding differs."""
     check_raw(model)
     found = (model.n_layers, model.readout.width)
     if sizes != found:
@@ -178,8 +181,8 @@ def _compare(
         )
     if expected and expected != unembedding_hash(model):
         warnings.warn(
-            f"The lens in {path} was fitted with another unembedding than this model "
-            "has.",
+            f"The lens in {path} was fitted with a different unembedding than this "
+            "model's.",
             UserWarning,
             stacklevel=3,
         )

@@ -1,4 +1,4 @@
-"""Fitting a Jacobian lens: every source layer from one backward pass."""
+"""Fit a Jacobian lens, with every source layer from one backward pass."""
 
 import os
 from collections.abc import Sequence
@@ -27,16 +27,16 @@ from mijax.lens._jacobian import JacobianLens, check_raw
 
 
 class ExactJacobian(eqx.Module):
-    """The exact estimator: one backward pass for each dimension of the last stream.
+    """The exact estimator, with one backward pass per dimension of the final stream.
 
-    Its cotangent is one dimension at all counted positions at once: a causal model
-    gives the sum over later positions by itself.
+    The cotangent is one dimension at all counted positions at once; in a causal model,
+    this gives the sum over later positions.
 
     Attributes:
-        skip: first positions of a prompt that do not count, on both sides; the last one
-            does not count either.
-        seq: prompts are cut after this number of tokens.
-        chunk: dimensions at a time; more take more memory.
+        skip: number of positions at the start of a prompt that do not count, as source
+            or as target; the last position does not count either.
+        seq: maximum number of tokens; longer prompts are cut.
+        chunk: number of dimensions at a time; more take more memory.
 
     Examples:
         >>> ExactJacobian().skip
@@ -48,7 +48,7 @@ class ExactJacobian(eqx.Module):
     chunk: int = eqx.field(static=True, default=8)
 
     def __check_init__(self):
-        """Refuse sizes that make no sense."""
+        """Raise if the sizes are invalid."""
         if self.skip < 0 or self.chunk < 1 or self.seq < self.skip + 2:
             raise ConfigError(
                 "ExactJacobian takes skip of 0 or more, chunk of 1 or more and seq "
@@ -69,7 +69,7 @@ class ExactJacobian(eqx.Module):
         counts = (position >= self.skip) & (position < length - 1)
 
         def last(shifts: Array) -> Array:
-            """Return the last stream, with a shift added after every other block."""
+            """Return the final stream, with a shift added after every other block."""
             every = jnp.concatenate([shifts, jnp.zeros_like(shifts[:1])])
             edit = _Shift(Layered(every)).at("resid_post")
             return model(tokens, edit)[1].blocks.resid_post[-1]
@@ -85,7 +85,7 @@ class ExactJacobian(eqx.Module):
             gradient = gradient.astype(jnp.float32)
             return jnp.where(counts[:, None], gradient, 0).sum(1) / counts.sum()
 
-        # Dimensions beyond the width have no cotangent, and are cut off.
+        # Dimensions beyond the width have no cotangent and are cut off.
         chunks = -(-width // self.chunk)
         each = jnp.arange(chunks * self.chunk).reshape(chunks, self.chunk)
         rows = jax.lax.map(jax.vmap(row), each)
@@ -102,28 +102,27 @@ def fit_jacobian_lens(
     progress: Progress = None,
     resume: str | os.PathLike[str] | None = None,
 ) -> JacobianLens:
-    """Fit a Jacobian lens: the mean of the Jacobians of prompts.
+    """Fit a Jacobian lens: the mean of the prompts' Jacobians.
 
-    Every prompt counts the same. Prompts without a position that counts are left out.
-    About 100 prompts of 128 tokens are enough for use; published lenses took up to
-    1,000.
+    All prompts have equal weight; prompts without counted positions are skipped. About
+    100 prompts of 128 tokens are enough in practice; published lenses used up to 1,000.
 
     Args:
-        model: a causal decoder with weights as they were loaded, or a language model
+        model: a causal decoder with weights as loaded, or a language model
             (`mijax.models.load(...)`).
         tokens: token ids of a batch, `mijax.data.Prompts`, or a list of texts.
         method: the estimator, `ExactJacobian()` by default.
-        progress: called with the number of prompts done and their total; `None` draws
-            a bar after three seconds in a terminal or notebook, `False` none.
-        resume: file in which an interrupted fit is kept and from which it goes on.
+        progress: called with the number of prompts done and the total; `None` shows a
+            bar after three seconds in a terminal or notebook, `False` shows none.
+        resume: file that stores an interrupted fit, to continue from later.
 
     Returns:
         The lens.
 
     Raises:
         FrameError: processed weights, or a model that is not causal.
-        ShapeError: no prompt is long enough, or a model of one layer.
-        OutputError: a file to resume from that belongs to another fit.
+        ShapeError: no prompt is long enough, or the model has one layer.
+        OutputError: the file to resume from belongs to another fit.
 
     Examples:
         >>> import jax, mijax
@@ -139,10 +138,10 @@ def fit_jacobian_lens(
     if not model.causal:
         raise FrameError(
             "The Jacobian lens sums effects on later tokens, so it needs a causal "
-            f"model; {type(model).__name__} is not one."
+            f"model, got {type(model).__name__}."
         )
     if model.n_layers < 2:
-        raise ShapeError("A model of one layer has no layer before the last to fit.")
+        raise ShapeError("The model has one layer, so it has no earlier layer to fit.")
     ids = np.asarray(as_tokens(given))
     ids = ids[None] if ids.ndim == 1 else ids
     lengths = padded_lengths(given, ids.shape[1])
@@ -172,16 +171,16 @@ def fit_jacobian_lens(
 
 @checked
 def merge_jacobian_lenses(lenses: Sequence[JacobianLens]) -> JacobianLens:
-    """Average lenses that were fitted on parts of a corpus, by their prompts.
+    """Average lenses fitted on parts of a corpus, weighted by number of prompts.
 
     Args:
         lenses: the lenses.
 
     Returns:
-        The lens of all prompts.
+        The lens for all prompts.
 
     Raises:
-        ShapeError: no lenses, or lenses of several sizes.
+        ShapeError: no lenses, or lenses of different sizes.
 
     Examples:
         >>> import jax.numpy as jnp
@@ -193,7 +192,7 @@ def merge_jacobian_lenses(lenses: Sequence[JacobianLens]) -> JacobianLens:
     shapes = {lens.jacobian.shape for lens in lenses}
     if len(shapes) != 1:
         raise ShapeError(
-            f"Lenses to merge have one size, got {sorted(shapes) or 'no lenses'}."
+            f"Expected lenses of the same size, got {sorted(shapes) or 'no lenses'}."
         )
     count = sum(lens.prompts for lens in lenses)
     total = sum(lens.prompts * lens.jacobian for lens in lenses)
@@ -201,7 +200,7 @@ def merge_jacobian_lenses(lenses: Sequence[JacobianLens]) -> JacobianLens:
 
 
 class _Shift(AbstractEdit):
-    """Adds one value per row and layer; the gradient in it is that at the site."""
+    """Add one value per row and layer, whose gradient is the gradient at the site."""
 
     value: Layered
 
@@ -218,5 +217,5 @@ def _of_prompt(
 
 
 def _add(found: Any, total: np.ndarray) -> None:
-    """Add one prompt's Jacobians, in the order of prompts: resuming changes no bit."""
+    """Add one prompt's Jacobians in prompt order, so resuming is bitwise exact."""
     total += found

@@ -1,4 +1,4 @@
-"""J-space: a residual stream as a sparse nonnegative sum of tokens' directions."""
+"""J-space: the residual stream as a sparse nonnegative sum of token directions."""
 
 import abc
 from typing import Any
@@ -10,15 +10,15 @@ from jaxtyping import Float, Int
 from mijax._errors import NotFiniteError, ShapeError
 from mijax.core.internal import checked
 
-# Least correlation of an atom that is selected, as a fraction of the norm of x.
+# Smallest correlation of a selected atom, as a fraction of the norm of x.
 CORRELATION = float(np.sqrt(np.finfo(np.float32).eps))
-# Least contribution of an atom that counts, likewise; also the rank of a span.
+# Smallest contribution that counts, as the same fraction; also the rank tolerance.
 ACTIVE = float(np.sqrt(np.finfo(np.float64).eps))
 BACKTRACKS = 20
 
 
 class AbstractPursuit(eqx.Module):
-    """How the coefficients of the selected atoms are found."""
+    """A method for finding the coefficients of the selected atoms."""
 
     @abc.abstractmethod
     def __call__(
@@ -27,19 +27,19 @@ class AbstractPursuit(eqx.Module):
         x: Float[np.ndarray, " embed"],
         before: Float[np.ndarray, " selected"],
     ) -> Float[np.ndarray, " selected"]:
-        """Return coefficients of 0 or more.
+        """Return nonnegative coefficients.
 
         Args:
             atoms: the selected atoms, the newest last.
             x: the vector.
-            before: coefficients before, 0 for the newest.
+            before: previous coefficients, 0 for the newest atom.
         """
 
 
 class ExactPursuit(AbstractPursuit):
-    """Least squares with nonnegative coefficients (Lawson and Hanson), in float64.
+    """Nonnegative least squares (Lawson and Hanson), in float64.
 
-    The result is checked against the conditions of optimality.
+    The result is checked against the optimality conditions.
 
     Examples:
         >>> ExactPursuit()(np.eye(2), np.array([1.0, -1.0]), np.zeros(2)).tolist()
@@ -72,7 +72,7 @@ class ExactPursuit(AbstractPursuit):
 
 
 class GradientPursuit(AbstractPursuit):
-    """One projected gradient step for each new atom (Blumensath and Davies 2008).
+    """One projected gradient step per new atom (Blumensath and Davies 2008).
 
     Examples:
         >>> GradientPursuit()(np.eye(2), np.array([1.0, -1.0]), np.zeros(2)).tolist()
@@ -85,9 +85,9 @@ class GradientPursuit(AbstractPursuit):
         x: Float[np.ndarray, " embed"],
         before: Float[np.ndarray, " selected"],
     ) -> Float[np.ndarray, " selected"]:
-        """Return the coefficients after a step of the best size.
+        """Return the coefficients after a step with the best size.
 
-        The step is halved while its projection makes the fit worse.
+        The step is halved as long as its projection makes the fit worse.
         """
         rest = x - atoms @ before
         direction = atoms.T @ rest
@@ -108,16 +108,17 @@ class GradientPursuit(AbstractPursuit):
 class JSpace(eqx.Module):
     """Sparse decompositions of vectors.
 
-    Lists have `k` entries: -1, and 0 for coordinates, where fewer atoms were taken.
+    Lists have `k` entries, padded with -1, or with 0 for coordinates, if fewer atoms
+    were selected.
 
     Attributes:
-        support: atoms with a coordinate that counts, `c_i |v_i| > 1.5e-8 |x|`.
+        support: atoms with a significant coordinate, `c_i |v_i| > 1.5e-8 |x|`.
         coordinates: their coefficients.
-        selected: all atoms that were selected, in order; some may have coefficient 0.
+        selected: all selected atoms, in order; some may have coefficient 0.
         reconstruction: the nonnegative sum of the atoms in `support`.
-        component: the orthogonal projection on the span of `selected`.
-        fraction: squared norm of `component`, as a fraction of that of the vector.
-        pooled: the same of all vectors together.
+        component: the orthogonal projection onto the span of `selected`.
+        fraction: squared norm of `component`, as a fraction of the vector's.
+        pooled: the same fraction for all vectors together.
     """
 
     support: Int[np.ndarray, "*rows k"]
@@ -135,12 +136,12 @@ class JSpace(eqx.Module):
 
 
 class Occupancy(eqx.Module):
-    """Number of atoms that capture more than random ones would.
+    """Number of atoms that capture more than random atoms do.
 
     Attributes:
-        atoms: the step of the largest gap.
+        atoms: the step with the largest gap.
         captured: fraction of the squared norm captured after each step.
-        random: the same with random unit atoms, mean over draws.
+        random: the same with random unit atoms, averaged over draws.
     """
 
     atoms: int
@@ -152,24 +153,25 @@ class Occupancy(eqx.Module):
 def decompose(
     x: Any, atoms: Any, *, k: int = 25, pursuit: AbstractPursuit | None = None
 ) -> JSpace:
-    r"""Write vectors as sparse nonnegative sums of atoms, by greedy pursuit.
+    r"""Decompose vectors into sparse nonnegative sums of atoms, by greedy pursuit.
 
-    Each step takes the atom with the largest correlation of its unit vector with what
-    is left, and finds all coefficients again. It ends early where no atom correlates
-    by more than $\sqrt{\epsilon_{32}} \lVert x \rVert$ (Gurnee et al. 2026). With
-    `atoms = lens.vectors(model, range(vocab))[layer]` atoms are tokens.
+    Each step selects the atom whose unit vector correlates most with the residual, then
+    recomputes all coefficients. Pursuit ends early when no correlation exceeds
+    $\sqrt{\epsilon_{32}} \lVert x \rVert$ (Gurnee et al. 2026). With
+    `atoms = lens.vectors(model, range(vocab))[layer]`, the atoms are tokens.
 
     Args:
         x: vectors, `[*rows, embed]`.
         atoms: directions, `[atom, embed]`.
-        k: most atoms for one vector.
+        k: maximum number of atoms per vector.
         pursuit: `ExactPursuit()` (the default) or `GradientPursuit()`.
 
     Returns:
         Both supports, coordinates, reconstruction and projection.
 
     Raises:
-        ShapeError: shapes that do not fit, k beyond the atoms, or an atom of length 0.
+        ShapeError: shapes that do not match, k above the number of atoms, or an atom
+            with norm 0.
         NotFiniteError: NaN or infinity.
 
     Examples:
@@ -197,20 +199,20 @@ def decompose(
 def occupancy(
     x: Any, atoms: Any, *, k: int = 25, draws: int = 32, seed: int = 0
 ) -> Occupancy:
-    """Compare the variance that atoms capture with that of random unit atoms.
+    """Compare the variance captured by atoms with that of random unit atoms.
 
     Args:
         x: one vector, `[embed]`.
         atoms: directions, `[atom, embed]`.
         k: number of steps.
-        draws: random dictionaries of the same size.
-        seed: of the draws.
+        draws: number of random dictionaries of the same size.
+        seed: seed for the draws.
 
     Returns:
-        The step of the largest gap between both cumulative fractions, and both.
+        Both cumulative fractions, and the step with the largest gap between them.
 
     Raises:
-        ShapeError: shapes that do not fit, or several vectors.
+        ShapeError: shapes that do not match, or several vectors.
 
     Examples:
         >>> occupancy([3.0, 0.0, 1.0, 0.0], np.eye(4)[:3], k=3, draws=2).atoms <= 3
@@ -218,7 +220,7 @@ def occupancy(
     """
     given, table = np.asarray(x, np.float32), np.asarray(atoms, np.float32)
     if given.ndim != 1:
-        raise ShapeError(f"Occupancy is of one vector, got shape {given.shape}.")
+        raise ShapeError(f"occupancy takes one vector, got shape {given.shape}.")
     _checked_norms(given, table, k)
     random = np.random.default_rng(seed)
     drawn = []
@@ -237,32 +239,32 @@ def _captured(x: np.ndarray, atoms: np.ndarray, k: int) -> Float[np.ndarray, " k
     steps = _steps(wide, atoms, norms, k, ExactPursuit())
     total = max(wide @ wide, np.finfo(np.float64).tiny)
     found = [1 - rest @ rest / total for _, _, rest in steps]
-    # Where nothing more is selected, nothing more is captured.
+    # Once selection ends, nothing more is captured.
     last = found[-1] if found else 0.0
     return np.array(found + [last] * (k - len(found)))
 
 
 def _checked_norms(x: np.ndarray, atoms: np.ndarray, k: int) -> np.ndarray:
-    """Return the lengths of atoms; refuse what cannot be decomposed."""
+    """Return the norms of the atoms; raise if the inputs cannot be decomposed."""
     if atoms.ndim != 2 or x.ndim < 1 or x.shape[-1] != atoms.shape[-1]:
         raise ShapeError(
-            f"Vectors [*rows, embed] and atoms [atom, embed] of one width, got shapes "
-            f"{x.shape} and {atoms.shape}."
+            f"Expected vectors [*rows, embed] and atoms [atom, embed] of the same "
+            f"width, got shapes {x.shape} and {atoms.shape}."
         )
     if not 1 <= k <= len(atoms):
-        raise ShapeError(f"k is between 1 and {len(atoms)} atoms, got {k}.")
+        raise ShapeError(f"k must be 1 to {len(atoms)} atoms, got {k}.")
     if not (np.isfinite(x).all() and np.isfinite(atoms).all()):
         raise NotFiniteError("Vectors and atoms must be finite, got NaN or infinity.")
     norms = np.linalg.norm(atoms, axis=1)
     if not norms.all():
-        raise ShapeError(f"Atom {int(norms.argmin())} has length 0: leave it out.")
+        raise ShapeError(f"Atom {int(norms.argmin())} has norm 0: leave it out.")
     return norms
 
 
 def _steps(
     x: np.ndarray, atoms: np.ndarray, norms: np.ndarray, k: int, pursuit: Any
 ) -> list[tuple[list[int], np.ndarray, np.ndarray]]:
-    """Return what is selected, the coefficients and the rest after each step."""
+    """Return the selected atoms, coefficients and residual after each step."""
     rest, chosen, found = x, [], np.zeros(0)
     steps = []
     for _ in range(k):

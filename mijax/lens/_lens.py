@@ -1,4 +1,4 @@
-"""Lenses: maps of the residual stream that the final norm and unembedding then read."""
+"""Lenses: maps of the residual stream before the final norm and unembedding."""
 
 import abc
 from typing import Any
@@ -17,13 +17,13 @@ STREAM = ("resid_pre", "resid_mid", "resid_post")
 class AbstractLens(eqx.Module):
     """A map of every layer's residual stream, before the final norm and unembedding.
 
-    A new lens is one subclass; `read`, `evaluate_lens` and the pictures take any.
+    To add a lens, write one subclass; `read`, `evaluate_lens` and the figures take any.
     """
 
     @property
     @abc.abstractmethod
     def site(self) -> str | None:
-        """Site that is read; `None` is the one that the model's outputs read."""
+        """Site that the lens reads; `None` for the site that feeds the outputs."""
 
     @abc.abstractmethod
     def __call__(
@@ -32,7 +32,7 @@ class AbstractLens(eqx.Module):
         """Map the residual stream of all layers."""
 
     def check(self, model: Any, layers: int, embed: int) -> None:
-        """Refuse a model that the lens does not fit.
+        """Raise if the lens does not fit the model.
 
         Args:
             model: the model.
@@ -40,13 +40,13 @@ class AbstractLens(eqx.Module):
             embed: width of the residual stream.
 
         Raises:
-            ShapeError: another number of layers, or another width.
-            FrameError: other weight processing.
+            ShapeError: a different number of layers, or a different width.
+            FrameError: different weight processing.
         """
 
     @property
     def rows(self) -> int | None:
-        """Number of layers that the lens takes; `None` is any."""
+        """Number of layers that the lens supports; `None` for any."""
         return None
 
 
@@ -56,9 +56,9 @@ class LogitLens(AbstractLens):
     nostalgebraist 2020, "interpreting GPT: the logit lens".
 
     Attributes:
-        at: `"resid_post"`, `"resid_pre"` or `"resid_mid"`; in a function any site as
-            wide as the residual stream. By default `"resid_post"`, in a function the
-            site of its readout.
+        at: `"resid_post"`, `"resid_pre"` or `"resid_mid"`; for a function, any site
+            with the width of the residual stream. By default `"resid_post"`, or the
+            site of a function's readout.
 
     Examples:
         >>> LogitLens("resid_pre").site
@@ -80,11 +80,11 @@ class LogitLens(AbstractLens):
 
 
 class RotatedLens(AbstractLens):
-    r"""Control of any lens: it reads the stream after a random rotation.
+    r"""Control for any lens: it reads the stream after a random rotation.
 
     $\ell_i = \mathrm{lens}(Q r_i)$ with one orthogonal $Q$ for all layers, drawn
-    uniformly. Norms and angles of the stream stay; what is left of a result is not due
-    to its directions.
+    uniformly. The rotation preserves norms and angles, so a result that survives it
+    does not come from specific directions.
 
     Attributes:
         lens: the lens.
@@ -108,11 +108,11 @@ class RotatedLens(AbstractLens):
 
     @property
     def rows(self) -> int | None:
-        """Number of layers that the lens takes."""
+        """Number of layers that the lens supports."""
         return self.lens.rows
 
     def check(self, model: Any, layers: int, embed: int) -> None:
-        """Refuse a model that the lens does not fit."""
+        """Raise if the lens does not fit the model."""
         self.lens.check(model, layers, embed)
 
     def __call__(
@@ -127,10 +127,10 @@ class RotatedLens(AbstractLens):
 
 
 def check_stream(site: str) -> None:
-    """Refuse a site that is not the residual stream of a decoder.
+    """Raise if a site is not the residual stream of a decoder.
 
     Raises:
-        SiteError: another site.
+        SiteError: a different site.
     """
     if site not in STREAM:
         raise SiteError(
@@ -139,13 +139,13 @@ def check_stream(site: str) -> None:
 
 
 def check_fit(kind: str, fitted: tuple[int, int], layers: int, embed: int) -> None:
-    """Refuse a model of another size than a lens was fitted on.
+    """Raise if the model's size differs from that of the fitted model.
 
     Raises:
-        ShapeError: another number of layers, or another width.
+        ShapeError: a different number of layers, or a different width.
     """
     if fitted != (layers, embed):
         raise ShapeError(
             f"The {kind} was fitted on {fitted[0]} layers of width {fitted[1]}, but "
-            f"the model has {layers} of width {embed}: load the lens of this model."
+            f"the model has {layers} of width {embed}: load the lens for this model."
         )

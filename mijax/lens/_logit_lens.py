@@ -19,35 +19,34 @@ def logit_lens(
     targets: Any = None,
     site: str | None = None,
 ) -> LensReading:
-    r"""Read the residual stream of every layer with the final norm and unembedding.
+    r"""Decode the residual stream of every layer with the final norm and unembedding.
 
-    $\ell_i = W_U\,\mathrm{LN}(r_i)$ with the residual stream $r_i$ of layer $i$
-    (nostalgebraist 2020, "interpreting GPT: the logit lens"). After the last layer it
-    is the output of the model. The same as `read(model, tokens, LogitLens(site), ...)`.
+    $\ell_i = W_U\,\mathrm{LN}(r_i)$ with the residual stream $r_i$ at layer $i$
+    (nostalgebraist 2020, "interpreting GPT: the logit lens"). After the last layer, it
+    equals the model's output. Same as `read(model, tokens, LogitLens(site), ...)`.
 
     Args:
         model: any `AbstractModel`, a language model (`mijax.models.load(...)`), or a
             function that states its `readout` (`mijax.model`).
         tokens: token ids of one prompt, or of a batch (padded on the right), or
             `mijax.data.Prompts`; with a language model also a text or a list of texts.
-        position: what to read: a position, or one per prompt (`prompts.last`); every
-            position by default.
-        ids: tokens to read, `[k]`, or `[batch, k]` for each prompt its own.
-        top: read this number of tokens with the largest logits at each place instead,
-            best first.
-        targets: a token whose rank and log probability are read at each place; see
-            `read`.
-        site: `"resid_post"` (the default), `"resid_pre"` or `"resid_mid"`; of a
-            function any site as wide as the residual stream, by default the one of its
-            readout.
+        position: position to decode, or one per prompt (`prompts.last`); every position
+            by default.
+        ids: tokens to return, `[k]`, or `[batch, k]` with different tokens per prompt.
+        top: instead of `ids`, number of top tokens to return at each position, best
+            first.
+        targets: target tokens whose rank and log probability to return; see `read`.
+        site: `"resid_post"` (the default), `"resid_pre"` or `"resid_mid"`; for a
+            function, any site with the width of the residual stream, by default the
+            site of its readout.
 
     Returns:
         Logits, ids, normalizers, entropies and ranks.
 
     Raises:
         SiteError: a site that is not the residual stream.
-        FrameError: the last layer does not give the model's logits, or a function that
-            states no readout.
+        FrameError: the last layer does not reproduce the model's logits, or a function
+            has no readout.
         ShapeError: both `ids` and `top`, `top` beyond the vocabulary, or ids that do
             not fit the prompts or the vocabulary.
         PositionError: a position beyond the prompt.

@@ -1,4 +1,4 @@
-"""Patchscopes: a hidden state is explained by a prompt that it is put into."""
+"""Patchscopes: patch a hidden state into a prompt that explains it."""
 
 from typing import Any
 
@@ -36,37 +36,37 @@ def patchscope(  # noqa: PLR0913 - every one of them is a choice of the user
     progress: Progress = None,
     chunks: Chunks | None = None,
 ) -> dict[str, Sweep]:
-    r"""Put every layer's state of one prompt into every layer of another.
+    r"""Patch the state at every layer of one prompt into every layer of another.
 
-    $(S, i, l) \to (T, i^*, l^*)$: the output of block $l$ at position $i$ of the source
-    replaces that of block $l^*$ at position $i^*$ of the target, whose next token is
-    measured (Ghandeharioun et al. 2024, arXiv:2401.06102). Both layers are axes of one
-    sweep. The target may be few-shot identity, `cat -> cat\n1135 -> 1135\nhello ->
-    hello\n?`, patched at its last token. Controls are the unpatched target (`base`) and
-    a source about something else.
+    $(S, i, l) \to (T, i^*, l^*)$: the output of block $l$ at position $i$ in the source
+    replaces the output of block $l^*$ at position $i^*$ in the target, and the target's
+    next token is measured (Ghandeharioun et al. 2024, arXiv:2401.06102). One sweep
+    covers both layers. The target may be a few-shot identity prompt, `cat -> cat\n1135
+    -> 1135\nhello -> hello\n?`, patched at its last token. Controls are the unpatched
+    target (`base`) and an unrelated source.
 
     Args:
         model: any `AbstractModel`, or a language model (`mijax.models.load(...)`).
         source: token ids of a batch, `mijax.data.Prompts`, or a list of texts.
-        target: one target prompt for all, or one for each source.
-        answer: the token that the target should give, one or one per prompt.
-        source_position: position that is read, one or one per prompt; by default the
-            last token.
-        target_position: position that is replaced, likewise; not 0, which attends to
-            itself alone.
-        source_model: model of the source prompts; the same by default.
-        mapping: map of source states `[..., embed]` into the target model's stream,
+        target: one target prompt for all sources, or one for each.
+        answer: the expected next token of the target, one or one per prompt.
+        source_position: position to read, one or one per prompt; by default the last
+            token.
+        target_position: position to replace, one or one per prompt; by default the last
+            token. It cannot be 0, which attends only to itself.
+        source_model: model for the source prompts; the same model by default.
+        mapping: map from source states `[..., embed]` to the target model's stream,
             such as an `AffineMap` fitted on pairs of states.
-        progress: as of `sweep`.
-        chunks: as of `sweep`.
+        progress: as in `sweep`.
+        chunks: as in `sweep`.
 
     Returns:
         `"accuracy"` (the answer is the most likely token), `"surprisal"` in nats and
         `"probability"`, each `[prompt, source_layer, layer]`.
 
     Raises:
-        PositionError: position 0 of the target, or a position beyond the prompts.
-        ShapeError: numbers of prompts or widths that differ.
+        PositionError: position 0 in the target, or a position beyond the prompts.
+        ShapeError: the numbers of prompts or the widths differ.
 
     Examples:
         >>> import jax, mijax
@@ -79,12 +79,12 @@ def patchscope(  # noqa: PLR0913 - every one of them is a choice of the user
     reader, given = opened(model if source_model is None else source_model, source)
     ids = np.asarray(as_tokens(given))
     if ids.ndim == 1:
-        raise ShapeError("The source is a batch: give [tokens] for one prompt.")
+        raise ShapeError("The source must be a batch: give [tokens] for one prompt.")
     goal_ids = np.asarray(as_tokens(goal))
     if goal_ids.ndim == 2 and len(goal_ids) != len(ids):
         raise ShapeError(
-            f"{len(ids)} sources and {len(goal_ids)} targets: give one target, or one "
-            "for each."
+            f"Got {len(ids)} sources and {len(goal_ids)} targets: give one target, or "
+            "one for each source."
         )
     read = _place(source_position, given, ids.shape, "source_position")
     lengths = padded_lengths(goal, goal_ids.shape[-1])
@@ -95,7 +95,7 @@ def patchscope(  # noqa: PLR0913 - every one of them is a choice of the user
         write = np.broadcast_to(np.asarray(target_position), len(ids))
     if (write < 1).any() or (write >= ends).any():
         raise PositionError(
-            f"target_position is from 1 to the last token of the target, got {write}."
+            f"target_position must be 1 to the target's last token, got {write}."
         )
     acts = capture(reader, given, "resid_post")
     rows = jnp.take_along_axis(acts, jnp.asarray(read)[:, None, None, None], axis=2)
@@ -130,5 +130,5 @@ def _place(
         return ends - 1
     found = np.broadcast_to(np.asarray(position), shape[0])
     if found.dtype.kind not in "iu" or (found < 0).any() or (found >= ends).any():
-        raise PositionError(f"{name} is within each prompt, from 0, got {found}.")
+        raise PositionError(f"{name} must be inside each prompt, got {found}.")
     return found

@@ -1,4 +1,4 @@
-"""`read`: the one verb of all lenses."""
+"""`read`: one verb for all lenses."""
 
 from typing import Any, NamedTuple
 
@@ -34,18 +34,18 @@ from mijax.nn.internal import readout_of
 
 # Largest error of the last layer, in units of the spread of a position's logits.
 TOLERANCE = 0.1
-# Tokens of the first prompt on which the last layer is compared with the logits.
+# Tokens of the first prompt used to compare the last layer with the logits.
 FEW = 8
 
 
 class _Stream(NamedTuple):
-    """What a lens reads.
+    """Input of a lens.
 
     Attributes:
         end: the model, or the readout of a function.
         values: the residual stream, `[*batch, layer, *seq, embed]`.
         batch: `()` for one prompt.
-        real: which positions are not padding, `[batch, seq]`; `None` is all.
+        real: true at positions that are not padding, `[batch, seq]`; `None` for all.
     """
 
     end: AbstractModel | Readout
@@ -67,12 +67,12 @@ def read(
 ) -> LensReading:
     r"""Decode the residual stream of every layer into the vocabulary.
 
-    $W_U\,\mathrm{LN}(\mathrm{lens}_i(r_i))$ with the model's own final norm,
-    unembedding and cap. Logits are computed, read and dropped for a few rows at a time,
-    so `[prompt, layer, seq, vocab]` is only in memory where all is asked for.
+    $W_U\,\mathrm{LN}(\mathrm{lens}_i(r_i))$ with the model's final norm, unembedding
+    and cap. Logits are computed and discarded a few rows at a time, so
+    `[prompt, layer, seq, vocab]` is in memory only if you ask for all logits.
 
-    The unmapped stream after the last layer has to give the model's logits; a model
-    for which it does not is refused.
+    The unmapped stream after the last layer must reproduce the model's logits;
+    otherwise `read` raises an error.
 
     Args:
         model: any `AbstractModel`, a language model (`mijax.models.load(...)`), or, for
@@ -81,24 +81,24 @@ def read(
             language model also a text or a list of texts.
         lens: `LogitLens()` (the default), a `TunedLens`, a `JacobianLens`, or
             `RotatedLens(...)` around one as its control.
-        position: what to read: a position, or one per prompt (`prompts.last`); every
-            position by default.
-        ids: tokens to read, `[k]`, or `[batch, k]` for each prompt its own.
-        top: read this number of tokens with the largest logits at each place instead,
-            best first.
-        targets: a token whose rank and log probability are read at each place: one id,
-            one per prompt, or one per prompt and position (`next_tokens(tokens)`), -1
-            for none. Without `ids`, `top` and `targets` the whole vocabulary is read.
+        position: position to decode, or one per prompt (`prompts.last`); every position
+            by default.
+        ids: tokens to return, `[k]`, or `[batch, k]` with different tokens per prompt.
+        top: instead of `ids`, number of top tokens to return at each position, best
+            first.
+        targets: target tokens whose rank and log probability to return: one id, one per
+            prompt, or one per prompt and position (`next_tokens(tokens)`), -1 for none.
+            Without `ids`, `top` and `targets`, the whole vocabulary is returned.
 
     Returns:
         Logits, ids, normalizers, entropies and ranks.
 
     Raises:
         SiteError: a site that is not the residual stream.
-        FrameError: the last layer does not give the model's logits, a function that
-            states no readout, or a lens fitted in another weight frame.
+        FrameError: the last layer does not reproduce the model's logits, a function has
+            no readout, or a lens was fitted with different weight processing.
         ShapeError: both `ids` and `top`, `top` beyond the vocabulary, ids that do not
-            fit the prompts or the vocabulary, or a lens of another size.
+            fit the prompts or the vocabulary, or a lens that does not fit the model.
         PositionError: a position beyond the prompt.
 
     Examples:
@@ -112,7 +112,7 @@ def read(
         -1
     """
     if ids is not None and top is not None:
-        raise ShapeError("Give the tokens to read as `ids`, or how many as `top`.")
+        raise ShapeError("Give the tokens as `ids` or their number as `top`, not both.")
     lens = LogitLens() if lens is None else lens
     if isinstance(model, FunctionModel):
         stream = _of_function(model, tokens, lens, position)
@@ -142,7 +142,7 @@ def read(
 
 
 def next_tokens(tokens: Any) -> Int[np.ndarray, "*batch seq"]:
-    """Return the token that follows each position, -1 where none does.
+    """Return the token after each position, or -1 if none follows.
 
     Args:
         tokens: token ids of one prompt, of a batch, or `mijax.data.Prompts`.
@@ -194,7 +194,7 @@ def _of_function(
     """Capture the stream of a function and check its last layer."""
     if lens.rows is not None:
         raise FrameError(
-            f"{type(lens).__name__} is fitted on decoders: read a function with "
+            f"{type(lens).__name__} works only on decoders: read a function with "
             "LogitLens."
         )
     readout = readout_of(model, "read", linear=False)
@@ -206,7 +206,7 @@ def _of_function(
     x = last.values[readout.stream][0]
     x = x[-1] if last.sites[readout.stream].layers is not None else x
     error = _error(readout, x, run(model, one))
-    # Inside a `jit` of the caller there are no values to compare.
+    # Inside the caller's `jit`, values are not available to compare.
     if not isinstance(error[0], Tracer):
         refuse_other_end(*error)
     values = found.values[at.name] if found.batch else found.values[at.name][0]
@@ -222,13 +222,13 @@ def last_layer_error(
     at: Int[Array, ""],
     prompt: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Return how far the end of the model is from its logits, and their spread.
+    """Return the error of the decoded last layer in the logits, and their spread.
 
     Args:
         model: the model.
         tokens: one prompt.
-        at: the position that is compared.
-        prompt: index of the prompt, for edits that the model keeps.
+        at: the position to compare.
+        prompt: index of the prompt, for edits kept in the model.
 
     Returns:
         Largest absolute error, and largest distance of a logit from the mean.
@@ -245,9 +245,9 @@ def _error(
     found = ending(model)(x)
     if getattr(logits, "shape", None) != found.shape:
         raise FrameError(
-            f"The readout of the model gives outputs of shape {found.shape}, and the "
-            f"model {getattr(logits, 'shape', type(logits).__name__)}: state the "
-            "readout of its outputs."
+            f"The model's readout has outputs of shape {found.shape}, and the model "
+            f"{getattr(logits, 'shape', type(logits).__name__)}: state the readout "
+            "that produces its outputs."
         )
     logits = logits.astype(found.dtype)
     spread = jnp.abs(logits - logits.mean(-1, keepdims=True)).max()
@@ -255,7 +255,7 @@ def _error(
 
 
 def refuse_other_end(error: Array, spread: Array) -> None:
-    """Refuse a model whose last residual stream does not give its logits.
+    """Raise if the last residual stream does not reproduce the model's logits.
 
     Raises:
         FrameError: the error is more than a tenth of the spread.
@@ -269,7 +269,7 @@ def refuse_other_end(error: Array, spread: Array) -> None:
 
 
 def _masked(arrays: dict[str, Array], real: Any) -> dict[str, Array]:
-    """Mark padding: NaN, and -1 in ranks and tokens."""
+    """Mark padding with NaN, and with -1 in ranks and tokens."""
     if real is None:
         return arrays
     real = real[:, None]
@@ -282,7 +282,7 @@ def _masked(arrays: dict[str, Array], real: Any) -> dict[str, Array]:
 
 
 def _reading(arrays: dict[str, Array], vocab: int, *, batched: bool) -> LensReading:
-    """Fill in the tokens that go without saying: all of them, or none."""
+    """Fill in implied tokens: the whole vocabulary, or none."""
     shape = arrays["total"].shape
     if "logits" not in arrays:
         arrays["logits"] = jnp.zeros((*shape, 0), arrays["total"].dtype)

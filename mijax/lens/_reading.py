@@ -1,4 +1,4 @@
-"""Result of a lens, and the kernel that computes it a few rows at a time."""
+"""Result of a lens, and the function that computes it a few rows at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,27 +13,27 @@ from mijax._errors import ShapeError
 from mijax.core import AbstractModel
 from mijax.nn import Readout
 
-# Logits in memory at once, unless all of them are returned; of some rows at least.
+# Number of logits in memory at once, at least a few rows, unless all are returned.
 MOST_LOGITS, LEAST_ROWS = 2**20, 16
 
 
 class LensReading(eqx.Module):
     """The next-token distribution that each layer's stream decodes to, in nats.
 
-    The axis `seq` is there where every position was read, the axis `batch` where there
-    were several prompts. Padding is NaN, and its ranks are -1.
+    The axis `seq` is present if every position was read, the axis `batch` for a batch
+    of prompts. Values at padding are NaN, and ranks there are -1.
 
     Attributes:
-        logits: of the tokens that were asked for, `[*batch, layer, *seq, k]`.
-        tokens: their ids, of the same shape.
-        total: log of the summed exponentials of all logits, `[*batch, layer, *seq]`.
-        entropy: of the whole distribution in nats, `[*batch, layer, *seq]`.
-        ranks: number of tokens with a strictly larger logit, of each of `tokens`; 0 is
-            the best. `None` where the whole vocabulary was read.
+        logits: logits of the requested tokens, `[*batch, layer, *seq, k]`.
+        tokens: ids of the tokens, with the same shape.
+        total: log-sum-exp of all logits, `[*batch, layer, *seq]`.
+        entropy: entropy of the whole distribution in nats, `[*batch, layer, *seq]`.
+        ranks: rank of each of `tokens`, the number of tokens with strictly larger
+            logits; 0 is the best. `None` if the whole vocabulary was read.
         target_ranks: rank of the target, `[*batch, layer, *seq]`, -1 without one;
-            `None` where no targets were given.
+            `None` if no targets were given.
         target_log_probabilities: log probability of the target, NaN without one.
-        batched: True if the first axis is one of prompts.
+        batched: True if the first axis is the prompt.
     """
 
     logits: Float[Array, "*read k"]
@@ -46,14 +46,14 @@ class LensReading(eqx.Module):
     batched: bool = eqx.field(static=True, default=True)
 
     def log_probabilities(self) -> Float[Array, "*read k"]:
-        """Return the log probability of each of these tokens."""
+        """Return the log probability of each token in `tokens`."""
         return self.logits - self.total[..., None]
 
     def entropy_profile(self) -> Float[Array, "*batch layer"]:
         r"""Return the mean entropy of each layer over positions: the entropy lens.
 
         $H_l = -\sum_v p_{l,v} \log p_{l,v}$, whose profile $(H_0, \dots, H_{L-1})$
-        tells families of models and tasks apart (Ali et al. 2025, arXiv:2502.16570).
+        distinguishes model families and tasks (Ali et al. 2025, arXiv:2502.16570).
         """
         found = self.entropy
         return jnp.nanmean(found, -1) if found.ndim > 1 + self.batched else found
@@ -74,7 +74,7 @@ class LensReading(eqx.Module):
 
 
 def known_ids(ids: Any, batch: tuple[int, ...], vocab: int) -> Int[Array, "*batch k"]:
-    """Return for each prompt the tokens to read.
+    """Return the tokens to read for each prompt.
 
     Raises:
         ShapeError: ids that do not fit the prompts or the vocabulary.
@@ -82,11 +82,11 @@ def known_ids(ids: Any, batch: tuple[int, ...], vocab: int) -> Int[Array, "*batc
     given = np.asarray(ids)
     if given.dtype.kind not in "iu" or given.ndim not in {1, 1 + len(batch)}:
         raise ShapeError(
-            "Tokens to read are ids [k], or [batch, k] with a batch of prompts; got "
+            "Expected token ids [k], or [batch, k] for a batch of prompts, got "
             f"{given.dtype} of shape {given.shape}."
         )
     if given.ndim == 2 and given.shape[:1] != batch:
-        raise ShapeError(f"{len(given)} rows of ids for {batch[0]} prompts.")
+        raise ShapeError(f"Got {len(given)} rows of ids for {batch[0]} prompts.")
     _check_range(given, vocab)
     return jnp.broadcast_to(jnp.asarray(given, jnp.int32), (*batch, given.shape[-1]))
 
@@ -103,8 +103,8 @@ def known_targets(
     whole = (*batch, *seq)
     if given.dtype.kind not in "iu" or given.shape not in ((), batch, whole):
         raise ShapeError(
-            f"Targets are a token id, one per prompt {list(batch)}, or one per prompt "
-            f"and position {list(whole)}; got {given.dtype} of shape {given.shape}."
+            f"Expected one target id, one per prompt {list(batch)}, or one per prompt "
+            f"and position {list(whole)}, got {given.dtype} of shape {given.shape}."
         )
     _check_range(given[given != -1], vocab)
     if given.shape == batch and given.shape != whole:
@@ -116,13 +116,13 @@ def known_targets(
 def _check_range(given: np.ndarray, vocab: int) -> None:
     if given.size and not 0 <= given.min() <= given.max() < vocab:
         worst = given.min() if given.min() < 0 else given.max()
-        raise ShapeError(f"Token ids are from 0 to {vocab - 1}, got {worst}.")
+        raise ShapeError(f"Token ids must be from 0 to {vocab - 1}, got {worst}.")
 
 
 def check_top(top: int | None, vocab: int) -> None:
-    """Refuse a number of tokens beyond the vocabulary."""
+    """Raise if the number of tokens exceeds the vocabulary."""
     if top is not None and not 1 <= top <= vocab:
-        raise ShapeError(f"top is between 1 and {vocab} tokens, got {top}.")
+        raise ShapeError(f"top must be between 1 and {vocab} tokens, got {top}.")
 
 
 def ending(model: AbstractModel | Readout) -> Callable[[Array], Array]:
@@ -141,18 +141,18 @@ def read_rows(
     targets: Int[Array, "prompt position"] | None,
     top: int | None,
 ) -> dict[str, Array]:
-    """Read some rows after others, so that few logits are in memory at once.
+    """Decode a few rows at a time, to keep few logits in memory.
 
     Args:
         model: the model, or its readout.
         lens: map of the stream.
         stream: the residual stream of every layer.
-        ids: tokens to read of each prompt.
-        targets: one token of each prompt and position, -1 without one.
-        top: number of tokens with the largest logits.
+        ids: tokens to return for each prompt.
+        targets: one token for each prompt and position, -1 for none.
+        top: number of top tokens to return.
 
     Returns:
-        Arrays `[prompt, layer, position, ...]` by the name in `LensReading`.
+        Arrays `[prompt, layer, position, ...]` by their name in `LensReading`.
     """
     end = ending(model)
     places = stream.shape[:-1]
@@ -160,7 +160,7 @@ def read_rows(
     vocab = jax.eval_shape(end, stream).shape[-1]
 
     def per_row(a: Array | None, shape: tuple[int, ...]) -> Array | None:
-        """Repeat what belongs to a prompt for each of its layers and positions."""
+        """Repeat a prompt's values for each of its layers and positions."""
         if a is None:
             return None
         a = jnp.broadcast_to(jnp.expand_dims(a, 1), (*places, *shape))
@@ -176,7 +176,7 @@ def read_rows(
         found = {"total": total, "entropy": _entropy(logits, total)}
         if top is not None:
             found["logits"], found["tokens"] = jax.lax.top_k(logits, top)
-            # Whatever is larger than one of the largest is one of them.
+            # Any logit larger than a top logit is itself among the top.
             found["ranks"] = _ranks(found["logits"], found["logits"])
         elif own is not None:
             found["tokens"] = own
@@ -218,7 +218,7 @@ def over_rows(read: Callable[[Any], Any], inputs: Any, size: int) -> Any:
     if n <= size:
         return read(inputs)
     chunks = -(-n // size)
-    # Chunks of equal size; the last one is filled up with rows that are cut off.
+    # Chunks have equal size; the last is padded with rows that are then cut off.
     size = -(-n // chunks)
     fill = chunks * size - n
 

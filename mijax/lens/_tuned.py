@@ -1,4 +1,4 @@
-"""The tuned lens: one affine map per layer, trained to give the model's own output."""
+"""The tuned lens: one affine map per layer, trained to predict the model's output."""
 
 import abc
 import hashlib
@@ -24,8 +24,8 @@ class TunedLens(AbstractLens):
 
     $r_i$ is the input of block $i$, so layer 0 is the embedding; the output of the last
     block has no map (Belrose et al. 2023, arXiv:2303.08112). The maps are residual, so
-    that weight decay pulls them to the identity. `TunedLensTraining` makes one,
-    `load_tuned_lens` reads published ones.
+    weight decay pulls them toward the identity. `TunedLensTraining` trains one, and
+    `load_tuned_lens` loads published ones.
 
     Attributes:
         weight: $A_i$, `[layer, embed out, embed in]`.
@@ -43,7 +43,7 @@ class TunedLens(AbstractLens):
 
     @property
     def site(self) -> str:
-        """Site that is read: the input of every block."""
+        """Site that the lens reads: the input of every block."""
         return "resid_pre"
 
     @property
@@ -52,7 +52,7 @@ class TunedLens(AbstractLens):
         return self.weight.shape[0]
 
     def check(self, model: Any, layers: int, embed: int) -> None:
-        """Refuse a model of another size."""
+        """Raise if the lens does not fit the model's size."""
         check_fit("tuned lens", (self.rows, self.weight.shape[-1]), layers, embed)
 
     def __call__(
@@ -86,7 +86,7 @@ class AbstractLensLoss(eqx.Module):
     @property
     @abc.abstractmethod
     def shift(self) -> int:
-        """Number of last positions of a prompt without a loss."""
+        """Number of positions without a loss at the end of a prompt."""
 
 
 class FinalKL(AbstractLensLoss):
@@ -115,7 +115,7 @@ class FinalKL(AbstractLensLoss):
 
 
 class NextTokenLoss(AbstractLensLoss):
-    r"""$-\log q_{x_{t+1}}$: the cross-entropy of the token that follows.
+    r"""$-\log q_{x_{t+1}}$, the cross-entropy of the next token.
 
     Examples:
         >>> NextTokenLoss().shift
@@ -140,24 +140,24 @@ class NextTokenLoss(AbstractLensLoss):
 
 
 class TunedLensTraining(AbstractObjective):
-    r"""Train a tuned lens, all layers at once: an objective of `mijax.train.fit`.
+    r"""Objective for `mijax.train.fit` that trains all layers of a tuned lens at once.
 
-    Layers share the forward pass and the optimizer, not parameters: the loss is the sum
-    over layers of the mean loss over tokens. Defaults are those of `tuned-lens` 0.2.0:
-    SGD with Nesterov momentum at a rate of `scale * (1 - momentum)` that falls in a
-    line to 0, weight decay, and the norm of all gradients together clipped at 1. The
-    logits of one layer at a time are in memory.
+    Layers share the forward pass and the optimizer, but not parameters: the loss is the
+    sum over layers of the mean loss over tokens. Defaults match `tuned-lens` 0.2.0: SGD
+    with Nesterov momentum, a learning rate of `scale * (1 - momentum)` that decays
+    linearly to 0, weight decay, and the global gradient norm clipped at 1. Only one
+    layer's logits are in memory at a time.
 
     Attributes:
         model: the model; it is not trained.
         steps: number of updates (static).
         loss_of: `FinalKL()` or `NextTokenLoss()`.
-        scale: factor of the learning rate.
-        momentum: of SGD (static).
-        weight_decay: pull of the maps to the identity (static).
-        clip: largest norm of the gradient (static).
-        bias: whether the maps have a bias (static).
-        seed: of the run; the start is the identity.
+        scale: factor for the learning rate.
+        momentum: momentum of SGD (static).
+        weight_decay: pull of the maps toward the identity (static).
+        clip: largest global gradient norm (static).
+        bias: true if the maps have a bias (static).
+        seed: seed of the run; training starts at the identity.
 
     Examples:
         >>> import jax, mijax
@@ -181,7 +181,7 @@ class TunedLensTraining(AbstractObjective):
     seed: Any = 0
 
     def __check_init__(self):
-        """Refuse a model or numbers that cannot be trained."""
+        """Raise if the model or the settings cannot be trained."""
         if not isinstance(self.model, AbstractModel):
             raise ShapeError(
                 "A tuned lens is trained on a decoder such as mijax.models.load(...)"
@@ -189,16 +189,16 @@ class TunedLensTraining(AbstractObjective):
             )
         if self.steps < 1 or not 0 <= self.momentum < 1:
             raise ConfigError(
-                "Training takes at least 1 step and a momentum from 0 to below 1, got "
+                "Training needs 1 step or more and a momentum in [0, 1), got "
                 f"{self.steps} and {self.momentum}."
             )
 
     def key(self) -> PRNGKeyArray:
-        """Return the key of the seed."""
+        """Return the key made from the seed."""
         return jax.random.key(self.seed)
 
     def start(self, key: PRNGKeyArray) -> tuple[TunedLens, tuple[()]]:
-        """Return the identity."""
+        """Return the identity lens."""
         tokens = jax.ShapeDtypeStruct((1,), jnp.int32)
         width = eqx.filter_eval_shape(self.model.embed, tokens, tokens).shape[-1]
         layers = self.model.n_layers
@@ -240,7 +240,7 @@ class TunedLensTraining(AbstractObjective):
 
 
 def unembedding_hash(model: AbstractModel) -> str:
-    """Return the hash by which `tuned-lens` recognizes an unembedding.
+    """Return the hash that `tuned-lens` uses to identify an unembedding.
 
     It is the SHA-256 of the matrix as NumPy prints it in float32, with one digit.
 
@@ -248,7 +248,7 @@ def unembedding_hash(model: AbstractModel) -> str:
         model: a model that states its `readout`.
 
     Raises:
-        FrameError: a model that states none.
+        FrameError: a model without a `readout`.
 
     Examples:
         >>> import jax, mijax
@@ -263,7 +263,7 @@ def unembedding_hash(model: AbstractModel) -> str:
 def _targets(
     model: AbstractModel, tokens: Int[Array, "batch seq"], batch: Any
 ) -> tuple[Float[Array, "layer batch seq embed"], Float[Array, "batch seq vocab"]]:
-    """Return the input of every block, and the log probabilities of the model."""
+    """Return the input of every block, and the model's log probabilities."""
 
     def one(tokens: Array, length: Array) -> Any:
         options = {} if model.causal else {"length": length}

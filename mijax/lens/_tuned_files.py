@@ -1,4 +1,4 @@
-"""Files of tuned lenses, as the package `tuned-lens` writes them."""
+"""Tuned lens files, in the format of the package `tuned-lens`."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ CONFIG, PARAMS = "config.json", "params.pt"
 
 @dataclasses.dataclass(frozen=True)
 class TunedLensConfig:
-    """Keys of `config.json` (tuned-lens 0.2.0)."""
+    """Keys in `config.json` (tuned-lens 0.2.0)."""
 
     base_model_name_or_path: str
     d_model: Size
@@ -45,25 +45,25 @@ class TunedLensConfig:
 def load_tuned_lens(
     folder: str | os.PathLike[str], model: AbstractModel | None = None
 ) -> TunedLens:
-    """Load a tuned lens from a folder of `config.json` and `params.pt`.
+    """Load a tuned lens from a folder with `config.json` and `params.pt`.
 
-    Such as `lens/<model>` of the Hugging Face space `AlignmentResearch/tuned-lens`. The
-    file of torch is read without running its pickle. Keys of the config that
-    `tuned-lens` 0.2.0 does not have are left out, with a warning.
+    Published lenses are in `lens/<model>` in the Hugging Face space
+    `AlignmentResearch/tuned-lens`. The torch file is read without running its pickle
+    code. Config keys that `tuned-lens` 0.2.0 does not have are ignored with a warning.
 
     Args:
         folder: the folder.
-        model: the model that the lens is for, whose size and unembedding are compared.
+        model: the model for the lens, to check its size and unembedding.
 
     Returns:
         The lens, in float32.
 
     Raises:
-        LoadError: a file is missing or damaged, holds other tensors than its config
-            says, or is for a model of another size.
+        LoadError: a file is missing or damaged, its tensors do not match the config,
+            or it is for a model of a different size.
 
     Warns:
-        UserWarning: the lens was trained with another unembedding.
+        UserWarning: the lens was trained with a different unembedding.
 
     Examples:
         >>> import jax, jax.numpy as jnp, tempfile, mijax
@@ -84,8 +84,8 @@ def load_tuned_lens(
     if dict(file.shapes) != needs or file.values:
         wrong = sorted({*file.shapes.items()} ^ {*needs.items()}) or [*file.values]
         raise LoadError(
-            f"{file.path} does not hold one map for each of {layers} layers of width "
-            f"{width}: {wrong[0]} differs. Use the files of one lens."
+            f"{file.path} does not contain one map for each of {layers} layers of "
+            f"width {width}: {wrong[0]} differs. Use the files of one lens."
         )
     if model is not None:
         _compare(config, model, folder)
@@ -107,11 +107,11 @@ def save_tuned_lens(
     name: str,
     revision: str | None = None,
 ) -> None:
-    """Write a tuned lens in the files of `tuned-lens`, which loads them.
+    """Save a tuned lens in the format of `tuned-lens`.
 
     Args:
         lens: the lens.
-        folder: the folder, which appears atomically.
+        folder: the folder, written atomically.
         model: the model that it was trained on.
         name: name of the model, such as `"gpt2"`.
         revision: revision of the model.
@@ -145,13 +145,13 @@ def save_tuned_lens(
 
 
 def _config(folder: Path) -> TunedLensConfig:
-    """Read the config, without keys of other versions."""
+    """Read the config, ignoring keys from other versions."""
     content = read_json(folder / CONFIG)
     known = {field.name for field in dataclasses.fields(TunedLensConfig)}
     strange = sorted(content.keys() - known)
     if strange:
         warnings.warn(
-            f"{folder / CONFIG} has keys that are left out: {', '.join(strange)}.",
+            f"{folder / CONFIG} has unknown keys, ignored: {', '.join(strange)}.",
             UserWarning,
             stacklevel=3,
         )
@@ -160,7 +160,7 @@ def _config(folder: Path) -> TunedLensConfig:
 
 
 def _compare(config: TunedLensConfig, model: AbstractModel, folder: Path) -> None:
-    """Refuse a model of another size, and warn of another unembedding."""
+    """Raise if the lens does not fit the model; warn if the unembedding differs."""
     width = model.readout.width
     if (config.num_hidden_layers, config.d_model) != (model.n_layers, width):
         raise LoadError(
@@ -169,8 +169,8 @@ def _compare(config: TunedLensConfig, model: AbstractModel, folder: Path) -> Non
         )
     if config.unembed_hash and config.unembed_hash != unembedding_hash(model):
         warnings.warn(
-            f"The lens in {folder} was trained with another unembedding than this "
-            f"model has ({config.base_model_name_or_path}).",
+            f"The lens in {folder} was trained with a different unembedding "
+            f"({config.base_model_name_or_path}) than this model's.",
             UserWarning,
             stacklevel=3,
         )

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import CLEAN, LENGTHS, model
+from cases import CLEAN, LENGTHS, encoder, model
 
 import mijax
 from mijax import lens
@@ -40,6 +40,15 @@ def test_patchscope_is_the_loop_over_both_layers():
     np.testing.assert_array_equal(found["accuracy"].values, best)
     plain = run(mijax.compose())
     np.testing.assert_allclose(found["surprisal"].base, -plain[answer], atol=1e-5)
+
+
+def test_patchscope_leaves_the_padding_of_targets_out():
+    both_ways = encoder("gpt2")
+    targets = mijax.data.Prompts.from_ids([[1, 2, 3, 4], [5, 6]])
+    found = lens.patchscope(both_ways, CLEAN[:2], targets, answer=3)["probability"]
+    alone = lens.patchscope(both_ways, CLEAN[1:2], [5, 6], answer=3)["probability"]
+    chex.assert_trees_all_close(found.values[1], alone.values[0], atol=1e-6)
+    chex.assert_trees_all_close(found.base[1], alone.base[0], atol=1e-6)
 
 
 def test_patchscope_into_itself_and_from_another_model():
