@@ -101,6 +101,13 @@ def test_prompts_may_have_different_numbers_of_images():
             "Prompt 0 has 2 placeholders .token 9. for 1 images",
         ),
         (
+            lambda: ImagePrompts.from_ids(
+                [[1, 9, 5]], IMAGES[:1, :1], token=9, expand=3, spans={"a": [(1, -1)]}
+            ),
+            PositionError,
+            "of prompt 0 is .1, -1., expected .* its 3 tokens",
+        ),
+        (
             lambda: ImagePrompts.from_ids([[1, 9]], IMAGES[:2, :1], token=9),
             ShapeError,
             "images for 2 prompts, but 1 prompts",

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import PositionError, ShapeError, TokenError
 from mijax.core.internal import cut, integers, shown
-from mijax.data.text._prompts import Index, Prompts, Span, as_ids, chosen
+from mijax.data.text._prompts import Index, Prompts, Span, as_ids, chosen, span_of
 from mijax.data.text._tokenizer import Tokenizer
 
 RANK = 4
@@ -105,7 +105,8 @@ class ImagePrompts(eqx.Module):
             The prompts.
 
         Raises:
-            PositionError: another number of placeholders than images.
+            PositionError: another number of placeholders than images, or a span
+                outside its prompt.
             ShapeError: images of another rank or of several sizes.
         """
         rows = [integers(row, "A token id", TokenError) for row in ids]
@@ -117,10 +118,13 @@ class ImagePrompts(eqx.Module):
                     f"{len(own)} images: give one for each."
                 )
         moved = [np.cumsum([0, *np.where(row == token, expand, 1)]) for row in rows]
+        lengths = np.array([len(row) for row in rows], np.int32)
         places = {
             name: [
                 (int(at[start]), int(at[stop]))
-                for at, (start, stop) in zip(moved, pairs, strict=True)
+                for at, start, stop in zip(
+                    moved, *span_of(name, pairs, lengths), strict=True
+                )
             ]
             for name, pairs in (spans or {}).items()
         }

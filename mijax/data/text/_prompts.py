@@ -112,7 +112,8 @@ class Prompts(eqx.Module):
             The prompts, with the spans and `"last"`.
 
         Raises:
-            PositionError: there are no prompts, or one of them has no tokens.
+            PositionError: there are no prompts, one of them has no tokens, or a span
+                is empty or outside its prompt.
             TokenError: ids that are not integers of 32 bits.
         """
         if not isinstance(ids, Iterable) or isinstance(ids, str | bytes | Mapping):
@@ -136,8 +137,7 @@ class Prompts(eqx.Module):
         for row, new in zip(tokens, ids, strict=True):
             row[: len(new)] = new
         places = {
-            name: _ends(name, pairs, len(lengths))
-            for name, pairs in (spans or {}).items()
+            name: span_of(name, pairs, lengths) for name, pairs in (spans or {}).items()
         }
         places["last"] = (as_ids(lengths - 1), as_ids(lengths))
         names = tuple(texts) if texts is not None else ("",) * len(ids)
@@ -245,15 +245,29 @@ def covering(
     return found
 
 
-def _ends(name: str, pairs: Sequence[tuple[int, int]], count: int) -> Span:
-    """Return the starts and the stops of a place, one pair per prompt."""
+def span_of(
+    name: str, pairs: Sequence[tuple[int, int]], lengths: Int[np.ndarray, " batch"]
+) -> Span:
+    """Return the starts and the stops of a place, one pair per prompt.
+
+    Raises:
+        PositionError: not one pair per prompt, or a place outside its prompt.
+    """
     found = integers(pairs, f"Place {name!r}", PositionError)
-    if found.shape != (count, 2):
+    if found.shape != (len(lengths), 2):
         raise PositionError(
-            f"Place {name!r} needs a (start, stop) for each of {count} prompts, got "
-            f"shape {found.shape}."
+            f"Place {name!r} needs a (start, stop) for each of {len(lengths)} prompts, "
+            f"got shape {found.shape}."
         )
-    return as_ids(found[:, 0]), as_ids(found[:, 1])
+    start, stop = found[:, 0], found[:, 1]
+    wrong = np.flatnonzero((start < 0) | (stop <= start) | (stop > lengths))
+    if wrong.size:
+        i = int(wrong[0])
+        raise PositionError(
+            f"Place {name!r} of prompt {i} is ({start[i]}, {stop[i]}), expected a "
+            f"start and a later stop from 0 to its {lengths[i]} tokens."
+        )
+    return as_ids(start), as_ids(stop)
 
 
 def chosen(length: int, index: Index) -> np.ndarray:
