@@ -11,8 +11,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from mijax._errors import ShapeError, SiteError, nearest
-from mijax.core import AbstractModel
+from mijax._errors import FrameError, ShapeError, SiteError, nearest
+from mijax.core import AbstractModel, EditedModel
 from mijax.core.internal import digest
 
 # The matrix that writes an MLP's output: the associative memory of ROME.
@@ -42,7 +42,13 @@ def read(model: Any, name: str, layer: int | None) -> Float[Array, "..."]:
 
     Raises:
         SiteError: no such weight or layer.
+        FrameError: a model that keeps edits.
     """
+    if isinstance(model, EditedModel):
+        raise FrameError(
+            "A model that keeps edits of activations holds its weights inside: change "
+            "the weights of the model itself, then give it the edits, mijax.edited."
+        )
     leaves = _leaves(model)
     if name not in leaves:
         raise SiteError(f"The model has no weight {name!r}.{nearest(name, leaves)}")

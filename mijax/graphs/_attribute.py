@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import ConfigError, PositionError, ShapeError, TokenError
 from mijax._progress import Progress, reporting
-from mijax.core.internal import as_tokens, bucket, lengths_of, opened
+from mijax.core.internal import as_tokens, bucket, checked, lengths_of, opened
 from mijax.graphs._graph import ERROR, FEATURE, LOGIT, TOKEN, AttributionGraph
 from mijax.graphs._influence import normalized
 from mijax.graphs._replacement import Local, Replacement, local
@@ -42,6 +42,7 @@ class TopLogits:
         return best[: int(np.searchsorted(np.cumsum(chances[best]), self.mass)) + 1]
 
 
+@checked
 def attribute(
     replacement: Replacement,
     prompt: Any,

@@ -158,6 +158,14 @@ def test_broken_delta_files_are_refused(model, tmp_path):
         load(path)
 
 
+def test_models_that_keep_edits_are_refused(model):
+    kept = mijax.edited(model, mijax.Zero().at("z", layer=1))
+    delta = Dense(jnp.ones_like(model.blocks.mlp.w_out))
+    for name in weight_names(kept)[:2]:
+        with pytest.raises(mijax.MijaxError, match="keeps edits of activations"):
+            WeightEdit.on(kept, name, delta)
+
+
 def test_refused_places_and_shapes(model):
     assert OUT in weight_names(model)
     for match, weight, layer in [
