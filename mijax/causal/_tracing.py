@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mijax._errors import ConfigError, ShapeError
+from mijax._errors import ConfigError, PositionError, ShapeError
 from mijax._progress import Progress
 from mijax.causal._corruptions import AbstractCorruption
 from mijax.causal._roles import mean_over_roles
@@ -25,8 +25,8 @@ from mijax.core import (
     probability,
     sweep,
 )
-from mijax.core.internal import ModelLike, checked, opened
-from mijax.data import Prompts
+from mijax.core.internal import ModelLike, checked, integers, one_each, opened
+from mijax.data import Prompts, aligned
 
 
 class Restore(eqx.Module):
@@ -182,6 +182,7 @@ def causal_trace(  # noqa: PLR0913 - every one of them is a choice of the user
             "Severed paths are those of the restored position: give one, such as "
             "position={'last subject': prompts.position('subject')}."
         )
+    _check(prompts, corruption, position, batch)
     clean, best = _clean(model, prompts, answer)
     size = len(prompts) if batch is None else batch
     parts = []
@@ -204,6 +205,28 @@ def causal_trace(  # noqa: PLR0913 - every one of them is a choice of the user
     return CausalTrace(scores, clean, corrupt, best, labels)
 
 
+def _check(prompts: Prompts, corruption: Any, position: Any, batch: int | None) -> None:
+    """Refuse positions in padding, other numbers of them, and empty batches."""
+    if batch is not None and batch < 1:
+        raise ConfigError(f"batch is {batch}: give a number of prompts, 1 or more.")
+    for node in jax.tree.leaves(corruption, is_leaf=_is_prompts):
+        if _is_prompts(node):
+            aligned(prompts, node)
+    lengths = np.asarray(prompts.lengths)
+    for label, at in (position or {}).items():
+        found = integers(at, f"Position {label!r}", PositionError)
+        one = found.shape in ((), lengths.shape)
+        if not one or (found < 0).any() or (found >= lengths).any():
+            raise PositionError(
+                f"Position {label!r} is one index, or one for each of {len(prompts)} "
+                f"prompts, before its padding, got {found.tolist()}."
+            )
+
+
+def _is_prompts(node: Any) -> bool:
+    return isinstance(node, Prompts)
+
+
 class _Part(eqx.Module):
     """Prompts of one sweep."""
 
@@ -217,18 +240,18 @@ def _clean(model: Any, prompts: Prompts, answer: Any) -> tuple[Array, Array]:
     """Return the probability of each answer in the clean run, and the answers."""
     logits = capture(model, prompts, Site("logits", position=prompts.last))
     p = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-    ids = p.argmax(-1) if answer is None else jnp.asarray(answer)
-    ids = jnp.broadcast_to(ids, (len(prompts),)).astype(jnp.int32)
+    ids = p.argmax(-1).astype(jnp.int32)
+    if answer is not None:
+        ids = one_each(answer, (len(prompts),), p.shape[-1])
     return jnp.take_along_axis(p, ids[:, None], axis=-1)[:, 0], ids
 
 
 def _rows_of(corruption: Any, rows: np.ndarray) -> AbstractCorruption:
     """Return the corruption of some prompts."""
-    is_prompts = lambda node: isinstance(node, Prompts)  # noqa: E731
     return jax.tree.map(
-        lambda node: node[rows] if is_prompts(node) else node,
+        lambda node: node[rows] if _is_prompts(node) else node,
         corruption,
-        is_leaf=is_prompts,
+        is_leaf=_is_prompts,
     )
 
 

@@ -46,9 +46,9 @@ def backward_lens(
 ) -> BackwardReading:
     r"""Decode the update that gradient descent would write into each MLP.
 
-    For $y = x W$, the gradient is $\sum_t x_t^\top \delta_t$ with
-    $\delta_t = \partial L / \partial y_t$, and $L$ the negative log likelihood of the
-    target (Katz et al. 2024, arXiv:2402.12865). The plain unembedding decodes the forward input $x_t$ of
+    For $y = x W$, the gradient is $\sum_t x_t^\top \delta_t$ with $\delta_t = \partial
+    L / \partial y_t$, and $L$ the negative log likelihood of the target (Katz et al.
+    2024, arXiv:2402.12865). The plain unembedding decodes the forward input $x_t$ of
     the first matrix and the backward gradient $\delta_t$ at the second matrix's output.
     Since a step is $-\eta\,\delta$, it writes the tokens with the lowest logits of
     $\delta$.

@@ -252,6 +252,13 @@ def test_refuses():
     cut = {"source": "last", "target": "subject", "answer": 3}
     with pytest.raises(PositionError, match="reads only earlier"):
         causal.attention_knockout(one, given, **cut)
+    for position in ({"x": given.last[:2]}, {"x": given.lengths}, {"x": -1}):
+        with pytest.raises(PositionError, match="one for each of"):
+            causal.causal_trace(one, given, NOISE, position=position)
+    with pytest.raises(ConfigError, match="1 or more"):
+        causal.causal_trace(one, given, NOISE, batch=0)
+    with pytest.raises(ShapeError, match="a token id, or one for each"):
+        causal.causal_trace(one, given, NOISE, answer=[1, 2])
     place = {"last": given.last}
     some = causal.causal_trace(one, given, NOISE, position=place)
     with pytest.raises(ShapeError, match="at every position"):
