@@ -1,4 +1,4 @@
-"""Corrupted runs of causal tracing: noise at a span, or other tokens in its place."""
+"""Corrupted runs for causal tracing: noise at a span, or other tokens in its place."""
 
 import abc
 from typing import Any, NamedTuple
@@ -19,8 +19,8 @@ class CorruptRuns(NamedTuple):
     """Corrupted runs.
 
     Attributes:
-        prompts: prompts that are run, `copies` of each, one after the other.
-        edits: edits of every run, or `None`.
+        prompts: prompts to run, `copies` of each in a row.
+        edits: edits for every run, or `None`.
     """
 
     prompts: Prompts
@@ -28,7 +28,7 @@ class CorruptRuns(NamedTuple):
 
 
 class AbstractCorruption(eqx.Module):
-    """How prompts are corrupted."""
+    """A method for corrupting prompts."""
 
     copies: eqx.AbstractVar[int]
 
@@ -40,15 +40,15 @@ class AbstractCorruption(eqx.Module):
 class SubjectNoise(AbstractCorruption):
     r"""Gaussian noise on the embeddings of a span (Meng et al. 2022, arXiv:2202.05262).
 
-    The noise of a copy depends on the place in the span only, so that all its runs
-    share it, whatever is restored and however prompts are batched. Scores are means
+    The noise in a copy depends only on the position in the span, so all runs of that
+    copy share it, regardless of the restored part and of batching. Scores are averaged
     over copies.
 
     Attributes:
         key: seed of the noise.
-        deviation: its standard deviation, 3 times that of subjects' embeddings in the
-            paper (`3 * subject_deviation(...)`).
-        span: name of the place that is corrupted.
+        deviation: its standard deviation; the paper uses 3 times that of subjects'
+            embeddings (`3 * subject_deviation(...)`).
+        span: name of the span to corrupt.
         copies: number of noisy copies of each prompt.
 
     Examples:
@@ -63,10 +63,10 @@ class SubjectNoise(AbstractCorruption):
     copies: int = eqx.field(static=True, default=10)
 
     def __check_init__(self):
-        """Refuse noise that changes nothing."""
+        """Raise if the noise changes nothing."""
         if not float(self.deviation) > 0 or self.copies < 1:
             raise ConfigError(
-                "SubjectNoise takes a deviation above 0 and at least 1 copy, got "
+                "SubjectNoise needs a deviation above 0 and 1 copy or more, got "
                 f"{self.deviation} and {self.copies}."
             )
 
@@ -90,7 +90,7 @@ class SubjectNoise(AbstractCorruption):
 def _noise(
     key: PRNGKeyArray, places: tuple[int, int], width: int
 ) -> Float[Array, "copy place embed"]:
-    """Draw the noise of each copy and place from its own key, whatever the sizes."""
+    """Draw each copy's noise at each position from its own key, for any sizes."""
 
     def one(copy: Array, place: Array) -> Array:
         own = jax.random.fold_in(jax.random.fold_in(key, copy), place)
@@ -104,12 +104,12 @@ def _noise(
 class Replacement(AbstractCorruption):
     """Other tokens: symmetric token replacement.
 
-    Runs stay in the distribution of text, which noise leaves (Zhang and Nanda 2023,
+    Unlike noise, it keeps runs in the distribution of text (Zhang and Nanda 2023,
     arXiv:2309.16042).
 
     Attributes:
-        counterparts: one prompt of the same length for each, such as the same sentence
-            about another subject.
+        counterparts: one prompt of the same length for each prompt, such as the same
+            sentence about another subject.
 
     Examples:
         >>> import mijax
@@ -122,15 +122,15 @@ class Replacement(AbstractCorruption):
     copies: int = eqx.field(static=True, default=1)
 
     def __check_init__(self):
-        """Refuse copies of what is always the same."""
+        """Raise if copies are requested, since they would be identical."""
         if self.copies != 1:
-            raise ConfigError(f"Replacement has 1 copy, got {self.copies}.")
+            raise ConfigError(f"Replacement takes 1 copy, got {self.copies}.")
 
     def runs(self, model: AbstractModel, prompts: Prompts) -> CorruptRuns:
         """Return the counterparts.
 
         Raises:
-            PositionError: counterparts of other lengths, or equal to the prompts.
+            PositionError: counterparts of different lengths, or equal to the prompts.
         """
         aligned(prompts, self.counterparts)
         same = np.asarray(prompts.tokens) == np.asarray(self.counterparts.tokens)
@@ -144,15 +144,15 @@ class Replacement(AbstractCorruption):
 
 @checked
 def subject_deviation(model: AbstractModel, subjects: Prompts) -> float:
-    """Return the standard deviation of all entries of subjects' token embeddings.
+    """Return the standard deviation of all entries in subjects' token embeddings.
 
     Args:
         model: the model.
-        subjects: the subjects of a data set, each tokenized alone and without a space
-            before it.
+        subjects: the subjects in a dataset, each tokenized separately without a leading
+            space.
 
     Returns:
-        The standard deviation; causal tracing uses noise of three times it.
+        The standard deviation; causal tracing uses noise with three times this value.
 
     Examples:
         >>> import jax, mijax

@@ -1,4 +1,4 @@
-"""Attention knock-out: tokens of one span stop reading those of another."""
+"""Attention knockout: stop tokens in one span from attending to another span."""
 
 from typing import Any
 
@@ -30,14 +30,14 @@ def as_operand(index: Any) -> Any:
 
 
 class BlockKeys(AbstractEdit):
-    """Edit of `scores`: nothing is read from keys in a span.
+    """Edit of `scores` that blocks attention to the keys in a span.
 
-    Their scores become the lowest finite number, so that a query without any other key
-    reads them all the same.
+    Their scores become the lowest finite number, so a query without any other key
+    attends to all of them equally.
 
     Attributes:
         start: first blocked position, an integer or `PerPrompt`.
-        stop: one past the last.
+        stop: one past the last blocked position.
 
     Examples:
         >>> import jax, jax.numpy as jnp, mijax
@@ -52,12 +52,12 @@ class BlockKeys(AbstractEdit):
     stop: Any = eqx.field(converter=as_operand)
 
     def check_operand(self, spec: Any, rows: range, batch: tuple[int, ...]) -> None:
-        """Refuse spans of other prompts."""
+        """Raise if the spans are for other prompts."""
         check_per_prompt(self.start, "start", batch)
         check_per_prompt(self.stop, "stop", batch)
 
     def __call__(self, x: Float[Array, "rows heads key"], place: Any) -> Array:
-        """Return scores in which the span is never read."""
+        """Return scores with the span blocked."""
         key = jnp.arange(x.shape[-1])
         blocked = (key >= place.each(self.start, x)) & (key < place.each(self.stop, x))
         return jnp.where(blocked, jnp.finfo(x.dtype).min, x)
@@ -75,27 +75,27 @@ def attention_knockout(
     progress: Progress = None,
     chunks: Chunks | None = None,
 ) -> Sweep:
-    """Stop a span of tokens from reading another, around every layer in turn.
+    """Stop one span from attending to another, in a window around each layer in turn.
 
     Geva et al. 2023, "Dissecting Recall of Factual Associations" (arXiv:2304.14767).
-    The control is another source of the same size.
+    As a control, use another source of the same size.
 
     Args:
         model: any `AbstractModel`, or a language model (`mijax.models.load(...)`).
         prompts: prompts with both places.
-        source: name of the place that is no longer read, such as `"subject"`.
-        target: name of the place that no longer reads it, such as `"last"`.
+        source: name of the blocked place, such as `"subject"`.
+        target: name of the place that can no longer attend to it, such as `"last"`.
         answer: token whose probability is measured, one or one per prompt.
-        width: number of layers of a window around each layer.
-        progress: as of `sweep`.
-        chunks: as of `sweep`.
+        width: number of layers in the window around each layer.
+        progress: as in `sweep`.
+        chunks: as in `sweep`.
 
     Returns:
-        The probability of the answer, `[prompt, layer]`, and that of the plain run.
+        The probability of the answer, `[prompt, layer]`, and in the unedited run.
 
     Raises:
-        PositionError: a place that the prompts do not have, or a target that is not
-            after the source.
+        PositionError: a place that the prompts do not have, or a target that does not
+            come after the source.
 
     Examples:
         >>> import jax, mijax
@@ -113,8 +113,8 @@ def attention_knockout(
     early = np.flatnonzero(np.asarray(queries[0]) < np.asarray(stop))
     if early.size:
         raise PositionError(
-            f"In prompt {early[0]} {target!r} begins before {source!r} ends: a token "
-            "reads only earlier ones."
+            f"In prompt {early[0]}, {target!r} begins before {source!r} ends: tokens "
+            "attend only to earlier ones."
         )
     edit = BlockKeys(PerPrompt(start), PerPrompt(stop))
     return sweep(

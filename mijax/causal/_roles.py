@@ -15,20 +15,20 @@ ROLES = (
 def subject_roles(
     prompts: Prompts, *, span: str = "subject"
 ) -> dict[str, Bool[np.ndarray, "prompt seq"]]:
-    """Return the tokens of each role of causal tracing.
+    """Return the tokens with each role in causal tracing.
 
-    A subject of one token is its first and its last one.
+    The only token of a one-token subject is both first and last.
 
     Args:
-        prompts: prompts with a named place of their subject.
-        span: its name.
+        prompts: prompts with a named span for the subject.
+        span: name of the span.
 
     Returns:
-        Masks of the first, middle and last token of the subject, the first one after
-        it, the further ones before the last, and the last one of the prompt.
+        Masks for the first, middle and last tokens of the subject, the first token
+        after it, the further tokens, and the last token of the prompt.
 
     Raises:
-        PositionError: the prompts have no such place.
+        PositionError: the prompts have no such span.
 
     Examples:
         >>> prompts = Prompts.from_ids([[1, 2, 3, 4]], spans={"subject": [(0, 2)]})
@@ -52,7 +52,7 @@ def subject_roles(
 def mean_over_roles(
     values: Float[Array, "prompt layer position"], prompts: Prompts, span: str
 ) -> dict[str, Float[Array, "prompt layer"]]:
-    """Return the mean over the tokens of each role, NaN where there are none."""
+    """Return the mean over the tokens with each role, NaN if there are none."""
     found = {}
     for role, mask in subject_roles(prompts, span=span).items():
         here = jnp.asarray(mask)[:, None]

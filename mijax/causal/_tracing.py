@@ -1,4 +1,4 @@
-"""Causal tracing: what one restored activation does for a corrupted run."""
+"""Causal tracing: the effect of one restored activation in a corrupted run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,13 +30,13 @@ from mijax.data import Prompts, aligned
 
 
 class Restore(eqx.Module):
-    """What is restored to its clean value in one run: a site, at a window of layers.
+    """Site and window of layers to restore to their clean values in one run.
 
     Attributes:
-        site: `"resid_post"` for whole states, `"mlp_out"` or `"attn_out"` for what one
-            part of the blocks adds.
-        width: number of layers, from `layer - width // 2` on; the paper restores single
-            states, and MLPs and attention in windows of 10.
+        site: `"resid_post"` for whole states, `"mlp_out"` or `"attn_out"` for the
+            output of one part of the blocks.
+        width: number of layers, starting at `layer - width // 2`; the paper restores
+            single states, and MLPs and attention in windows of 10.
 
     Examples:
         >>> Restore("mlp_out", width=10).windows(12)["1"]
@@ -47,15 +47,15 @@ class Restore(eqx.Module):
     width: int = eqx.field(static=True, default=1)
 
     def __check_init__(self):
-        """Refuse empty windows."""
+        """Raise if the window is empty."""
         if self.width < 1:
-            raise ConfigError(f"A window has at least 1 layer, got {self.width}.")
+            raise ConfigError(f"width must be 1 layer or more, got {self.width}.")
 
     def windows(self, layers: int) -> dict[str, range]:
-        """Return the layers that are restored around each layer.
+        """Return the layers to restore around each layer.
 
         Args:
-            layers: number of layers of the model.
+            layers: number of layers in the model.
         """
         before, after = self.width // 2, -(-self.width // 2)
         return {
@@ -65,13 +65,14 @@ class Restore(eqx.Module):
 
 
 class CausalTrace(eqx.Module):
-    """Probability of the answer in corrupted runs with a part restored.
+    """Probability of the answer in corrupted runs with one part restored.
 
     Attributes:
-        scores: mean over noisy copies, `[prompt, layer, position]`; NaN at padding.
-        clean: of the clean run.
-        corrupt: of the corrupted run, with nothing restored.
-        answer: the token whose probability it is.
+        scores: probability averaged over noisy copies, `[prompt, layer, position]`; NaN
+            at padding.
+        clean: probability in the clean run.
+        corrupt: probability in the corrupted run, with nothing restored.
+        answer: the answer token.
         positions: labels of the positions.
     """
 
@@ -82,7 +83,7 @@ class CausalTrace(eqx.Module):
     positions: tuple[str, ...] = eqx.field(static=True)
 
     def effects(self) -> Float[Array, "prompt layer position"]:
-        """Return indirect effects: scores minus that of the corrupted run."""
+        """Return indirect effects: scores minus the corrupted run's score."""
         return self.scores - self.corrupt[:, None, None]
 
     def total_effect(self) -> Interval:
@@ -92,26 +93,26 @@ class CausalTrace(eqx.Module):
     def by_role(
         self, prompts: Prompts, *, span: str = "subject"
     ) -> dict[str, Float[Array, "prompt layer"]]:
-        """Return the indirect effects of each role of tokens.
+        """Return the mean indirect effect for each token role.
 
         Args:
-            prompts: the prompts that were traced, at every position.
-            span: name of the subject's place.
+            prompts: the traced prompts, with every position traced.
+            span: name of the subject's span.
 
         Returns:
-            For first, middle and last token of the subject, the first one after it, the
-            further ones, and the last of the prompt: mean effect over its tokens, NaN
-            where a prompt has none.
+            Mean effect over the tokens with each role: first, middle and last tokens of
+            the subject, the first token after it, the further tokens, and the last
+            token of the prompt. NaN if a prompt has no such token.
 
         Raises:
-            ShapeError: other prompts.
+            ShapeError: the prompts are not the traced ones.
         """
         found = self.effects()
         if found.shape[::2] != prompts.tokens.shape:
             raise ShapeError(
-                f"Effects of {found.shape[0]} prompts and {found.shape[2]} positions "
-                f"for prompts of shape {prompts.tokens.shape}: give those that were "
-                "traced at every position."
+                f"The trace has {found.shape[0]} prompts and {found.shape[2]} "
+                f"positions, got prompts of shape {prompts.tokens.shape}: give the "
+                "prompts that were traced at every position."
             )
         return mean_over_roles(found, prompts, span)
 
@@ -133,33 +134,34 @@ def causal_trace(  # noqa: PLR0913 - every one of them is a choice of the user
     """Restore every part of a corrupted run in turn: causal tracing.
 
     Meng et al. 2022, "Locating and Editing Factual Associations in GPT"
-    (arXiv:2202.05262): the subject is corrupted, one activation is set to its clean
-    value, and the probability of the clean run's answer says how much of the fact it
-    carries. Layers, positions, noisy copies and prompts are one sweep.
+    (arXiv:2202.05262). Causal tracing corrupts the subject and sets one activation to
+    its clean value; the probability of the clean run's answer then measures how much of
+    the fact that activation carries. One sweep covers layers, positions, noisy copies
+    and prompts.
 
     Args:
         model: any `AbstractModel`, or a language model (`mijax.models.load(...)`).
-        prompts: prompts with the place of their subject
+        prompts: prompts with a span for their subject
             (`Prompts.from_texts(..., spans={"subject": ...})`).
         corruption: `SubjectNoise(key, deviation)` or `Replacement(counterparts)`.
-        restore: what is restored; whole states by default, `Restore("mlp_out",
+        restore: activations to restore; whole states by default, `Restore("mlp_out",
             width=10)` for windows of MLPs.
         answer: token whose probability is measured, one or one per prompt; by default
-            the one that the clean run finds most likely.
-        position: label and position, one or one per prompt, of what is restored; by
-            default every position.
+            the most likely token in the clean run.
+        position: label and position to restore, one or one per prompt; by default every
+            position.
         severed: sites that keep their corrupted value at the restored position in all
-            layers, such as `("mlp_out",)`: paths through them are cut. Takes exactly
-            one `position`.
-        batch: prompts of one sweep, to bound memory; all by default.
-        progress: as of `sweep`.
-        chunks: as of `sweep`.
+            layers, such as `("mlp_out",)`, which cuts paths through them. Requires
+            exactly one `position`.
+        batch: number of prompts per sweep, to bound memory; all by default.
+        progress: as in `sweep`.
+        chunks: as in `sweep`.
 
     Returns:
-        Scores of every run, of the clean and of the corrupted ones.
+        Scores of every restored run, of the clean run and of the corrupted run.
 
     Raises:
-        PositionError: prompts without a subject, or counterparts that do not fit.
+        PositionError: prompts without a subject, or counterparts that do not match.
         SiteError: a site that the model does not have.
         ConfigError: severed paths without one position.
 
@@ -179,7 +181,7 @@ def causal_trace(  # noqa: PLR0913 - every one of them is a choice of the user
     restore = Restore() if restore is None else restore
     if severed and (position is None or len(position) != 1):
         raise ConfigError(
-            "Severed paths are those of the restored position: give one, such as "
+            "Paths are severed at the restored position: give one, such as "
             "position={'last subject': prompts.position('subject')}."
         )
     _check(prompts, corruption, position, batch)
@@ -187,7 +189,7 @@ def causal_trace(  # noqa: PLR0913 - every one of them is a choice of the user
     size = len(prompts) if batch is None else batch
     parts = []
     for first in range(0, len(prompts), size):
-        # The last part repeats its last prompt, so that all run one program.
+        # The last part repeats its last prompt, so all parts share one program.
         rows = np.minimum(np.arange(first, first + size), len(prompts) - 1)
         part = _Part(
             prompts[rows], best[rows], _rows_of(corruption, rows), _at(position, rows)
@@ -247,7 +249,7 @@ def _clean(model: Any, prompts: Prompts, answer: Any) -> tuple[Array, Array]:
 
 
 def _rows_of(corruption: Any, rows: np.ndarray) -> AbstractCorruption:
-    """Return the corruption of some prompts."""
+    """Return the corruption for some prompts."""
     return jax.tree.map(
         lambda node: node[rows] if _is_prompts(node) else node,
         corruption,
@@ -258,7 +260,7 @@ def _rows_of(corruption: Any, rows: np.ndarray) -> AbstractCorruption:
 def _at(
     position: Mapping[str, Any] | None, rows: np.ndarray
 ) -> dict[str, np.ndarray] | None:
-    """Return each position of some prompts."""
+    """Return each position for some prompts."""
     if position is None:
         return None
     found = {label: np.asarray(at) for label, at in position.items()}

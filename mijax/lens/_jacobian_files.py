@@ -94,9 +94,7 @@ def save_jacobian_lens(
     """
     path = Path(path)
     if path.suffix not in (TORCH, OWN):
-        raise OutputError(
-            f"Expected a path with suffix .safetensors or .pt, got {path}."
-        )
+        raise OutputError(f"Expected a .safetensors or .pt file, got {path}.")
     note = dict(metadata or {})
     known = {} if model is None else {HASH: unembedding_hash(model)}
     usual = np.float16 if path.suffix == TORCH else np.float32

@@ -233,7 +233,7 @@ def occupancy(
 
 
 def _captured(x: np.ndarray, atoms: np.ndarray, k: int) -> Float[np.ndarray, " k"]:
-    """Return the fraction of the squared norm that is fitted after each step."""
+    """Return the captured fraction of the squared norm after each step."""
     norms = np.linalg.norm(atoms, axis=1)
     wide = x.astype(np.float64)
     steps = _steps(wide, atoms, norms, k, ExactPursuit())

@@ -247,10 +247,10 @@ def test_refuses():
         causal.causal_trace(one, given, causal.Replacement(short))
     with pytest.raises(ConfigError, match="above 0"):
         causal.SubjectNoise(jax.random.key(0), 0.0)
-    with pytest.raises(ConfigError, match="at least 1 layer"):
+    with pytest.raises(ConfigError, match="1 layer or more"):
         causal.Restore("mlp_out", width=0)
     cut = {"source": "last", "target": "subject", "answer": 3}
-    with pytest.raises(PositionError, match="reads only earlier"):
+    with pytest.raises(PositionError, match="attend only to earlier"):
         causal.attention_knockout(one, given, **cut)
     for position in ({"x": given.last[:2]}, {"x": given.lengths}, {"x": -1}):
         with pytest.raises(PositionError, match="one for each of"):

@@ -164,7 +164,7 @@ def test_files_of_both_kinds(tmp_path, golden, gpt2):
         found = lens.load_jacobian_lens(tmp_path / name, gpt2)
         chex.assert_trees_all_equal(found, published)
         other = eqx.tree_at(lambda m: m.embedding.weight, gpt2, jnp.eye(300, 32))
-        with pytest.warns(UserWarning, match="another unembedding"):
+        with pytest.warns(UserWarning, match="different unembedding"):
             lens.load_jacobian_lens(tmp_path / name, other)
     sums = {
         "jacobian_sum": {i: 2 * a for i, a in enumerate(half)},
@@ -182,7 +182,7 @@ def test_files_of_both_kinds(tmp_path, golden, gpt2):
         "every layer": {"J": {1: half[1]}, "n_prompts": 1},
         "n_prompts": {"J": {0: half[1]}},
         "expected J.0": {"J": {0: half[1]}, "n_prompts": 1, "K": half[0]},
-        "mean of 0 prompts": {"J": {0: half[1]}, "n_prompts": 0},
+        "averages 0 prompts": {"J": {0: half[1]}, "n_prompts": 0},
     }
     for words, content in wrong.items():
         mijax.io.save_torch(content, tmp_path / "wrong.pt")
@@ -205,7 +205,7 @@ def test_clamping_twice_is_clamping_once_and_live_exchange_undoes_itself(fitted,
     # The trap: the same exchange again brings the clean run back.
     chex.assert_trees_all_close(mijax.run(gpt2, tokens, [swap] * 2), plain, atol=1e-4)
     assert jnp.abs(once - plain).max() > 0.1
-    with pytest.raises(ConfigError, match="undoes itself"):
+    with pytest.raises(ConfigError, match="would undo itself"):
         lens.swap_concepts(fitted, gpt2, 7, 11, layers=[0, 1])
 
 
@@ -261,5 +261,5 @@ def test_refuses(fitted, gpt2):
     weight = gpt2.embedding.weight
     near = weight.at[5].set(weight[7] + 0.1 * weight[5])
     alike = eqx.tree_at(lambda m: m.embedding.weight, gpt2, near)
-    with pytest.warns(UserWarning, match="exchanges are large"):
+    with pytest.warns(UserWarning, match="swaps make large changes"):
         lens.swap_concepts(fitted, alike, 5, 7, layers=[2])

@@ -71,11 +71,11 @@ def test_nothing_positive_is_nothing():
 
 
 def test_refuses():
-    with pytest.raises(ShapeError, match="of one width"):
+    with pytest.raises(ShapeError, match="of the same width"):
         lens.decompose(np.ones(3), np.ones((4, 2)))
-    with pytest.raises(ShapeError, match="between 1 and 2"):
+    with pytest.raises(ShapeError, match="must be 1 to 2"):
         lens.decompose(np.ones(2), np.eye(2), k=3)
-    with pytest.raises(ShapeError, match="Atom 1 has length 0"):
+    with pytest.raises(ShapeError, match="Atom 1 has norm 0"):
         lens.decompose(np.ones(2), [[1.0, 0.0], [0.0, 0.0]], k=1)
     with pytest.raises(NotFiniteError, match="finite"):
         lens.decompose([np.nan, 0.0], np.eye(2), k=1)

@@ -68,9 +68,9 @@ def test_patchscope_into_itself_and_from_another_model():
         mapped["surprisal"].values, direct["surprisal"].values, atol=1e-5
     )
     for position in (0, 4):
-        with pytest.raises(PositionError, match="target_position is from 1"):
+        with pytest.raises(PositionError, match="target_position must be 1"):
             lens.patchscope(one, given, TARGET, answer=3, target_position=position)
-    with pytest.raises(PositionError, match="source_position is within"):
+    with pytest.raises(PositionError, match="source_position must be inside"):
         lens.patchscope(one, given, TARGET, answer=3, source_position=6)
     with pytest.raises(ShapeError, match="3 sources and 2 targets"):
         lens.patchscope(one, given, [[1, 2], [3, 4]], answer=3)

@@ -83,7 +83,7 @@ def test_files_come_back_and_others_are_refused(gpt2, tmp_path):
     assert lens.load_tuned_lens(tmp_path / "plain").bias is None
     with pytest.raises(LoadError, match="for 3 layers of width 32"):
         lens.load_tuned_lens(FOLDER, model("attention_only"))
-    with pytest.warns(UserWarning, match="another unembedding"):
+    with pytest.warns(UserWarning, match="different unembedding"):
         lens.load_tuned_lens(FOLDER, model("llama"))
     with pytest.raises(ShapeError, match="fitted on 3 layers"):
         lens.read(model("attention_only"), CLEAN, one)
@@ -91,10 +91,10 @@ def test_files_come_back_and_others_are_refused(gpt2, tmp_path):
     shutil.copytree(FOLDER, other)
     config = written | {"rank": None}
     (other / "config.json").write_text(json.dumps(config))
-    with pytest.warns(UserWarning, match="left out: rank"):
+    with pytest.warns(UserWarning, match="ignored: rank"):
         lens.load_tuned_lens(other)
     (other / "config.json").write_text(json.dumps(written | {"num_hidden_layers": 2}))
-    with pytest.raises(LoadError, match="does not hold one map"):
+    with pytest.raises(LoadError, match="does not contain one map"):
         lens.load_tuned_lens(other)
     (other / "config.json").write_text(json.dumps(written | {"lens_type": "mlp"}))
     with pytest.raises(LoadError, match="lens_type"):
