@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
@@ -101,7 +100,7 @@ def patchscope(  # noqa: PLR0913 - every one of them is a choice of the user
     rows = jnp.take_along_axis(acts, jnp.asarray(read)[:, None, None, None], axis=2)
     rows = rows if mapping is None else mapping(rows)
     if goal_ids.ndim == 1:
-        goal_ids = np.broadcast_to(goal_ids, (len(ids), len(goal_ids)))
+        goal = np.broadcast_to(goal_ids, (len(ids), len(goal_ids))).astype(np.int32)
     last = jnp.asarray(ends - 1)
     answers = jnp.broadcast_to(jnp.asarray(answer, jnp.int32), (len(ids),))
     metric = {
@@ -111,7 +110,8 @@ def patchscope(  # noqa: PLR0913 - every one of them is a choice of the user
     }
     return sweep(
         model,
-        jax.device_put(goal_ids.astype(np.int32)),
+        # With the lengths of prompts: a model may read both ways.
+        goal,
         Patch(rows).from_place(position=0).at("resid_post", position=write),
         over=("source_layer", "layer"),
         metric=metric,
