@@ -72,6 +72,8 @@ from mijax.models._image_models import image_presets as image_presets
 from mijax.models._image_models import init_image_model as init_image_model
 from mijax.models._image_models import load_image_model as load_image_model
 from mijax.models._image_text import ImageText as ImageText
+from mijax.models._inception_v3 import InceptionV3 as InceptionV3
+from mijax.models._inception_v3 import InceptionV3Spec as InceptionV3Spec
 from mijax.models._letterbox import Letterbox as Letterbox
 from mijax.models._llama_spec import LlamaSpec as LlamaSpec
 from mijax.models._llava import LlavaSpec as LlavaSpec

@@ -18,6 +18,7 @@ from mijax.models._convnext import CONVNEXT
 from mijax.models._efficientnet_lite import EFFICIENTNET_LITE
 from mijax.models._family import Family, Preset, assemble
 from mijax.models._image_input import ImageInput
+from mijax.models._inception_v3 import INCEPTION_V3
 from mijax.models._init import check_dtype
 from mijax.models._letterbox import Letterbox
 from mijax.models._mobilenet_v2 import MOBILENET_V2
@@ -33,6 +34,7 @@ IMAGE_FAMILIES: tuple[Family, ...] = (
     CLIP_FAMILY,
     CONVNEXT,
     EFFICIENTNET_LITE,
+    INCEPTION_V3,
     MOBILENET_V2,
     RESNET,
     SIGLIP,
