@@ -121,6 +121,8 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
             )
         array = check_weights(tensors.read(name), name, tensors.path)
         halves.setdefault(found["module"], {})[found["half"]] = array
+    if not halves:
+        raise LoadError(f"{tensors.path} has no tensors, expected those of an adapter.")
     parts = {
         module: joined(config, module, given, tensors.path)
         for module, given in halves.items()
@@ -186,13 +188,20 @@ class AdaptedTensors:
     Args:
         tensors: the tensors of the file.
         adapter: the adapter.
+        turned: whether the file holds matrices as `[in, out]`.
 
     Raises:
         LoadError: the adapter changes a tensor that the file does not have, or one of
-            another shape.
+            another shape, or holds matrices the other way round.
     """
 
-    def __init__(self, tensors: Tensors, adapter: Adapter) -> None:
+    def __init__(self, tensors: Tensors, adapter: Adapter, *, turned: bool) -> None:
+        if adapter.turned != turned:
+            order = "[in, out]" if turned else "[out, in]"
+            raise LoadError(
+                f"{adapter.file}: the config has fan_in_fan_out={adapter.turned}, and "
+                f"{tensors.path} has matrices {order}. Set it to {str(turned).lower()}."
+            )
         self.tensors, self.adapter = tensors, adapter
         self.path, self.shapes = tensors.path, tensors.shapes
         self.files = (*tensors.files, adapter.file)

@@ -113,6 +113,7 @@ class Family:
         build: the model of a file whose tensors one table does not say, such as those
             of several towers, `(spec, tensors, dtype, place)`.
         reader: preprocessing of the images of a prompt, for models that read some.
+        turned: True if files hold the matrices of linear maps as `[in, out]`.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Family:
     renamed: Callable[[Tensors], Tensors] | None = None
     build: Callable[[Any, Tensors, DTypeLike, Placing | None], Any] | None = None
     reader: Callable[[Any], Any] | None = None
+    turned: bool = False
 
     def skeleton(self, spec: Any, dtype: DTypeLike = jnp.float32) -> Any:
         """The tree with shapes in place of arrays."""

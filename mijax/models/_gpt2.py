@@ -272,6 +272,7 @@ PRESETS = {
 }
 GPT2 = Family(
     name="gpt2",
+    turned=True,
     spec=GPT2Spec,
     init=init,
     presets=PRESETS,

@@ -231,7 +231,8 @@ def load_folder(
         assert family.from_config is not None
         spec = family.from_config(config, str(path))
         check_heads(spec, str(path))
-        tensors = tensors if adapter is None else AdaptedTensors(tensors, adapter)
+        if adapter is not None:
+            tensors = AdaptedTensors(tensors, adapter, turned=family.turned)
         tensors = tensors if family.renamed is None else family.renamed(tensors)
         model = assembled(family, spec, tensors, dtype, place)
     text, reader = tokenizer_in(folder, config), reader_of(spec)

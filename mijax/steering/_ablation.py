@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from mijax._errors import FrameError, ShapeError
 from mijax.core import AbstractEdit, AbstractModel
 from mijax.core.internal import check_linear_writes, reals
-from mijax.nn import Transformer, Unembedding
+from mijax.nn import Embedding, Transformer, Unembedding
 
 # Added to the norm, so that a zero direction does not divide by zero.
 EPSILON = 1e-8
@@ -109,7 +109,8 @@ def orthogonalize(model: Any, direction: Any) -> Any:
         The same kind of model.
 
     Raises:
-        FrameError: a different kind of model, or blocks that normalize their outputs.
+        FrameError: a different kind of model, blocks that normalize their outputs, or
+            weights that write to the stream elsewhere, such as a norm of embeddings.
         ShapeError: the vector's width differs from the model's.
 
     Examples:
@@ -130,6 +131,7 @@ def orthogonalize(model: Any, direction: Any) -> Any:
             "use ablate_direction(direction) as edits instead."
         )
     check_linear_writes(model, "Orthogonalized weights")
+    _check_written(model)
     direction = reals(direction, "A direction")
     size = model.embedding.weight.shape[-1]
     if direction.shape != (size,):
@@ -141,6 +143,23 @@ def orthogonalize(model: Any, direction: Any) -> Any:
     model = dataclasses.replace(model, unembedding=head)
     return eqx.tree_at(
         _written, model, replace_fn=lambda weight: without(weight, direction)
+    )
+
+
+def _check_written(model: Transformer) -> None:
+    """Refuse models that write to the stream by more than `_written` lists."""
+    embedding, blocks = model.embedding, cast("Any", model.blocks)
+    if not isinstance(embedding, Embedding) or embedding.norm is not None:
+        found = "an embedding with a norm or with images"
+    elif not hasattr(blocks, "attention"):
+        found = "no attention"
+    elif getattr(blocks, "mlp", None) is not None and not hasattr(blocks.mlp, "w_out"):
+        found = f"{type(blocks.mlp).__name__} without a matrix w_out"
+    else:
+        return
+    raise FrameError(
+        f"Weights cannot be orthogonalized in a model with {found}: give "
+        "ablate_direction(direction) as edits."
     )
 
 

@@ -117,8 +117,17 @@ class Directions(eqx.Module):
         return self._with(unit, norm="unit")
 
     def scaled(self, factor: Any) -> "Directions":
-        """Return the vectors times a number, or times one number per layer."""
+        """Return the vectors times a number, or times one number per layer.
+
+        Raises:
+            ShapeError: other numbers of factors.
+        """
         factor = reals(factor, "A factor")
+        if factor.shape not in ((), (len(self.layers),)):
+            raise ShapeError(
+                f"A factor is one number, or one for each of {len(self.layers)} layers,"
+                f" got shape {factor.shape}."
+            )
         factor = factor[:, None] if factor.ndim else factor
         return self._with(self.vectors * factor, norm="raw")
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from mijax._errors import ConfigError
+from mijax._errors import ConfigError, ShapeError
 from mijax.core import AbstractMetric, Interval, cross_entropy, interval, sweep
 from mijax.core.internal import ModelLike, as_tokens, checked, cut, lengths_of
 from mijax.data import Prompts
@@ -209,6 +209,9 @@ def next_token_loss(prompts: Any) -> cross_entropy:
     Returns:
         A metric for these prompts.
 
+    Raises:
+        ShapeError: a prompt of one token.
+
     Examples:
         >>> metric = next_token_loss(jnp.array([[5, 6, 7], [8, 9, 10]]))
         >>> metric(jnp.zeros((2, 3, 12))).shape
@@ -217,6 +220,8 @@ def next_token_loss(prompts: Any) -> cross_entropy:
     tokens = np.atleast_2d(np.asarray(as_tokens(prompts)))
     lengths = lengths_of(prompts)
     lengths = np.array(tokens.shape[1:]) if lengths is None else lengths
+    if min(lengths) < 2:
+        raise ShapeError("A prompt of 1 token has no next token: give 2 or more.")
     inside = np.arange(1, tokens.shape[1]) < lengths[:, None]
     labels, position = tokens[:, 1:], np.arange(tokens.shape[1] - 1)
     return cross_entropy(np.where(inside, labels, -1), position=position[None])

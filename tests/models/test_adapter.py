@@ -82,6 +82,11 @@ REFUSED = {
         lambda c, t: c.update(rank_pattern={"(": 2}),
         "regular expression",
     ),
+    "no tensors": (lambda c, t: t.clear(), "no tensors"),
+    "matrices the other way round": (
+        lambda c, t: c.update(fan_in_fan_out=True),
+        "Set it to false",
+    ),
     "one factor": (lambda c, t: t.pop(f"{LAYER}q_proj.lora_A.weight"), "factors"),
     "an unknown tensor": (
         lambda c, t: t.update({f"{LAYER}q_proj.bias": np.ones(3, np.float32)}),

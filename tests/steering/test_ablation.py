@@ -211,11 +211,22 @@ def test_bad_selection(planted, options, message):
         steering.select(planted[0], train, train, **options)
 
 
+def normed_embedding():
+    model = cases.model("llama")
+    return eqx.tree_at(
+        lambda m: m.embedding.norm, model, model.norm, is_leaf=lambda x: x is None
+    )
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: steering.orthogonalize(cases.model("sandwich"), R), "linear_writes"),
         (lambda: steering.orthogonalize(cases.model("gpt2"), R[:16]), "model width 32"),
+        (
+            lambda: steering.orthogonalize(normed_embedding(), R),
+            "embedding with a norm",
+        ),
         (
             lambda: steering.orthogonalize(object(), R),
             "Expected a Transformer to orthogonalize, got object",

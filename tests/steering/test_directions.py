@@ -175,6 +175,10 @@ def test_medians_leave_padding_and_first_tokens_out():
             lambda m: Directions(jnp.ones((1, 3)), layers=[1]).vector(2),
             "Layer 2 has no vector",
         ),
+        (
+            lambda m: Directions(jnp.ones((2, 4)), layers=[0, 1]).scaled(jnp.ones(3)),
+            "each of 2 layers",
+        ),
     ],
 )
 def test_bad_input(call, message):

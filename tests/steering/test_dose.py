@@ -77,6 +77,11 @@ def test_other_directions_and_strengths_share_the_programs(found):
     assert not [name for name in new if "chunk" in name or "base" in name]
 
 
+def test_one_token_has_no_loss():
+    with pytest.raises(mijax.MijaxError, match="1 token has no next"):
+        steering.next_token_loss(Prompts.from_ids([[1, 2, 3], [4]]))
+
+
 def test_the_loss_leaves_padding_out():
     logits = jax.random.normal(jax.random.key(1), (2, 5, 64))
     found = steering.next_token_loss(NEUTRAL)(logits)
