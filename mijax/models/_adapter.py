@@ -1,4 +1,4 @@
-"""LoRA adapters of the peft library, merged into weights while they are read."""
+"""LoRA adapters saved by peft, merged into weights while loading."""
 
 import dataclasses
 import math
@@ -26,7 +26,7 @@ IGNORED = (
     *("qalora_group_size", "revision", "target_modules", "task_type"),
     *("loftq_config", "runtime_config"),
 )
-# Keys that change the computation, all of which have to be empty.
+# Keys that change the computation, which must all be empty.
 EMPTY = (
     *("alora_invocation_tokens", "arrow_config", "corda_config", "enable_lora"),
     *("kasa_config", "merge_weights"),
@@ -38,7 +38,7 @@ EMPTY = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """Keys of adapter_config.json that say how parts are merged."""
+    """Keys in adapter_config.json that control merging."""
 
     peft_type: Annotated[str, Only("LORA")]
     r: Size
@@ -90,7 +90,7 @@ class Adapter:
 
 
 def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
-    """Read a folder that peft wrote.
+    """Load an adapter from a folder saved by peft.
 
     Args:
         folder: has adapter_config.json and adapter_model.safetensors.
@@ -117,7 +117,7 @@ def read_adapter(folder: str | os.PathLike[str]) -> Adapter:
         if found is None or len(tensors.shapes[name]) != 2:
             raise LoadError(
                 f"{tensors.path}: tensor '{name}' of shape {tensors.shapes[name]} is "
-                "not supported, only matrices lora_A and lora_B of linear maps."
+                "not supported, only matrices lora_A and lora_B for linear maps."
             )
         array = check_weights(tensors.read(name), name, tensors.path)
         halves.setdefault(found["module"], {})[found["half"]] = array
@@ -150,7 +150,7 @@ def read_config(content: Mapping[str, Any], path: Path) -> AdapterConfig:
 def joined(
     config: AdapterConfig, module: str, halves: Mapping[str, np.ndarray], path: Path
 ) -> LowRank:
-    """Join the two factors of a change.
+    """Combine the two factors of a change.
 
     Raises:
         LoadError: one factor only, another rank than the config says, or a pattern
@@ -175,7 +175,7 @@ def joined(
 
 
 def matching(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """Return the value of the first pattern that the end of a name matches."""
+    """Return the value for the first pattern that matches the end of a name."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value

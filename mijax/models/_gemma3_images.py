@@ -94,7 +94,7 @@ class AveragePool(eqx.Module):
     def __call__(
         self, x: Float[Array, "position read"]
     ) -> Float[Array, "image_token embed"]:
-        """Return the features that the decoder reads, along rows.
+        """Return the features that the decoder reads, in row-major order.
 
         Raises:
             ShapeError: patches that do not make a square of squares.
@@ -104,8 +104,8 @@ class AveragePool(eqx.Module):
         if patches**2 != count or patches % side:
             raise ShapeError(
                 f"An image has {count} patches, but the projector makes {side} by "
-                f"{side} features of a square image: use the preprocessing that comes "
-                "with the model."
+                f"{side} features from a square image: use the preprocessing that "
+                "comes with the model."
             )
         squares = x.reshape(side, patches // side, side, patches // side, read)
         pooled = site("pooled", squares.mean((1, 3)).reshape(-1, read), AXES)
@@ -216,7 +216,7 @@ def from_config(config: Mapping[str, Any], path: str) -> Gemma3ImagesSpec:
 
 
 def reader(spec: Gemma3ImagesSpec) -> ImageText:
-    """Return the preprocessing of images; pan and scan is left out."""
+    """Return the image preprocessing, without pan and scan."""
     side = spec.vision.image
     return ImageText(
         ImageInput((0.5,) * 3, (0.5,) * 3, resize=(side, side)),

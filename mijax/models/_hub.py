@@ -46,20 +46,20 @@ def revision_in(folder: Path, revision: str) -> Path:
     if not found.is_dir():
         names = [one.name for one in folder.iterdir() if one.is_dir()]
         raise LoadError(
-            f"{folder} has no revision '{revision}': in a local folder revisions are "
-            f"folders.{nearest(revision, names)}"
+            f"{folder} has no revision '{revision}': in a local folder, revisions are "
+            f"subfolders.{nearest(revision, names)}"
         )
     return found
 
 
 def refuse_revision(revision: str | None, name: str) -> None:
-    """Refuse a revision of a model that has one version.
+    """Raise if a revision is requested for a model with a single version.
 
     Raises:
         LoadError: a revision.
     """
     if revision is not None:
         raise LoadError(
-            f"'{name}' has no revisions: they belong to models of the hub, and to "
-            f"folders with a folder for each. Leave out revision={revision!r}."
+            f"'{name}' has no revisions: only models on the hub and folders with one "
+            f"subfolder per revision have them. Leave out revision={revision!r}."
         )

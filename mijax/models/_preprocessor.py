@@ -1,4 +1,4 @@
-"""Comparing preprocessor_config.json with the preprocessing of a family."""
+"""Compare preprocessor_config.json with a family's preprocessing."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ RESAMPLE = {"linear": 2, "cubic": 3, "lanczos3": 1}
 
 
 def check_preprocessing(reader: Any, folder: Path) -> None:
-    """Refuse a folder whose images are preprocessed in another way.
+    """Raise if a folder specifies different image preprocessing.
 
     Args:
         reader: preprocessing of the family; of anything but images nothing is compared.
@@ -47,7 +47,7 @@ def check_preprocessing(reader: Any, folder: Path) -> None:
 
 
 def expected(reader: ImageText | TiledImage) -> Mapping[str, Any]:
-    """Return the keys that say what a reader does."""
+    """Return the keys that describe a reader's preprocessing."""
     if isinstance(reader, TiledImage):
         return FLAGS | {
             "do_image_splitting": True,
@@ -80,7 +80,7 @@ def expected(reader: ImageText | TiledImage) -> Mapping[str, Any]:
 
 
 def _same(found: Any, wanted: Any) -> bool:
-    """Return True if a value is the wanted one, up to rounding."""
+    """Return True if a value equals the expected one, up to rounding."""
     if isinstance(found, list) and isinstance(wanted, list):
         pairs = len(found) == len(wanted)
         return pairs and all(map(_same, found, wanted))

@@ -1,4 +1,4 @@
-"""Training checkpoints of one model as a leading axis of its weights."""
+"""Training checkpoints of one model, stacked along a leading axis of its weights."""
 
 import dataclasses
 import os
@@ -41,7 +41,7 @@ class Revisions:
         return f"Revisions({self.source!r}, {len(self.names)} revisions)"
 
     def map(self, fn: Callable[[Any], Any], *, batch: int | None = None) -> Any:
-        """Evaluate a function of a model at every revision, by one program.
+        """Evaluate a function of a model at every revision, in one program.
 
         Args:
             fn: a JAX function of a model, such as a metric of `mijax.run`.
@@ -121,8 +121,8 @@ def load_many(
     names = tuple(revisions)
     if isinstance(revisions, str) or not names or len(set(names)) < len(names):
         raise LoadError(
-            f"revisions is a list of different names, got {revisions!r:.80}. Give each "
-            "revision once."
+            f"revisions must be a list of distinct names, got {revisions!r:.80}. Give "
+            "each revision once."
         )
     first = load(name_or_path, dtype=dtype, revision=names[0])
     leaves, tree = jax.tree.flatten(first.model)
@@ -136,7 +136,7 @@ def load_many(
         digests.append(one.digest)
     stacked = []
     while stacks:
-        # One at a time, so that no second copy of all weights exists.
+        # Load one at a time, to avoid a second copy of all weights.
         stacked.append(jnp.asarray(stacks.pop(0)))
     return Revisions(
         model=jax.tree.unflatten(tree, stacked),
@@ -149,7 +149,7 @@ def load_many(
 
 
 def check_same_sizes(first: Loaded, other: Loaded, at: str, name: str) -> None:
-    """Refuse a revision whose spec or shapes differ from those of the first.
+    """Raise if a revision's spec or shapes differ from the first revision's.
 
     Raises:
         LoadError: they differ.

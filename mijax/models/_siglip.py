@@ -1,4 +1,4 @@
-"""SigLIP and SigLIP 2: an image tower and a text tower trained on pairs with a sigmoid.
+"""SigLIP and SigLIP 2: an image and a text tower trained with a sigmoid pair loss.
 
 Zhai et al. 2023, arXiv:2303.15343; Tschannen et al. 2025, arXiv:2502.14786. The image
 tower has no class token and pools by attention. The text tower reads in both directions
@@ -58,7 +58,7 @@ class SigLIPTextSpec:
     activation: Annotated[str, Only(*ACTIVATIONS)] = TANH
     eps: float = 1e-6
 
-    # What blocks of both towers are made of.
+    # Components of the blocks in both towers.
     tied, qkv_bias, scale = False, True, None
     key_bias, gated, theta = True, False, None
 
@@ -111,19 +111,19 @@ class SigLIP(eqx.Module):
     def image_features(
         self, image: Float[Array, "channel row column"]
     ) -> Float[Array, " feature"]:
-        """Return the features of one preprocessed image, of length 1."""
+        """Return the features of one preprocessed image, with norm 1."""
         return unit(self.vision(image))
 
     def text_features(self, tokens: Int[Array, " seq"]) -> Float[Array, " feature"]:
-        """Return the features of one text, of length 1.
+        """Return the features of one text, with norm 1.
 
         Args:
-            tokens: token ids, padded to the number of tokens that the model was trained
-                with (`model.text.context`). The last position is pooled, and padding is
-                read as any token.
+            tokens: token ids, padded to the length used in training
+                (`model.text.context`). The last position is pooled, and padding is read
+                like any other token.
 
         Raises:
-            ShapeError: another number of tokens.
+            ShapeError: a different number of tokens.
         """
         if tokens.shape[-1] != self.text.context:
             raise ShapeError(
@@ -134,7 +134,7 @@ class SigLIP(eqx.Module):
         return unit(projected[-1])
 
     def zero_shot(self, tokens: Int[Array, "class seq"]) -> ZeroShot:
-        """Return a classifier of images whose classes are texts.
+        """Return an image classifier whose classes are texts.
 
         Args:
             tokens: token ids of each class, such as of "a photo of a cat", padded.
@@ -148,7 +148,7 @@ class SigLIP(eqx.Module):
 
 
 def init(spec: SigLIPSpec, key: PRNGKeyArray, dtype: DTypeLike) -> SigLIP:
-    """Draw random weights; scale and bias are those that training starts from."""
+    """Draw random weights; scale and bias have their initial training values."""
     keys = jax.random.split(key)
     vision = init_vision(spec.vision, keys[0], dtype)
     text = init_siglip_text(spec.text, keys[1], dtype)

@@ -1,9 +1,10 @@
 """T5 (Raffel et al. 2020, arXiv:1910.10683), T5 1.1 and Flan-T5: encoder-decoders.
 
-Scores are not scaled, and have a bias by the distance of two tokens that all layers of
-a tower share. The first version has MLPs with ReLU and ties the unembedding to the
-embedding, with a factor of `embed ** -0.5`; later ones have gated MLPs and an
-unembedding of their own. Here the factor is a part of the decoder's final norm.
+Scores are not scaled, and have a bias that depends on the distance between two tokens
+and is shared by all layers in a tower. The original version has ReLU MLPs and ties the
+unembedding to the embedding, with a factor of `embed ** -0.5`; later versions have
+gated MLPs and a separate unembedding. Here the factor is part of the decoder's final
+norm.
 """
 
 import dataclasses
@@ -51,7 +52,7 @@ class T5Spec:
         mlp: neurons of a block.
         vocab: number of tokens.
         buckets: number of biases by distance.
-        max_distance: distance from which on all tokens share a bias.
+        max_distance: distance from which all tokens share a bias.
         eps: epsilon of the norms.
         activation: activation of the MLPs.
         gated: True if MLPs are gated.
@@ -185,7 +186,7 @@ def from_config(config: Mapping[str, Any], path: str) -> T5Spec:
     """Reads a Hugging Face config."""
     found = read_hub_config(T5Config, config, path)
     activation, gated = read_mlp(found, path)
-    # Newer configs say that the embedding is tied also where files hold two tables.
+    # Newer configs set tied embeddings even if files contain two tables.
     scaled = found.scale_decoder_outputs
     return T5Spec(
         layers=found.num_decoder_layers or found.num_layers,
@@ -206,14 +207,14 @@ def from_config(config: Mapping[str, Any], path: str) -> T5Spec:
 
 
 def read_mlp(found: T5Config, path: str) -> tuple[str, bool]:
-    """Return the activation, and whether it gates.
+    """Return the activation, and True if the MLP is gated.
 
     Raises:
         LoadError: an activation that is not supported, or keys that disagree.
     """
     kind = found.feed_forward_proj
     gated, activation = kind.startswith(GATED), kind.removeprefix(GATED)
-    # Files of T5 1.1 mean the approximation by a hyperbolic tangent.
+    # T5 1.1 files refer to the tanh approximation.
     activation = "gelu_new" if kind == "gated-gelu" else activation
     if activation not in ACTIVATIONS:
         names = ", ".join(ACTIVATIONS)

@@ -1,4 +1,4 @@
-"""Images cut into tiles, each of which an image tower reads (Idefics3, SmolVLM)."""
+"""Images split into tiles for an image tower (Idefics3, SmolVLM)."""
 
 import dataclasses
 import math
@@ -17,11 +17,11 @@ METHOD = "lanczos3"
 
 @dataclasses.dataclass(frozen=True)
 class TiledImage:
-    """Preprocessing of one image as tiles and the whole, and the text of all.
+    """Preprocessing of an image into tiles plus the whole image, with their text.
 
-    The longer side is resized to `longest`, both sides then to multiples of `tile`. The
-    tiles are read along rows, then the whole image, resized to one tile. An image that
-    fits into one tile is read once. Pixels become `(x - 0.5) / 0.5`.
+    The longer side is resized to `longest`, then both sides to multiples of `tile`. The
+    tiles come in row-major order, followed by the whole image resized to one tile. An
+    image that fits into one tile is used once. Pixels become `(x - 0.5) / 0.5`.
 
     Attributes:
         longest: the longer side after resizing, in pixels.
@@ -98,7 +98,7 @@ class TiledImage:
         return rows, up(int(rows * ratio))
 
     def _text(self, rows: int, columns: int) -> str:
-        """Return the text of the tiles and of the whole image."""
+        """Return the text for the tiles and the whole image."""
         features = self.placeholder * self.count
         found = ""
         for row in range(1, rows + 1):

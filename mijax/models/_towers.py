@@ -1,4 +1,4 @@
-"""Models of several towers: the tensors of each, and classifiers of images by texts."""
+"""Models with several towers: each tower's tensors, and zero-shot classifiers."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -45,7 +45,7 @@ class Tower:
 
 
 def split(source: Tensors, owner: Owner, scalars: Names = ()) -> dict[str, Tower]:
-    """Give every tensor to a tower.
+    """Assign every tensor to a tower.
 
     Args:
         source: the file.
@@ -56,7 +56,7 @@ def split(source: Tensors, owner: Owner, scalars: Names = ()) -> dict[str, Tower
         The towers.
 
     Raises:
-        LoadError: a tensor that is unused or there twice, or a missing number.
+        LoadError: an unused or duplicate tensor, or a missing number.
     """
     found: dict[str, dict[str, str]] = {}
     unused = []
@@ -158,12 +158,12 @@ def read_pair(
 
 
 class ZeroShot(eqx.Module):
-    """A classifier of images by texts; its output is the site `logits`.
+    """An image classifier with texts as classes; its output is the site `logits`.
 
     Attributes:
         vision: the image tower.
-        weight: features of each class, times the factor of similarities.
-        bias: added to every logit, or `None`.
+        weight: features of each class, times the similarity scale.
+        bias: bias added to every logit, or `None`.
     """
 
     vision: VisionTransformer
@@ -193,5 +193,5 @@ def zero_shot(
 
 
 def unit(x: Float[Array, " feature"]) -> Float[Array, " feature"]:
-    """Return a vector of length 1."""
+    """Return a vector with norm 1."""
     return x / jnp.linalg.norm(x)

@@ -1,4 +1,4 @@
-"""Configs of image towers in the configs of Hugging Face: CLIP and SigLIP."""
+"""Image tower configs in Hugging Face configs: CLIP and SigLIP."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ IGNORED = frozenset(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TowerConfig(HubConfig):
-    """Keys that both towers have."""
+    """Keys shared by both kinds of towers."""
 
     ignored: ClassVar[frozenset[str]] = IGNORED
 
@@ -56,7 +56,7 @@ class SigLIPTowerConfig(TowerConfig):
     layer_norm_eps: NonNegative = 1e-6
 
 
-# What the specs of the towers differ in.
+# Fields that differ between the towers' specs.
 CLIP = {"pre_norm": True, "patch_bias": False}
 SIGLIP = {"class_token": False, "positioned": 0}
 KINDS: dict[str, tuple[type[TowerConfig], dict[str, Any]]] = {
@@ -76,7 +76,7 @@ def read_tower_config(
     Args:
         config: its part of config.json.
         path: the file, named by errors.
-        default: kind of the tower where the config does not say.
+        default: kind of tower if the config does not specify one.
         **more: further fields of the spec.
 
     Returns:

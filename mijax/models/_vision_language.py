@@ -1,4 +1,4 @@
-"""Models that read images and text: an image tower, a projector and a decoder."""
+"""Vision-language models: an image tower, a projector and a decoder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,9 +21,9 @@ KEYS = {"images", "tokens"}
 class VisionLanguage(eqx.Module):
     """An image tower whose features a decoder reads as tokens.
 
-    A prompt holds a placeholder, `image_token`, as often as its images have features;
-    these replace the embeddings of the placeholders, in order. There are two views of
-    the model:
+    A prompt contains one placeholder, `image_token`, for each feature of its images;
+    the features replace the embeddings of the placeholders, in order. The model has two
+    views:
 
     - `mijax.model(model, inputs)` has all sites. Those of the image tower have the
       prefix `vision.` and an axis `image` (`vision.pattern`, `vision.resid_post`, ...,
@@ -37,10 +37,10 @@ class VisionLanguage(eqx.Module):
 
     Attributes:
         vision: the image tower.
-        projector: from the stream of the image tower to features of the decoder.
+        projector: map from the image tower's stream to features for the decoder.
         text: the decoder.
         image_token: id of the placeholder.
-        together: True if features of an image read each other, whatever their order.
+        together: True if features of an image attend to each other in both directions.
 
     Examples:
         >>> import jax, mijax
@@ -75,7 +75,7 @@ class VisionLanguage(eqx.Module):
         """
         if not isinstance(inputs, Mapping) or set(inputs) != KEYS:
             raise ShapeError(
-                "A model of images and text takes {'tokens': ..., 'images': ...}, got "
+                "Expected {'tokens': ..., 'images': ...}, got "
                 f"{quoted(inputs)}: give ImagePrompts(...).inputs."
             )
         images, tokens = inputs["images"], inputs["tokens"]
@@ -88,7 +88,7 @@ class VisionLanguage(eqx.Module):
     def features(
         self, image: Float[Array, "channel row column"]
     ) -> Float[Array, "image_token embed"]:
-        """Return what the decoder reads of one preprocessed image."""
+        """Return the decoder's features for one preprocessed image."""
 
         def tower(image: Array) -> Array:
             x = self.vision.norm(self.vision.stream(image))
@@ -100,21 +100,20 @@ class VisionLanguage(eqx.Module):
     def on_images(self, *prompts: Any) -> tuple[Any, ...]:
         """Run the image tower and return the decoder that reads its features.
 
-        Image tokens are numbered from the size of the vocabulary on, over all prompts,
-        so that all of these prompts can be given to one decoder: activations of one
-        batch patch those of another.
+        Image tokens are numbered after the vocabulary, over all prompts, so all prompts
+        share one decoder, and activations from one batch can patch another.
 
         Args:
             *prompts: batches of prompts, `ImagePrompts`.
 
         Returns:
-            The decoder, and for every batch its `Prompts`, with the same spans.
+            The decoder, and the `Prompts` for every batch, with the same spans.
 
         Raises:
-            PositionError: another number of placeholders than the images have features,
-                or images at different positions in a model whose features of an image
-                read each other.
-            ShapeError: something else than `ImagePrompts`.
+            PositionError: the numbers of placeholders and image features differ, or
+                images are at different positions in a model whose image features
+                attend to each other.
+            ShapeError: anything other than `ImagePrompts`.
 
         Examples:
             >>> import jax, mijax
@@ -158,7 +157,7 @@ class VisionLanguage(eqx.Module):
         for i, place in enumerate(places):
             if not np.array_equal(place, places[0]):
                 raise PositionError(
-                    "Features of an image read each other in this model, so one "
+                    "Image features attend to each other in this model, so one "
                     f"decoder takes prompts with images at the same positions; prompt "
                     f"{i} differs from prompt 0. Call on_images for each."
                 )
@@ -211,7 +210,7 @@ class VisionLanguage(eqx.Module):
 
     @property
     def vocab(self) -> int:
-        """Number of tokens that the decoder knows, without those of images."""
+        """Number of tokens in the decoder's vocabulary, without image tokens."""
         return self.text.vocab
 
     @property
@@ -226,7 +225,7 @@ class VisionLanguage(eqx.Module):
 
 
 def _groups(holds: Bool[Array, " seq"]) -> Int[Array, " seq"]:
-    """Return the number of the run of places that each one is in, -1 for none."""
+    """Return the index of each position's contiguous run, -1 for none."""
     first = holds & ~jnp.pad(holds, (1, 0))[:-1]
     return jnp.where(holds, jnp.cumsum(first) - 1, -1)
 

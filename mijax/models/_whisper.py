@@ -1,7 +1,6 @@
 """Whisper (Radford et al. 2022, arXiv:2212.04356): speech to text.
 
-Keys have no bias. The source is always 30 s long; recordings are filled up with
-silence.
+Keys have no bias. The source is always 30 s long; recordings are padded with silence.
 """
 
 import dataclasses
@@ -49,7 +48,7 @@ class WhisperSpec:
         mlp: neurons of a block of the decoder.
         encoder_mlp: neurons of a block of the encoder; `mlp` by default.
         vocab: number of tokens.
-        context: most tokens of a target.
+        context: maximum number of tokens in a target.
         mels: filters of the spectrogram.
         source: positions of the encoder, half of the frames of the spectrogram.
         activation: activation of the MLPs.
@@ -135,7 +134,7 @@ def encoder(normal: Normal, spec: WhisperSpec, dtype: DTypeLike) -> Stack:
 
 
 def heads(normal: Normal, spec: WhisperSpec, dtype: DTypeLike, *, causal: bool) -> Any:
-    """Draw attention, without biases of keys."""
+    """Draw attention without key biases."""
     fields = biases(spec, dtype, out=True) | {"b_k": None, "causal": causal}
     return attention(normal, spec, {}, **fields)
 
@@ -225,7 +224,7 @@ def from_config(config: Mapping[str, Any], path: str) -> WhisperSpec:
 
 
 def forced(pairs: list[Any] | None) -> list[int]:
-    """Return the tokens that follow the first one, up to one that is free."""
+    """Return the forced tokens after the first one, up to the first free token."""
     ids = dict(pair for pair in pairs or [] if len(pair) == 2)
     found: list[int] = []
     while isinstance(ids.get(len(found) + 1), int):
@@ -307,7 +306,7 @@ def whisper(layers: int, embed: int, heads: int, **more: Any) -> WhisperSpec:
     return WhisperSpec(**sizes, **more)
 
 
-# English only: the second token says that no times are wanted.
+# English only: the second token turns timestamps off.
 ENGLISH = {"vocab": 51864, "start": (50257, 50362)}
 MANY = {"vocab": 51865, "start": (50258,)}
 SIZES = {

@@ -33,7 +33,7 @@ HeadNorm = RMSNorm | LayerNorm | AcrossHeads | Identity
 
 
 class OutputGate(eqx.Module):
-    """Multiplies what each head reads by a sigmoid of the stream (Qwen3-Next).
+    """Multiply the values each head reads by a sigmoid of the stream (Qwen3-Next).
 
     The gate is the site `z_gate`; `z` is the product.
     """
@@ -52,7 +52,7 @@ class OutputGate(eqx.Module):
 
 
 class AbstractAttention(eqx.Module):
-    """Attention, whatever makes its queries, keys and values of the stream."""
+    """Attention with any computation of queries, keys and values from the stream."""
 
     w_o: eqx.AbstractVar[Array]
     b_o: eqx.AbstractVar[Array | None]
@@ -197,11 +197,11 @@ class Attention(AbstractAttention):
         window: tokens that a query reads, its own included, one number for each layer;
             `None` reads all tokens before it in every layer. An encoder reads the
             same number of tokens after it.
-        together: group of each position, -1 for none: queries of causal attention read
-            later keys of their own group too, such as those of one image (Gemma 3).
+        together: group of each position, -1 for none: in causal attention, queries also
+            read later keys in their own group, such as one image (Gemma 3).
         bias: bias of the scores by position, `Alibi` or `RelativePositions`; `scores`
             come after it.
-        gate: what multiplies the values that were read, before the site `z`.
+        gate: gate that multiplies the values read, before the site `z`.
     """
 
     w_q: Float[Array, "*layer embed heads head_dim"]

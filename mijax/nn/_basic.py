@@ -57,7 +57,7 @@ class Unembedding(eqx.Module):
 
 
 class Alibi(eqx.Module):
-    r"""Subtracts a head's slope times the distance from every score.
+    r"""Subtract a head's slope times the distance from every score.
 
     $s_{qk} - m_h (q - k)$ (Press et al. 2022, arXiv:2108.12409).
 
@@ -79,7 +79,7 @@ class Alibi(eqx.Module):
 
 
 class RoundedAlibi(eqx.Module):
-    r"""ALiBi with terms that are rounded to bfloat16 before they are scaled (Falcon).
+    r"""ALiBi with terms rounded to bfloat16 before scaling (Falcon).
 
     $s_{qk} - c (r(r(m_h) r(q)) - r(r(m_h) r(k)))$, where $r$ rounds. Neighbors far from
     the first token may have equal terms.
@@ -109,7 +109,7 @@ class RoundedAlibi(eqx.Module):
 
 
 def bfloat16(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Round to the values of bfloat16; compilers may leave out a pair of casts."""
+    """Round to bfloat16 values; compilers may drop a pair of casts."""
     return jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)
 
 
@@ -290,10 +290,10 @@ class Softmax(eqx.Module):
 
 
 class SinkSoftmax(eqx.Module):
-    r"""Softmax of scores and of one more logit in every row (gpt-oss).
+    r"""Softmax over scores and one additional logit in every row (gpt-oss).
 
-    $p_k = e^{s_k} / (e^{b_h} + \sum_j e^{s_j})$: a head may put a part of its attention
-    on nothing, and a row of the pattern sums to less than 1.
+    $p_k = e^{s_k} / (e^{b_h} + \sum_j e^{s_j})$: a head can put some of its attention
+    on nothing, so rows of the pattern sum to less than 1.
 
     Attributes:
         sink: $b_h$, one for each head.

@@ -1,4 +1,4 @@
-"""Cross-attention: the tokens of a decoder read what an encoder wrote."""
+"""Cross-attention: decoder tokens attend to the encoder's output."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -30,12 +30,12 @@ SOURCE = "key_position head head_dim"
 
 
 class Memory(eqx.Module):
-    """Keys and values of every source, which a decoder reads.
+    """Keys and values for every source, read by a decoder.
 
     Attributes:
         k: keys, the site `cross.k`.
         v: values, the site `cross.v`.
-        real: which positions of a source are not padding; `None` is all of them.
+        real: true at source positions that are not padding; `None` for all.
     """
 
     k: Float[Array, "*layer prompt source heads head_dim"]
@@ -46,12 +46,12 @@ class Memory(eqx.Module):
 class CrossAttention(eqx.Module):
     """Multi-head attention of a decoder's tokens to the positions of a source.
 
-    Its sites are those of `Attention` after `cross.`: `cross.q`, `cross.k`, `cross.v`,
-    `cross.scores`, `cross.pattern`, `cross.z`. Biases are `None` where the model has
-    none.
+    Its sites are those of `Attention` with the prefix `cross.`: `cross.q`, `cross.k`,
+    `cross.v`, `cross.scores`, `cross.pattern`, `cross.z`. Biases are `None` if the
+    model has none.
 
     Attributes:
-        scale: factor of the scores; `head_dim**-0.5` by default.
+        scale: factor for the scores; `head_dim**-0.5` by default.
     """
 
     w_q: Float[Array, "*layer embed heads head_dim"]
@@ -72,13 +72,13 @@ class CrossAttention(eqx.Module):
         for_v: Float[Array, "source *heads embed"],
         real: Bool[Array, " source"] | None = None,
     ) -> Memory:
-        """Return the memory of one source, of one layer.
+        """Return the memory for one source in one layer.
 
         Args:
-            for_k: what the encoder wrote, as keys read it; one input for all heads, or
-                one for each.
-            for_v: the same, as values read it.
-            real: which positions are not padding; all by default.
+            for_k: encoder output for the keys; one input for all heads, or one for
+                each.
+            for_v: encoder output for the values, in the same form.
+            real: true at positions that are not padding; all by default.
 
         Returns:
             The memory.
@@ -104,7 +104,7 @@ class CrossAttention(eqx.Module):
             past: keys and values of each prompt, where they are computed.
 
         Returns:
-            The site `cross.z`: what each head reads from the source.
+            The site `cross.z`: the values that each head reads from the source.
         """
         asking, own = rows.after, rows.of_prompt
         q = site("cross.q", project(x, self.w_q, self.b_q), HEADS)
@@ -133,8 +133,8 @@ class CrossBlock(AbstractBlock):
     """Attention, cross-attention to a memory, then an MLP (decoder of T5, Whisper).
 
     `resid_mid` is the stream between attention and cross-attention, `cross.resid_mid`
-    the stream that the MLP reads. Generation and sweeps take the keys and values of the
-    memory as they are: these are not computed again for new tokens.
+    the stream that the MLP reads. Generation and sweeps reuse the keys and values in
+    the memory instead of recomputing them for new tokens.
 
     Attributes:
         norm_1: norm that attention reads.
@@ -143,7 +143,7 @@ class CrossBlock(AbstractBlock):
         cross: attention to the source.
         norm_3: norm that the MLP reads.
         mlp: the MLP.
-        memory: what an encoder wrote; `None` before a source is given.
+        memory: keys and values from an encoder; `None` before a source is given.
     """
 
     cache: ClassVar[Mapping[str, AbstractCached] | None] = MappingProxyType(
@@ -175,7 +175,7 @@ class CrossBlock(AbstractBlock):
         """
         if self.memory is None:
             raise ShapeError(
-                "This decoder reads what its encoder wrote, and has no source: take "
+                "This decoder attends to an encoder's output and has no source: use "
                 "model.on_source(source)."
             )
         z = attend(self, stream, rows, past)
@@ -188,7 +188,7 @@ class CrossBlock(AbstractBlock):
         return stream.add("mlp_out", self.mlp(stream.read("mlp_in", norm=norm)))
 
     def _write_cross(self, stream: AbstractStream, z: Array) -> AbstractStream:
-        """Add what every head of the cross-attention writes."""
+        """Add the output of every cross-attention head."""
         out = prefixed(TOWER, heads_out)(self.cross, z)
         if edited("cross.result"):
             return stream.add("cross.attn_out", out)

@@ -1,4 +1,4 @@
-"""Encoder-decoders: a decoder that reads what an encoder wrote."""
+"""Encoder-decoders: a decoder that attends to an encoder's output."""
 
 import abc
 import dataclasses
@@ -51,14 +51,13 @@ class Stack(eqx.Module):
 
 
 class AbstractEncoderDecoder(eqx.Module):
-    """An encoder of a source, and a decoder that reads it and writes a target.
+    """An encoder for a source, and a decoder that reads it and writes a target.
 
-    `model(inputs)` returns the logits of one example at every position of the target.
-    Sites of the encoder begin with `encoder.`, those of the cross-attention with
-    `cross.`; those of the decoder have the names of any decoder. `mijax.model(model,
-    model.example)` is the model that `run`, `capture`, `gradients` and `sweep` take.
-    `on_source` is the decoder of some sources, a model like every decoder: for
-    `generate`, and for all that reads tokens.
+    `model(inputs)` returns the logits for one example at every target position. Encoder
+    sites begin with `encoder.` and cross-attention sites with `cross.`; decoder sites
+    have their usual names. `mijax.model(model, model.example)` is the model for `run`,
+    `capture`, `gradients` and `sweep`. `on_source` returns the decoder for given
+    sources, for `generate` and for every method that takes a decoder.
 
     Attributes:
         encoder: blocks and final norm of the encoder.
@@ -88,10 +87,10 @@ class AbstractEncoderDecoder(eqx.Module):
         """
 
     def inputs(self, source: Any, target: Any) -> dict[str, Array]:
-        """Return one example or a batch, as the model and the verbs take it.
+        """Return one example or a batch, in the form for the model and the verbs.
 
         Args:
-            source: what the encoder reads.
+            source: input of the encoder.
             target: token ids that the decoder reads, `[seq]`, or `[batch, seq]` padded
                 on the right, or `mijax.data.Prompts`; they begin with `start`.
 
@@ -131,11 +130,11 @@ class AbstractEncoderDecoder(eqx.Module):
         return prefixed(TOWER, self.encoder)(x, _rows(x, inputs))
 
     def on_source(self, source: Any) -> tuple[Transformer, Int[Array, "*batch start"]]:
-        """Return the decoder of some sources, and the tokens that targets begin with.
+        """Return the decoder for given sources, and the tokens that targets begin with.
 
         Args:
-            source: one source, or a batch: the decoder's prompt `i` reads source `i`.
-                Of one source all prompts read it.
+            source: one source, which all prompts read, or a batch, in which the
+                decoder's prompt `i` reads source `i`.
 
         Returns:
             A decoder that every verb takes, and `start`, once for each source.
@@ -152,8 +151,8 @@ class AbstractEncoderDecoder(eqx.Module):
     ) -> Float[Array, "target vocab"]:
         """Run with streams, for `circuits.StreamModel(model.on_streams, example)`.
 
-        Every head and MLP of both towers is a node, and whoever reads the memory of the
-        encoder is joined to the nodes of the encoder.
+        Every head and MLP in both towers is a node, and nodes that read the encoder's
+        memory have edges from the encoder's nodes.
 
         Args:
             inputs: one example.
@@ -244,7 +243,7 @@ def _layers(blocks: Any) -> list[Any]:
 
 @final
 class TextToText(AbstractEncoderDecoder):
-    """An encoder-decoder of token ids, which both towers embed with one table (T5).
+    """An encoder-decoder for token ids with one embedding table for both towers (T5).
 
     `inputs(source, target)` takes token ids or `mijax.data.Prompts`; padding of the
     source is masked.

@@ -1,4 +1,4 @@
-"""An embedding of tokens and of images."""
+"""An embedding for tokens and images."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,9 +10,9 @@ from mijax.nn._basic import Embedding
 class ImageEmbedding(eqx.Module):
     """A table of token embeddings, followed by features of images.
 
-    Ids from `table.count` on are image tokens: id `table.count + i` is feature `i`. So
-    a decoder reads an image as further tokens, and every method for decoders applies.
-    An id beyond the features gives NaN, never another feature.
+    Ids starting at `table.count` are image tokens: id `table.count + i` is feature `i`.
+    A decoder thus reads an image as additional tokens, and every method for decoders
+    applies. An id beyond the features gives NaN, never another feature.
 
     Attributes:
         table: embedding of the tokens of the vocabulary.
@@ -30,7 +30,7 @@ class ImageEmbedding(eqx.Module):
 
     @property
     def count(self) -> int:
-        """Number of rows, those of tokens and of images."""
+        """Number of rows, including tokens and images."""
         return self.table.count + self.features.shape[0]
 
     @property

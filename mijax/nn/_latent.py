@@ -1,4 +1,4 @@
-"""Attention that makes keys and values of a latent of each token (DeepSeek)."""
+"""Attention that computes keys and values from one latent per token (DeepSeek)."""
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -28,9 +28,9 @@ class LatentAttention(AbstractAttention):
 
     $$c = \mathrm{norm}(x W_c), \quad k_h = [x W_r;\, c W_k^h], \quad v_h = c W_v^h$$
 
-    Keys and values of all heads are made of one latent $c$ of each token. The first
-    features of a key are rotated, and are the same in all heads. Queries are made of
-    another latent, or of the stream where `w_q_latent` is `None`.
+    Keys and values of all heads are computed from one latent $c$ per token. The first
+    features of a key are rotated, and are the same in all heads. Queries come from
+    another latent, or from the stream if `w_q_latent` is `None`.
 
     Sites, next to those of `Attention`: `q_latent` and `kv_latent`, `[seq, latent]`,
     after their norms. They are marked where all readers see one stream, so not in runs

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 
 class RelativePositions(eqx.Module):
-    r"""Adds a learned bias of each head to every score, by the distance of its tokens.
+    r"""Add a learned bias per head to every score, by the distance between tokens.
 
     $s_{qk} + b_h[\mathrm{bucket}(q - k)]$ (Raffel et al. 2020, arXiv:1910.10683). Half
     of the buckets are for one distance each. The others are for ranges that grow
@@ -17,7 +17,7 @@ class RelativePositions(eqx.Module):
 
     Attributes:
         weight: $b_h$, one row for each bucket.
-        max_distance: distance from which on all keys share a bucket.
+        max_distance: distance from which all keys share a bucket.
         causal: True if no query reads later keys.
 
     Examples:

@@ -1,4 +1,4 @@
-"""Routers' choices: the weight of every expert from its logit."""
+"""Routing: the weights of experts from the router's logits."""
 
 import abc
 
@@ -27,7 +27,7 @@ class TopExperts(AbstractRouting):
 
     Attributes:
         count: number of experts for each token.
-        renormalize: whether the weights of the chosen experts sum to 1.
+        renormalize: true if the weights of the chosen experts sum to 1.
 
     Examples:
         >>> TopExperts(1)(jnp.array([[0.0, 2.0, 1.0]])).round(3).tolist()
@@ -61,7 +61,7 @@ class GroupedTopExperts(AbstractRouting):
         count: number of experts for each token.
         groups: number of groups.
         kept: number of groups that a token's experts are chosen from.
-        renormalize: whether weights are divided by their sum.
+        renormalize: true if weights are divided by their sum.
 
     Examples:
         >>> choose = GroupedTopExperts(jnp.zeros(4), jnp.array(1.0), 1, 2, 1)

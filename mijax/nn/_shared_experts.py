@@ -1,4 +1,4 @@
-"""Experts next to an MLP that every token passes."""
+"""Routed experts in addition to an MLP for every token."""
 
 import jax
 from jaxtyping import Array, Float
@@ -9,10 +9,10 @@ from mijax.nn._mlp import AbstractMLP, GatedMLP
 
 
 class SharedExperts(AbstractMLP):
-    r"""A gated MLP of every token plus chosen experts (DeepSeek-V3, Qwen3-Next).
+    r"""A gated MLP for every token plus routed experts (DeepSeek-V3, Qwen3-Next).
 
-    `mlp_pre` to `mlp_post` are those of the MLP. `shared_out` is what it adds, so that
-    `mlp_out` is `shared_out` plus the sum of `expert_out`.
+    `mlp_pre` to `mlp_post` belong to the MLP. `shared_out` is its output, and `mlp_out`
+    is `shared_out` plus the sum of `expert_out`.
 
     Attributes:
         shared: the MLP.

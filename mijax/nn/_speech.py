@@ -1,4 +1,4 @@
-"""An encoder-decoder that writes the text of speech (Whisper)."""
+"""An encoder-decoder that transcribes speech (Whisper)."""
 
 from typing import Any, final
 
@@ -21,8 +21,8 @@ class SpeechToText(AbstractEncoderDecoder):
 
     Two convolutions, each with a GELU after it, read the spectrogram; the second one
     keeps every other frame. Their outputs are the sites `encoder.conv_1` and
-    `encoder.conv_2`. Silence at the end of a recording is not masked: the encoder
-    reads it, as it was trained to.
+    `encoder.conv_2`. Silence at the end of a recording is not masked: the encoder reads
+    it, as in training.
 
     Attributes:
         conv_1: the first convolution.
@@ -84,7 +84,7 @@ class SpeechToText(AbstractEncoderDecoder):
         x, shape = np.asarray(source), self.example["source"].shape
         if x.shape[-2:] != shape or x.ndim > 3 or x.dtype.kind != "f":
             raise ShapeError(
-                f"A source is a spectrogram {list(shape)}, or a batch of them; got "
+                f"Expected a spectrogram {list(shape)} or a batch of them, got "
                 f"{x.dtype} of shape {list(x.shape)}. Use the preprocessing that comes "
                 "with the model, lm.input(audio)."
             )

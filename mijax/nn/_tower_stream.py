@@ -1,4 +1,4 @@
-"""The stream of one tower, in which names have its prefix."""
+"""The stream of one tower, with its prefix on all names."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from mijax.core import AbstractRows, AbstractStream
 
 
 class TowerStream(AbstractStream):
-    """A stream whose readers and writers have a prefix in front of their names.
+    """A stream that adds a prefix to the names of its readers and writers.
 
     Attributes:
         stream: the stream.
@@ -49,7 +49,7 @@ class TowerStream(AbstractStream):
         return self._of(self.stream.mark(self.prefix + name))
 
     def keep(self, rows: AbstractRows) -> "TowerStream":
-        """Go on with the rows that leave the block."""
+        """Continue with the rows that leave the block."""
         return self._of(self.stream.keep(rows))
 
     def normalize(self, norm: Callable[[Array], Array]) -> "TowerStream":

@@ -80,9 +80,9 @@ def test_a_curve_is_one_program_and_the_loop():
 @pytest.mark.parametrize(
     ("revisions", "words"),
     [
-        ([], "different names"),
-        ("step0", "different names"),
-        (["step0", "step0"], "different names"),
+        ([], "distinct names"),
+        ("step0", "distinct names"),
+        (["step0", "step0"], "distinct names"),
         (["step0", "step9"], "no revision 'step9'"),
         (["step0", "wide"], "'wide' has heads=4, 'step0' has 2"),
         (["step0", "folded"], "'folded' differs from 'step0' in"),

@@ -317,7 +317,7 @@ def test_prompts_that_do_not_fit_are_refused():
     for one in (model, loaded("llava")):
         with pytest.raises(ShapeError, match=r"model.text for texts, or what model"):
             mijax.run(one, jnp.arange(4))
-    with pytest.raises(ShapeError, match=r"takes {'tokens': ..., 'images'"):
+    with pytest.raises(ShapeError, match=r"Expected {'tokens': ..., 'images'"):
         mijax.model(model, jnp.arange(4))
     # Logits of a prompt with too many placeholders are NaN, not those of a repeat.
     whole = mijax.model(model, batch.example)

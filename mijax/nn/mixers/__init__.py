@@ -1,4 +1,4 @@
-"""Mixers of tokens that keep a state of fixed size in place of all keys and values."""
+"""Token mixers with a fixed-size state instead of keys and values for all tokens."""
 
 from mijax.nn.mixers._conv import CausalConv as CausalConv
 from mijax.nn.mixers._delta_net import GatedDeltaNet as GatedDeltaNet

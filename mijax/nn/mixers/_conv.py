@@ -1,4 +1,4 @@
-"""A causal convolution over tokens, each channel by itself."""
+"""A causal depthwise convolution over tokens."""
 
 from collections.abc import Callable
 
@@ -13,15 +13,15 @@ CHANNELS = "position channel"
 
 
 class CausalConv(eqx.Module):
-    """A convolution of each channel over the latest tokens, and an activation.
+    """A depthwise convolution over the latest tokens, followed by an activation.
 
     The site `conv_out` is its output. A block with this convolution keeps the latest
     inputs, `conv_window`.
 
     Attributes:
-        weight: factor of each token of the window, oldest first.
-        bias: `None` where there is none.
-        activation: what is applied to the sum.
+        weight: weight for each token in the window, oldest first.
+        bias: bias, or `None`.
+        activation: activation applied to the sum.
     """
 
     weight: Float[Array, "*layer taps channel"]

@@ -14,7 +14,7 @@ from mijax.nn.mixers._conv import CHANNELS, CausalConv
 from mijax.nn.mixers._mixer import SCALES, AbstractMixer
 from mijax.nn.mixers._unrolled import delta_attention
 
-# Added to the squared length of queries and keys before they are divided by it.
+# Added to the squared norm of queries and keys before dividing by the norm.
 LENGTH_EPS = 1e-6
 
 
@@ -22,7 +22,7 @@ class GatedDeltaNet(AbstractMixer):
     r"""Linear attention with the gated delta rule (Yang et al. 2024, arXiv:2412.06464).
 
     The state of a head maps keys to values. At each token it decays by $\alpha$, and
-    what it holds for the token's key moves toward the token's value by the rate
+    the value stored for the token's key moves toward the token's value at the rate
     $\beta$:
 
     $$S_t = \alpha_t (I - \beta_t k_t k_t^\top) S_{t-1} + \beta_t k_t v_t^\top, \quad
@@ -40,8 +40,8 @@ class GatedDeltaNet(AbstractMixer):
     States are in float32.
 
     Attributes:
-        w_in: makes queries, keys and values before the convolution.
-        w_gate: makes the input of the gate.
+        w_in: weights for queries, keys and values before the convolution.
+        w_gate: weights for the input of the gate.
         w_alpha: $W_\alpha$.
         w_beta: $W_\beta$.
         conv: the convolution.
@@ -110,7 +110,7 @@ class GatedDeltaNet(AbstractMixer):
     def unrolled(
         self, acts: Mapping[str, Float[Array, "seq ..."]]
     ) -> Float[Array, "heads seq key_seq"]:
-        """Returns the weight with which each token reads the value of each earlier one.
+        """Return the weight with which each token reads each earlier token's value.
 
         Args:
             acts: activations of one prompt and layer at `unrolled_sites`.

@@ -17,15 +17,16 @@ from mijax.nn.mixers._mixer import AbstractMixer
 class HybridBlock(AbstractBlock):
     """Attention or a recurrent mixer, then an MLP that reads its output (Qwen3-Next).
 
-    Layers of both kinds are one stack: each layer has the weights of both kinds, and
-    computes one of them. Those of the other kind are 0 and take memory: in Qwen3-Next
-    80B 2 % of all weights. Sites of the kind that a layer does not compute are 0 there,
-    and edits at them change nothing; both kinds write `attn_out`.
+    Layers of both kinds form one stack: each layer has the weights of both kinds and
+    uses one. The unused weights are 0 but take memory: 2% of all weights in Qwen3-Next
+    80B. In each layer, sites of the unused kind are 0, and edits there have no effect;
+    both kinds write `attn_out`.
 
-    A kind is one upstream node of circuits, as it reads the stream under one name.
+    In circuits, each kind is one upstream node, since it reads the stream under one
+    name.
 
     Attributes:
-        attends: 1 in layers with attention, 0 in those with a mixer.
+        attends: 1 in layers with attention, 0 in layers with a mixer.
     """
 
     cache: ClassVar[Mapping[str, AbstractCached] | None] = MappingProxyType(

@@ -18,7 +18,7 @@ from mijax.nn.mixers._unrolled import ssm_attention
 class Mamba(AbstractMixer):
     r"""A selective state space (Gu and Dao 2023, arXiv:2312.00752).
 
-    Every channel $c$ has a state of its own, which its input $u$ enters after a causal
+    Every channel $c$ has a separate state, updated by its input $u$ after a causal
     convolution:
 
     $$h_t = e^{\Delta_t A_c} h_{t-1} + \Delta_t B_t u_t, \quad
@@ -33,14 +33,14 @@ class Mamba(AbstractMixer):
     States are in float32.
 
     Attributes:
-        w_in: makes the input of the convolution.
-        w_gate: makes the input of the gate.
+        w_in: weights for the input of the convolution.
+        w_gate: weights for the input of the gate.
         conv: the convolution.
-        w_delta_in: first factor of the matrix that makes $\Delta$.
+        w_delta_in: first factor of the low-rank weights for $\Delta$.
         w_delta: second factor.
         b_delta: bias of $\Delta$ before its softplus.
-        w_b: makes $B$.
-        w_c: makes $C$.
+        w_b: weights for $B$.
+        w_c: weights for $C$.
         a_log: logarithm of $-A$.
         skip: $D$.
     """
@@ -102,7 +102,7 @@ class Mamba(AbstractMixer):
     def unrolled(
         self, acts: Mapping[str, Float[Array, "seq ..."]]
     ) -> Float[Array, "heads seq key_seq"]:
-        """Returns the weight with which each token reads each earlier one.
+        """Return the weight with which each token reads each earlier one.
 
         Args:
             acts: activations of one prompt and layer at `unrolled_sites`.
@@ -112,5 +112,5 @@ class Mamba(AbstractMixer):
 
 
 def _column(x: Any) -> Float[Array, "channel 1"]:
-    """Returns the input of one token, one row for each channel."""
+    """Return the input of one token, with one row per channel."""
     return x["u"].astype(jnp.float32)[:, None]

@@ -1,4 +1,4 @@
-"""The mixer of Mamba-2: a state space with one decay for each head."""
+"""The mixer of Mamba-2: a state space with one decay per head."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ from mijax.nn.mixers._unrolled import ssm_attention
 class Mamba2(AbstractMixer):
     r"""A state space with heads (Dao and Gu 2024, arXiv:2405.21060).
 
-    Inputs $x$ of `head_dim` features enter the state of their head, a matrix, by an
-    outer product, and all of it decays by one number:
+    An outer product adds the input $x$, with `head_dim` features, to its head's state,
+    a matrix that decays by a single factor:
 
     $$h_t = e^{\Delta_t A} h_{t-1} + \Delta_t x_t B_t^\top, \quad
     y_t = h_t C_t + D x_t, \quad A = -e^{\texttt{a\_log}}$$
@@ -35,16 +35,16 @@ class Mamba2(AbstractMixer):
     States are in float32.
 
     Attributes:
-        w_in: makes the input of the convolution.
-        w_gate: makes the input of the gate.
-        w_delta: makes $\Delta$.
+        w_in: weights for the input of the convolution.
+        w_gate: weights for the input of the gate.
+        w_delta: weights for $\Delta$.
         conv: the convolution.
         b_delta: bias of $\Delta$ before its softplus.
         a_log: logarithm of $-A$.
         skip: $D$.
         norm: norm of the gated output; the features of each group are normalized
             together.
-        groups: number of $B$ and of $C$.
+        groups: number of groups, each with one $B$ and one $C$.
     """
 
     reads: ClassVar[tuple[tuple[str, str | None], ...]] = (
@@ -109,7 +109,7 @@ class Mamba2(AbstractMixer):
     def unrolled(
         self, acts: Mapping[str, Float[Array, "seq ..."]]
     ) -> Float[Array, "heads seq key_seq"]:
-        """Returns the weight with which each token reads each earlier one.
+        """Return the weight with which each token reads each earlier one.
 
         Args:
             acts: activations of one prompt and layer at `unrolled_sites`.
@@ -118,7 +118,7 @@ class Mamba2(AbstractMixer):
         return ssm_attention(acts["ssm_delta"][..., 0], a, acts["ssm_b"], acts["ssm_c"])
 
     def _split(self, mixed: Float[Array, "rows conv_channel"]) -> tuple[Array, ...]:
-        """Returns the inputs of each head, and $B$ and $C$ of each group."""
+        """Return the inputs of each head, and $B$ and $C$ for each group."""
         heads, channels = self.a_log.shape[-1], self.w_gate.shape[-1]
         count = (mixed.shape[-1] - channels) // 2
         u, b, c = jnp.split(mixed, (channels, channels + count), axis=-1)
@@ -131,7 +131,7 @@ class Mamba2(AbstractMixer):
 
     def _normed(self, x: Float[Array, "rows channel"]) -> Float[Array, "rows channel"]:
         """Normalizes the features of each group."""
-        # A rule of the backward pass holds the norm.
+        # Backward rules may freeze the norm.
         inner = getattr(self.norm, "inner", self.norm)
         plain: Any = RMSNorm(None, inner.eps)
         if inner is not self.norm:
@@ -143,5 +143,5 @@ class Mamba2(AbstractMixer):
 def _each(
     x: Float[Array, "groups state"], heads: int
 ) -> Float[Array, "heads one state"]:
-    """Returns the vector of every head's group."""
+    """Return the vector for each head's group."""
     return jnp.repeat(x, heads // len(x), axis=0)[:, None]

@@ -1,4 +1,4 @@
-"""Recurrent mixers, and the block that has one and nothing else."""
+"""Recurrent mixers, and the block with only a mixer."""
 
 import abc
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ SCALES = "position head scale"
 
 
 class AbstractMixer(eqx.Module):
-    """A mixer of tokens whose memory of earlier ones is a state of fixed size.
+    """A token mixer that remembers earlier tokens in a fixed-size state.
 
     Attributes:
-        w_out: matrix from what the mixer computes to the residual stream.
-        b_out: its bias, `None` where there is none.
-        cache: what a block with this mixer keeps of earlier tokens.
-        reads: weights that read the norm before the mixer, and the bias of each.
+        w_out: matrix from the mixer's output to the residual stream.
+        b_out: its bias, or `None`.
+        cache: values that a block with this mixer caches for earlier tokens.
+        reads: weights that read the norm before the mixer, each with its bias.
         unrolled_sites: sites that `unrolled` reads.
     """
 
@@ -49,14 +49,14 @@ class AbstractMixer(eqx.Module):
             past: the states before the first rows, for packed rows.
 
         Returns:
-            What the output matrix reads.
+            The input of the output matrix.
         """
 
     @abc.abstractmethod
     def unrolled(
         self, acts: Mapping[str, Float[Array, "seq ..."]]
     ) -> Float[Array, "heads seq key_seq"]:
-        """Returns the weight with which each token reads each earlier one.
+        """Return the weight with which each token reads each earlier one.
 
         Args:
             acts: activations of one prompt and layer at `unrolled_sites`.
@@ -64,9 +64,9 @@ class AbstractMixer(eqx.Module):
 
 
 class MixerBlock(AbstractBlock):
-    """A norm and a recurrent mixer: the block of Mamba.
+    """A norm and a recurrent mixer: the Mamba block.
 
-    The mixer reads `mlp_in` and writes `mlp_out`; there are no attention sites.
+    The mixer reads `mlp_in` and writes `mlp_out`; the block has no attention sites.
     """
 
     linear_writes: ClassVar[bool] = True

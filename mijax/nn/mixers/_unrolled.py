@@ -11,24 +11,23 @@ def ssm_attention(
     b: Float[Array, "seq heads state"],
     c: Float[Array, "seq heads state"],
 ) -> Float[Array, "heads seq key_seq"]:
-    r"""Unrolls a selective state space into a matrix over tokens.
+    r"""Unroll a selective state space into a matrix over tokens.
 
     $$M_{ij} = C_i \cdot \Big(\prod_{k=j+1}^{i} e^{\Delta_k A}\Big) \Delta_j B_j,
     \quad j \le i$$
 
-    so that the recurrence reads $y_i = \sum_j M_{ij} u_j$ from its inputs (Ali et al.
-    2024, arXiv:2403.01590). It is exact: no row sums to 1, and entries may be
-    negative.
+    so that the recurrence equals $y_i = \sum_j M_{ij} u_j$ (Ali et al. 2024,
+    arXiv:2403.01590). It is exact; rows need not sum to 1, and entries may be negative.
 
     Args:
         delta: step sizes.
-        a: $A$, at most 0, a number for each head or for each feature of its state.
-        b: what enters the state.
-        c: what reads the state.
+        a: $A$, at most 0, one number per head or per feature of its state.
+        b: $B$, the vectors that write the state.
+        c: $C$, the vectors that read the state.
 
     Returns:
-        The matrix of each head, 0 above the diagonal. Heads are computed one after the
-        other; each takes `seq * key_seq * state` numbers.
+        The matrix for each head, 0 above the diagonal. Heads are computed one at a
+        time; each takes `seq * key_seq * state` numbers.
 
     Examples:
         >>> one = jnp.ones((3, 1))
@@ -44,7 +43,7 @@ def ssm_attention(
     def head(inputs: tuple[Array, ...]) -> Array:
         delta, a, b, c = inputs
         time = jnp.cumsum(delta)
-        # Differences of sums, and not a quotient of products, which vanish.
+        # Use differences of sums, since quotients of products underflow.
         past = jnp.where(earlier, time[:, None, None] - time[None, :, None], 0)
         decay = jnp.where(earlier, jnp.exp(past * a), 0)
         return jnp.einsum("in,ijn,jn->ij", c, decay, b * delta[:, None])
@@ -59,7 +58,7 @@ def delta_attention(
     alpha: Float[Array, "seq heads"],
     beta: Float[Array, "seq heads"],
 ) -> Float[Array, "heads seq key_seq"]:
-    r"""Unrolls the gated delta rule into a matrix over tokens.
+    r"""Unroll the gated delta rule into a matrix over tokens.
 
     With $\Gamma_{ij} = \prod_{k=j+1}^{i} \alpha_k$ and $D_\beta$ the diagonal matrix of
     $\beta$, the outputs are $o = M v$ with
@@ -67,7 +66,7 @@ def delta_attention(
     $$M = (Q K^\top \odot \Gamma)\,
     \big(I + D_\beta\, \mathrm{strict}(K K^\top \odot \Gamma)\big)^{-1} D_\beta$$
 
-    where $\mathrm{strict}$ keeps what is below the diagonal (Yang et al. 2024,
+    where $\mathrm{strict}$ keeps the entries below the diagonal (Yang et al. 2024,
     arXiv:2406.06484 and 2412.06464). It is exact.
 
     Args:
@@ -77,7 +76,7 @@ def delta_attention(
         beta: rate of each token.
 
     Returns:
-        The matrix of each head, 0 above the diagonal.
+        The matrix for each head, 0 above the diagonal.
 
     Examples:
         >>> one = jnp.ones((2, 1))
