@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float
 
 from mijax._errors import ConfigError, ShapeError
@@ -52,6 +53,12 @@ class Condition(eqx.Module):
     threshold: float = eqx.field(static=True)
     above: bool = eqx.field(static=True, default=True)
     reading: AbstractReading = eqx.field(default_factory=MeanOf)
+
+    def __check_init__(self):
+        """Refuse a direction of norm 0, with which every similarity is NaN."""
+        traced = isinstance(self.direction, Tracer)
+        if not traced and not np.asarray(self.direction).any():
+            raise ShapeError("A condition needs a direction, got zeros only.")
 
     def similarity(
         self, model: ModelLike, prompts: Any, *, batch: int | None = None

@@ -120,6 +120,7 @@ def test_grid_search_finds_the_largest_f1():
             lambda m: Condition(C, layer=3, threshold=0.1).met(m, PROMPTS),
             "layers 0 to 2",
         ),
+        (lambda m: Condition(0 * C, layer=1, threshold=0.1), "got zeros only"),
         (
             lambda m: steering.find_condition(
                 m, PROMPTS, PROMPTS[0], Directions(C[None], layers=[1])
