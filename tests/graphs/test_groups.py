@@ -73,7 +73,7 @@ def test_features_are_compared_over_positions():
         (
             lambda g: graphs.contract(g, {g.names[0]: []}),
             ValueError,
-            "the name of a node",
+            "names a node",
         ),
         (lambda g: graphs.cluster(g, groups=0), ValueError, "1 to 8 groups"),
         (lambda g: graphs.compare([]), ValueError, "one replacement model"),
