@@ -387,8 +387,9 @@ def template_in(folder: Path) -> ChatTemplate | None:
 def refuse_file(path: Path) -> None:
     """Refuses files that are not a model by themselves."""
     if path.suffix in PICKLES:
+        kind = " and is not a complete llama2.c file" if path.suffix == ".bin" else ""
         raise LoadError(
-            f"{path} has weights and no architecture: load its folder, with "
+            f"{path} does not state its architecture{kind}: load the folder that has "
             "config.json and pytorch_model.bin."
         )
     if path.is_file():

@@ -82,8 +82,8 @@ def test_vocabulary(tmp_path):
 def test_broken_files_are_refused(tmp_path):
     path = write(tmp_path / "a.bin")
     path.write_bytes(path.read_bytes()[:-4])
-    # Nothing but its length tells such a file from a pickle, which is never read.
-    with pytest.raises(LoadError, match="a pickle"):
+    # Only its length tells such a file from weights of torch.
+    with pytest.raises(LoadError, match="not a complete llama2"):
         models.load(path)
     write(path)
     write_vocabulary(tmp_path / "tokenizer.bin", VOCABULARY)
