@@ -17,6 +17,7 @@ from mijax.nn._basic import (
     SoftCap,
     Softmax,
 )
+from mijax.nn._patch_rotary import PatchRotary
 from mijax.nn._relative import RelativePositions
 from mijax.nn._smear import SmearedKeys
 
@@ -51,7 +52,7 @@ class LatentAttention(AbstractAttention):
     w_v_up: Float[Array, "*layer kv_latent heads value_dim"]
     w_o: Float[Array, "*layer heads value_dim embed"]
     kv_latent_norm: RMSNorm | Identity
-    rotary: Rotary | None
+    rotary: Rotary | PatchRotary | None
     w_q_latent: Float[Array, "*layer embed q_latent"] | None = None
     q_latent_norm: RMSNorm | Identity = Identity()
     b_o: Float[Array, "*layer embed"] | None = None
