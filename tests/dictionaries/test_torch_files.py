@@ -60,7 +60,7 @@ def test_torch_files_that_are_refused(tmp_path):
     refused(file, "as since 1.6")
     as_torch(file, [1, 2])
     refused(file, "holds a list")
-    as_torch(file, {"a": [1, 2]})
+    as_torch(file, {"a": [[1], 2]})
     refused(file, "'a' is a list")
     as_torch(file, {"a": {1, 2}})
     refused(file, "set")
