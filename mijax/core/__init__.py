@@ -38,6 +38,7 @@ from mijax.core._metrics import probability_difference as probability_difference
 from mijax.core._model import AbstractModel as AbstractModel
 from mijax.core._negative import negative as negative
 from mijax.core._noise import Noise as Noise
+from mijax.core._place import Place as Place
 from mijax.core._plan import Chunks as Chunks
 from mijax.core._project import Project as Project
 from mijax.core._recovered import recovered as recovered
@@ -45,7 +46,6 @@ from mijax.core._references import kl as kl
 from mijax.core._references import l2 as l2
 from mijax.core._rows import AbstractRows as AbstractRows
 from mijax.core._rows import Past as Past
-from mijax.core._rows import Place as Place
 from mijax.core._run import run as run
 from mijax.core._site_metric import site_metric as site_metric
 from mijax.core._site_table import SiteInfo as SiteInfo

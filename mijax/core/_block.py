@@ -13,8 +13,9 @@ from mijax.core._cached import AbstractCached, Recurrent
 from mijax.core._edits import edit
 from mijax.core._harvest import At, harvest
 from mijax.core._mark import UNNAMED, site
+from mijax.core._place import Place
 from mijax.core._recurrence import STEP
-from mijax.core._rows import PACKED_GRID, AbstractRows, Past, Place, Sequence
+from mijax.core._rows import PACKED_GRID, AbstractRows, Past, Sequence
 from mijax.core._sites import (
     BLOCK_SITES,
     SITES,

@@ -22,7 +22,8 @@ from mijax.core._function import FunctionModel
 from mijax.core._function_run import capture_function
 from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._part import part
-from mijax.core._rows import Place, Sequence
+from mijax.core._place import Place
+from mijax.core._rows import Sequence
 from mijax.core._sites import BlockSites, Site, Sites, get, known, span_ends
 from mijax.core._text import ModelLike, opened
 from mijax.core._tokens import as_tokens, length_of, lengths_of, over_prompts

@@ -17,7 +17,8 @@ from mijax.core._keeping import cached
 from mijax.core._metric import AbstractMetric, wide
 from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._packed import Packed, Reads
-from mijax.core._rows import Place, Sequence
+from mijax.core._place import Place
+from mijax.core._rows import Sequence
 from mijax.core._site_metric import seen_rows
 from mijax.core._sites import BLOCK_SITES, Sites, empty, get, put
 from mijax.core._source_place import SOURCE

@@ -13,7 +13,8 @@ from mijax.core._edits import compose, edit
 from mijax.core._harvest import harvest
 from mijax.core._held import held
 from mijax.core._model import AbstractModel
-from mijax.core._rows import AbstractRows, Past, Place
+from mijax.core._place import Place
+from mijax.core._rows import AbstractRows, Past
 from mijax.core._sites import BLOCK_SITES, BlockSites, Sites, filled
 from mijax.core._stream import AbstractStream, PlainStream
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from mijax._errors import ShapeError, SiteError
 from mijax.core._integers import integers
 from mijax.core._operands import Span, check_per_prompt, coefficient_of, value_of
-from mijax.core._rows import AbstractPlace
+from mijax.core._place import AbstractPlace
 from mijax.core._shown import line, shown
 from mijax.core._sites import (
     END,

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 from mijax.core._edits import edit
 from mijax.core._metric import AbstractMetric, wide
 from mijax.core._model import AbstractModel, scan_blocks
-from mijax.core._rows import AbstractRows, Place, Sequence
+from mijax.core._place import Place
+from mijax.core._rows import AbstractRows, Sequence
 from mijax.core._sites import Sites
 
 

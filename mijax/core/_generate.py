@@ -21,7 +21,8 @@ from mijax.core._integers import integers
 from mijax.core._keeping import keeping
 from mijax.core._model import AbstractModel, scan_blocks
 from mijax.core._packed import Packed
-from mijax.core._rows import Place, Sequence
+from mijax.core._place import Place
+from mijax.core._rows import Sequence
 from mijax.core._rowwise import check_generated
 from mijax.core._sampling import Sampling, pick, refuse_nothing
 from mijax.core._shapes import site_shapes

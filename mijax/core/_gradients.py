@@ -28,7 +28,7 @@ from mijax.core._function_run import gradients_function
 from mijax.core._metric import AbstractMetric
 from mijax.core._model import AbstractModel, Layered
 from mijax.core._part import part
-from mijax.core._rows import Place
+from mijax.core._place import Place
 from mijax.core._score import Metric
 from mijax.core._sites import Site, Sites, get
 from mijax.core._text import ModelLike, opened

@@ -5,7 +5,8 @@ from typing import Any
 from jaxtyping import Array
 
 from mijax.core._edits import AbstractEdit
-from mijax.core._rows import Place, Sequence
+from mijax.core._place import Place
+from mijax.core._rows import Sequence
 from mijax.core._sites import Sites, empty, filled, get, put
 
 

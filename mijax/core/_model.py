@@ -13,7 +13,8 @@ from mijax._errors import ShapeError
 from mijax.core._block import AbstractBlock, apply_block
 from mijax.core._edits import compose, edit
 from mijax.core._mark import site
-from mijax.core._rows import AbstractRows, Past, Place, Sequence
+from mijax.core._place import Place
+from mijax.core._rows import AbstractRows, Past, Sequence
 from mijax.core._sites import BlockSites, Sites
 
 EMBED, VOCAB = "position embed", "position vocab"

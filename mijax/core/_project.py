@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from mijax._errors import ShapeError
 from mijax.core._edits import AbstractEdit
 from mijax.core._integers import reals
-from mijax.core._rows import Place
+from mijax.core._place import Place
 
 
 class Project(AbstractEdit):

@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float
 from mijax._errors import ShapeError
 from mijax.core._check import placed_at
 from mijax.core._edits import AbstractEdit, Apply
-from mijax.core._rows import Place, Sequence
+from mijax.core._place import Place
+from mijax.core._rows import Sequence
 from mijax.core._sites import BLOCK_SITES, SITES, Sites, get
 
 

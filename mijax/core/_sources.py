@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from mijax._errors import ShapeError, SiteError
 from mijax.core._edits import AbstractEdit
 from mijax.core._operands import pick
-from mijax.core._rows import AbstractPlace, Place
+from mijax.core._place import AbstractPlace, Place
 from mijax.core._sites import BLOCK_SITES, Site, has_second_axis
 from mijax.core._source_place import (
     SOURCE,

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from mijax._errors import PositionError, ShapeError, SiteError
 from mijax.core._edits import AbstractEdit
 from mijax.core._operands import Span
-from mijax.core._rows import AbstractPlace
+from mijax.core._place import AbstractPlace
 from mijax.core._site_table import SiteInfo, SiteTable
 from mijax.core._sites import PerPrompt
 

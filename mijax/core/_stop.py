@@ -4,7 +4,7 @@ import jax
 from jaxtyping import Array, Float
 
 from mijax.core._edits import AbstractEdit
-from mijax.core._rows import Place
+from mijax.core._place import Place
 
 
 class StopGradient(AbstractEdit):

@@ -139,7 +139,7 @@ def fit_eraser(x: Any, labels: Any, *, method: AbstractErasure) -> Any:
 
     Raises:
         ShapeError: activations and labels that do not match, or fewer than two
-            examples or classes.
+            examples.
         NotFiniteError: NaN or infinite activations.
         ConfigError: a kind of labels that the method does not support.
 
@@ -165,11 +165,6 @@ def fit_eraser(x: Any, labels: Any, *, method: AbstractErasure) -> Any:
         raise ShapeError(f"An eraser needs 2 examples or more, got {len(rows)}.")
     if not np.isfinite(rows).all() or not np.isfinite(given.astype(float)).all():
         raise NotFiniteError("Activations or labels are not finite.")
-    if (given == given[0]).all():
-        raise ShapeError(
-            "All examples have the same label, so there is no concept to erase: give "
-            "2 or more classes."
-        )
     return method.fit(rows, given)
 
 

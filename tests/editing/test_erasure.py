@@ -200,7 +200,6 @@ def test_refused_input():
         ("activations .example, embed.", X, LABELS[:5], LEACE()),
         ("2 examples or more", X[:1], LABELS[:1], LEACE()),
         ("not finite", X * np.nan, LABELS, LEACE()),
-        ("the same label", X, np.zeros(60, int), LEACE()),
         ("takes class labels", X, GOLDEN["number"], INLP()),
         ("takes class labels", X, GOLDEN["number"], Quadratic()),
         ("2 or more classes", X, np.zeros(60, int), Quadratic()),
