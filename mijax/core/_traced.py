@@ -86,7 +86,11 @@ def bounds_of_site(site: Site, shapes: Sites[Any], seq: int) -> Iterator[Bound]:
 def bounds_of_edit(placed: Any, shapes: Sites[Any], seq: int) -> Iterator[Bound]:
     """Yield the indices of a placed edit."""
     places = placed.layer, placed.start, placed.head, placed.feature
-    site = Site(placed.site, *places, **(placed.axes or {}))
+    spans = {
+        axis: slice(index.start, index.stop) if isinstance(index, Span) else index
+        for axis, index in (placed.axes or {}).items()
+    }
+    site = Site(placed.site, *places, **spans)
     yield from bounds_of_site(site, shapes, seq)
     if placed.features is not None:
         size = get(shapes, placed.site).shape[-1]

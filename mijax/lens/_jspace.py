@@ -190,7 +190,7 @@ def decompose(
     )
     captured = (component**2).sum(-1)
     whole = (given.astype(np.float64) ** 2).sum(-1)
-    fraction = captured / np.maximum(whole, np.finfo(np.float64).tiny)
+    fraction = np.asarray(captured / np.maximum(whole, np.finfo(np.float64).tiny))
     pooled = float(captured.sum() / max(whole.sum(), np.finfo(np.float64).tiny))
     return JSpace(support, coordinates, selected, sums, component, fraction, pooled)
 
@@ -304,5 +304,5 @@ def _one(
     )
 
 
-def _filled(values: np.ndarray, k: int, rest: float) -> np.ndarray:
+def _filled(values: np.ndarray, k: int, rest: float | int) -> np.ndarray:
     return np.append(values, np.full(k - len(values), rest, values.dtype))

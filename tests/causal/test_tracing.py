@@ -106,7 +106,8 @@ def test_roles():
     }
     values = jnp.arange(21.0).reshape(3, 1, 7)
     zero = jnp.zeros(3)
-    trace = causal.CausalTrace(values, zero + 2, zero + 1, zero, ("",) * 7)
+    answers = jnp.zeros(3, int)
+    trace = causal.CausalTrace(values, zero + 2, zero + 1, answers, ("",) * 7)
     found = trace.by_role(given)
     np.testing.assert_allclose(found["further"][:, 0], [4, 8.5, np.nan])
     np.testing.assert_allclose(found["last"][:, 0], [5, 10, 19])
