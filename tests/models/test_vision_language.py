@@ -307,7 +307,7 @@ def test_presets_have_the_number_of_parameters_of_transformers():
         assert sum(array.size for array in arrays) - rotary == count, name
 
 
-def test_prompts_that_do_not_fit_are_refused():
+def test_prompts_that_do_not_fit_are_refused(unchecked):
     model, batch, _ = tiny()
     few = ImagePrompts.from_ids([[1, 30, 5]], batch.images[:1], token=30, expand=3)
     with pytest.raises(PositionError, match=r"3 placeholders .token 30.*4 features"):
