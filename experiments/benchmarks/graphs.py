@@ -121,7 +121,7 @@ def llama(folder: Path) -> None:
         tensors[f"{at}mlp.down_proj.weight"] = normal(EMBED, MLP)
         tensors[f"{at}input_layernorm.weight"] = one
         tensors[f"{at}post_attention_layernorm.weight"] = one
-    save_safetensors(tensors, folder / "model.safetensors")
+    save_safetensors(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
