@@ -20,7 +20,10 @@ from mijax.editing import (
     scrub,
 )
 
-GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "editing" / "erasure.npz")
+with np.load(
+    Path(__file__).parent.parent / "golden" / "editing" / "erasure.npz"
+) as _file:
+    GOLDEN = dict(_file)
 X, LABELS = GOLDEN["x"], GOLDEN["labels"]
 ERASURES = {
     "leace": LEACE(),

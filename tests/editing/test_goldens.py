@@ -21,7 +21,8 @@ from mijax.io import save_safetensors
 
 FOLDER = Path(__file__).parent.parent / "golden" / "editing"
 CASE = json.loads((FOLDER / "case.json").read_text())
-GOLDEN = np.load(FOLDER / "editing.npz")
+with np.load(FOLDER / "editing.npz") as _file:
+    GOLDEN = dict(_file)
 
 
 def draws():

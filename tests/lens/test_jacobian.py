@@ -23,7 +23,8 @@ EMBED = 6
 
 @pytest.fixture(scope="module")
 def golden():
-    return np.load(GOLDEN / "jacobian_lens" / "gpt2.npz")
+    with np.load(GOLDEN / "jacobian_lens" / "gpt2.npz") as file:
+        return dict(file)
 
 
 @pytest.fixture(scope="module")

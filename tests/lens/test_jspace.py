@@ -16,7 +16,8 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "jacobian_lens" / "gpt2.npz"
     [("exact", lens.ExactPursuit()), ("gradient", lens.GradientPursuit())],
 )
 def test_decomposition_is_that_of_transformer_lens(name, pursuit):
-    golden = np.load(GOLDEN)
+    with np.load(GOLDEN) as file:
+        golden = dict(file)
     found = lens.decompose(golden["x"], golden["atoms"], k=12, pursuit=pursuit)
     for part in ("support", "selected"):
         np.testing.assert_array_equal(getattr(found, part), golden[f"{name}_{part}"])

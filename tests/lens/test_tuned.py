@@ -24,7 +24,8 @@ FOLDER = GOLDEN / "tuned_lens" / "lens"
 
 @pytest.fixture(scope="module")
 def golden():
-    return np.load(GOLDEN / "tuned_lens" / "gpt2.npz")
+    with np.load(GOLDEN / "tuned_lens" / "gpt2.npz") as file:
+        return dict(file)
 
 
 @pytest.fixture(scope="module")

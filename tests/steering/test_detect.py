@@ -14,7 +14,8 @@ from mijax import steering
 from mijax.steering import Concept, read_concepts
 from mijax.steering._detect import measure
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden/steering/detection.npz")
+with np.load(Path(__file__).parents[1] / "golden/steering/detection.npz") as _file:
+    GOLDEN = dict(_file)
 NAMES = np.array(["negative", "positive"])
 
 

@@ -14,7 +14,8 @@ from mijax import steering
 from mijax.data import Prompts
 from mijax.steering import Directions, FromEnd, LastOf, MeanOf, extract
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden/steering/directions.npz")
+with np.load(Path(__file__).parents[1] / "golden/steering/directions.npz") as _file:
+    GOLDEN = dict(_file)
 POSITIVE = [[5, 9, 2, 7], [1, 2, 3], [60, 50, 40, 30, 20]]
 NEGATIVE = [[5, 9, 2, 8], [1, 2, 4], [60, 50, 40, 30, 21]]
 

@@ -15,7 +15,8 @@ from mijax.steering import DiReFT, LoReFT, TrainDiReFT, TrainLoReFT, TrainReFTr1
 from mijax.steering._reft import top_latents
 from mijax.steering._reft_kinds import real_tokens
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden/steering/reft.npz")
+with np.load(Path(__file__).parents[1] / "golden/steering/reft.npz") as _file:
+    GOLDEN = dict(_file)
 RNG = np.random.default_rng(0)
 # The answer to everything is tokens 60 and 61.
 IDS = [[*map(int, RNG.integers(0, 50, n)), 60, 61] for n in (5, 3, 6, 4, 5, 6, 3, 4)]
