@@ -43,7 +43,8 @@ def measure(scratch: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     random = np.random.default_rng(1)
     prompt = random.integers(0, VOCAB, TOKENS)
     coders = transcoders(random)
-    np.savez(scratch / "job.npz", prompt=prompt, targets=TARGETS, **coders)
+    job: dict[str, Any] = {"prompt": prompt, "targets": TARGETS, **coders}
+    np.savez(scratch / "job.npz", **job)
     model = models.load(str(scratch)).model
     each = {
         layer: dictionaries.Dictionary(

@@ -20,7 +20,7 @@ from mijax.nn import scaled_like
 from mijax.nn.internal import readout_of
 
 # Number of targets to run together, and between updates of the ranking.
-BATCH, UPDATE = 16, 128
+BATCH, UPDATE = 32, 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def attribute(
     al. 2025, "Circuit Tracing"). The contributions of sources and biases sum exactly to
     the target's value. The first `left_out` positions have no features or errors.
 
-    All rows for a prompt come from one linearization and two compiled programs, which
+    All rows for a prompt come from one linearization and a few compiled programs, which
     other prompts of up to the same number of tokens reuse.
 
     Args:
@@ -244,7 +244,7 @@ class _Job:
         for start in range(0, total, UPDATE):
             part = jax.tree.map(lambda a, s=start: a[s : s + UPDATE], targets)
             here = len(part.layer)
-            room = (BATCH if here <= BATCH else UPDATE) - here
+            room = -(-bucket(here) // BATCH) * BATCH - here
             part = jax.tree.map(
                 lambda a, r=room: jnp.pad(a, ((0, r), *[(0, 0)] * (a.ndim - 1))), part
             )

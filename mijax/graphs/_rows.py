@@ -73,27 +73,34 @@ def rows(
     writers = replacement.coders.writers(sources.layer, sources.feature)
     own = writers.shape[1] == 1 and found.reads.shape[0] > 1
 
-    def row(target: Targets) -> Rows:
+    def gradient(target: Targets) -> tuple[Array, Array]:
         at_read = jnp.zeros_like(reads)
         at_read = at_read.at[target.layer, target.position].set(target.direction)
         at_end = jnp.zeros_like(stream).at[target.position].set(target.direction)
-        g_embed, g_write = pull(
+        return pull(
             (
                 jnp.where(target.logit, 0.0, at_read),
                 jnp.where(target.logit, at_end, 0.0),
                 (),
             )
         )
+
+    def effects(g_write: Array) -> Array:
         if own:
             here = g_write[sources.layer, sources.position]
-            effect = (here * writers[:, 0]).sum(-1)
-        else:
-            here = g_write[:, sources.position]
-            effect = jnp.einsum("lne,nle->n", here, writers)
+            return (here * writers[:, 0]).sum(-1) * sources.activation
+        here = g_write[:, sources.position]
+        return jnp.einsum("lne,nle->n", here, writers) * sources.activation
+
+    def some(targets: Targets) -> Rows:
+        g_embed, g_write = jax.vmap(gradient)(targets)
         return Rows(
-            effect * sources.activation,
-            (g_write * found.errors).sum(-1),
-            (g_embed * found.embed).sum(-1),
+            # One target at a time: gathered writes of a batch would not fit a cache.
+            jax.lax.map(effects, g_write),
+            jnp.einsum("tlse,lse->tls", g_write, found.errors),
+            jnp.einsum("tse,se->ts", g_embed, found.embed),
         )
 
-    return jax.lax.map(row, targets, batch_size=batch)
+    batches = jax.tree.map(lambda a: a.reshape(-1, batch, *a.shape[1:]), targets)
+    done = jax.lax.map(some, batches)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), done)
