@@ -45,7 +45,7 @@ SUBJECT, LAST = "last subject", "last"
 
 
 class Config(mijax.experiment.Config):
-    """What is traced."""
+    """Model, facts and noise."""
 
     model: str = "smollm2-135m-instruct"
     "Name, folder or file of the model."

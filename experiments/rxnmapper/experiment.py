@@ -42,7 +42,7 @@ LAYER, HEAD = 10, 5
 
 
 class Config(mijax.experiment.Config):
-    """What is measured."""
+    """Model, reactions and masked atoms."""
 
     weights: str = ""
     "Folder with the model; by default that of the installed package `rxnmapper`."

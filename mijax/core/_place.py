@@ -50,7 +50,7 @@ class AbstractPlace(eqx.Module):
 
 
 class Place(AbstractPlace):
-    """Where an edit is applied: a layer (`None` outside the blocks) and the rows."""
+    """Layer (`None` outside the blocks) and rows to which an edit is applied."""
 
     rows: AbstractRows
     layer: Int[Array, ""] | int | None = None

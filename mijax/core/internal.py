@@ -26,6 +26,7 @@ from mijax.core._edited import unedited as unedited
 from mijax.core._ends import metric_of as metric_of
 from mijax.core._function import examples as examples
 from mijax.core._function_run import opened_function as opened_function
+from mijax.core._gradients import Shift as Shift
 from mijax.core._harvest import harvest_parts as harvest_parts
 from mijax.core._integers import integers as integers
 from mijax.core._integers import reals as reals

@@ -15,9 +15,9 @@ HELD_OUT = 5
 class INLP(AbstractErasure):
     """Iterative nullspace projection (Ravfogel et al. 2020, arXiv:2004.07667).
 
-    Each round fits a linear classifier and projects out its directions. Rounds end when
-    a new classifier is no better than the most frequent class on a held-out fifth of
-    the examples, or after `rounds`.
+    Each round fits a linear classifier and projects out its directions. Rounds end
+    after `rounds`, or earlier once the accuracy of a new classifier on a held-out fifth
+    of the examples does not exceed that of predicting the most frequent class.
 
     Attributes:
         probe: the classifier.

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Int
 
 from mijax._errors import ConfigError, SiteError
 from mijax.core import AbstractEdit, compose
-from mijax.core.internal import Layered
+from mijax.core.internal import Layered, Shift
 from mijax.graphs._attribute import logit_directions, prepared
 from mijax.graphs._graph import FEATURE, LOGIT, AttributionGraph
-from mijax.graphs._replacement import Local, Replacement, Shift, linear_map, pushed
+from mijax.graphs._replacement import Local, Replacement, linear_map, pushed
 from mijax.graphs._sources import Node, nodes_of, written
 
 # Number of interventions to run together.

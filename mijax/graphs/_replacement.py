@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mijax._errors import FrameError, ShapeError, SiteError
 from mijax.core import AbstractEdit, AbstractModel, compose
-from mijax.core.internal import Layered, check_model, site_shapes, stated
+from mijax.core.internal import Layered, Shift, check_model, site_shapes, stated
 from mijax.dictionaries import Dictionary, Stored
 from mijax.graphs._coders import AbstractCoders, coders_of
 from mijax.nn import FrozenNorms, FrozenPattern, apply
@@ -205,17 +205,6 @@ class Frozen(AbstractEdit):
     def __call__(self, x: Float[Array, "rows ..."], place: Any) -> Array:
         """Return the value; its gradient flows to the shift."""
         return jax.lax.stop_gradient(x) + self.shift.value.astype(x.dtype)
-
-
-class Shift(AbstractEdit):
-    """Add a shift to the value."""
-
-    shift: Any
-
-    def __call__(self, x: Float[Array, "rows ..."], place: Any) -> Array:
-        """Return the value plus the shift."""
-        shift = self.shift.value if isinstance(self.shift, Layered) else self.shift
-        return x + shift.astype(x.dtype)
 
 
 class Skipping(AbstractMLP):

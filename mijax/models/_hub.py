@@ -19,8 +19,7 @@ WORDS = (
     "model.safetensors.index.json) and tokenizer.json"
 )
 
-
-# Only where there is no safetensors: many repositories have both.
+# Downloaded only without safetensors, since many repositories have both.
 OF_TORCH = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",

@@ -246,7 +246,7 @@ def one_rule(
 
 
 def rows_of(index: int, cuts: tuple[int, ...]) -> Any:
-    """Returns what takes one of several matrices, whose rows are joined."""
+    """Return a function that slices one of several matrices joined by rows."""
     return lambda x: np.split(x, cuts)[index].T
 
 

@@ -53,7 +53,7 @@ class ViTSpec:
         classes: outputs of the head; 0 for none.
         channels: channels of an image.
         registers: tokens after the class token that no patch belongs to.
-        class_token: False if there is no class token (SigLIP).
+        class_token: whether a class token precedes the patches (not in SigLIP).
         positioned: tokens before the patches that have positions.
         activation: activation of the MLPs.
         eps: epsilon of the norms.
@@ -228,7 +228,7 @@ class VisionTransformer(eqx.Module):
 
     @property
     def prefix(self) -> Float[Array, "prefix embed"]:
-        """Class token and registers, those that there are."""
+        """Class token and registers, if the model has any."""
         given = [x for x in (self.class_token, self.registers) if x is not None]
         if given:
             return jnp.concatenate(given)

@@ -154,7 +154,7 @@ class Yolo26(eqx.Module):
 def detected(
     model: tuple[Any, ...], image: Float[Array, "channel row column"]
 ) -> DetectorOutput:
-    """Return what the stages of a detector find in one image.
+    """Return the outputs of the stages of a detector for one image.
 
     Raises:
         ShapeError: an image of another rank, or with other sides.

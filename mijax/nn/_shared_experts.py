@@ -18,7 +18,7 @@ class SharedExperts(AbstractMLP):
         shared: the MLP.
         experts: the experts.
         w_shared: makes the gate of the MLP's output, $\sigma(x \cdot w)$, the site
-            `shared_gate`; `None` where there is no gate.
+            `shared_gate`; `None` for ungated experts.
     """
 
     shared: GatedMLP

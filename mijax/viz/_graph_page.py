@@ -194,7 +194,7 @@ def _about(graph: AttributionGraph, i: int, influence: float) -> str:
 def _removed(
     graph: AttributionGraph, verified: Verified | None, name: str
 ) -> dict[str, Any]:
-    """Return what removing a feature does to the logits."""
+    """Return the measured and predicted effects of removing a feature."""
     if verified is None or name not in verified.features:
         return {}
     at = verified.features.index(name)

@@ -1,4 +1,4 @@
-"""What a lens reads at every layer and token, as a picture."""
+"""Picture of the readings of a lens at every layer and token."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any

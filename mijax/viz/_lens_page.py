@@ -1,4 +1,4 @@
-"""What a lens reads, to explore in a browser without a network."""
+"""Offline page to explore the readings of a lens."""
 
 import json
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""What TransformerLens fits and decomposes as a Jacobian lens on `hf/gpt2`.
+"""Jacobian lens and decompositions by TransformerLens for `hf/gpt2`.
 
 Environment of its own (Python 3.11, CPU): torch==2.13.0, transformer-lens==4.3.0,
 transformers==5.24.0, numpy. No network. `-P` keeps the folder `transformer_lens` next

@@ -1,4 +1,4 @@
-"""What `tuned-lens` computes on the tiny GPT-2 of `hf/gpt2`.
+"""Outputs of `tuned-lens` for the tiny GPT-2 in `hf/gpt2`.
 
 Environment of its own (Python 3.11, CPU): torch==2.13.0, transformers==5.24.0,
 tuned-lens==0.2.0 (installed with --no-deps), numpy. Run from anywhere;

@@ -73,7 +73,7 @@ def tiny(version, name, **more):
 
 
 def ran(model):
-    """Return what a fused model computes, and weights, image and stages."""
+    """Return weights, image, stages and outputs of a fused model."""
     for weight in model.parameters():  # so that the file holds half of the bytes
         weight.data = weight.data.half().float()
     image = torch.rand(1, 3, 64, 96).half().float()

@@ -78,7 +78,7 @@ def test_the_graph_is_that_of_the_weights(planted):
     np.testing.assert_allclose(graph.edges[-1, n[0] : sum(n)], expected, atol=1e-6)
 
 
-def test_supernodes_and_top_logits(planted):
+def test_top_logits_and_few_features(planted):
     _, both = planted
     graph = graphs.attribute(both, TOKENS, targets=graphs.TopLogits(3, 0.0))
     assert graph.where("logit").sum() == 1

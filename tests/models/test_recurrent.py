@@ -50,7 +50,7 @@ def heads_of(name):
 
 
 def inputs(name, acts):
-    """What enters the states, `[seq, heads, head_dim]`."""
+    """Return the inputs to the states, `[seq, heads, head_dim]`."""
     channels = acts["mixer_scan"].shape[-1]
     u = acts["conv_out"][:, :channels]
     return u.reshape(len(u), heads_of(name), -1)

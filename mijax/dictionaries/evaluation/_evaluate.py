@@ -229,7 +229,7 @@ class Moments:
 
 
 class Measured:
-    """What is measured of each example and each latent, batch by batch."""
+    """Running sums over examples and latents, batch by batch."""
 
     def __init__(self, dictionary: Any) -> None:
         self.dictionary = dictionary
